@@ -1,0 +1,44 @@
+# make demo       a story, every activation compared with Transformers', a broken twin caught
+# make test       the tests that need no torch
+# make test-hf    the live comparisons with Transformers (installs torch)
+# make check      ruff, ruff format --check, mypy
+# make reference  remakes the stored runs of Transformers
+
+PYTHON ?= python3
+PIP = -m pip install --quiet --disable-pip-version-check
+VENV = .venv
+HF = .venv-hf
+
+.PHONY: demo test test-hf check reference clean
+
+demo: $(VENV)/ready
+	$(VENV)/bin/numgemma demo
+
+test: $(VENV)/ready
+	$(VENV)/bin/python -m pytest -q -n auto -m "not hf"
+
+test-hf: $(HF)/ready
+	$(HF)/bin/python -m pytest -q -m hf
+
+check: $(VENV)/ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy numgemma
+
+reference: $(HF)/ready
+	$(HF)/bin/python reference_outputs/make_reference.py
+
+$(VENV)/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python $(PIP) -e '.[test,check]'
+	touch $@
+
+# torch first and alone: the CPU build, before anything else asks for a newer one
+$(HF)/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(HF)
+	$(HF)/bin/python $(PIP) torch==2.13.0
+	$(HF)/bin/python $(PIP) -e '.[test,hf]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(HF) build demo

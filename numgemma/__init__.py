@@ -1,0 +1,34 @@
+"""numgemma: every Gemma 4 as a readable forward pass in NumPy, with every activation on record.
+
+The files, in the order in which they read best:
+
+    checkpoint   safetensors by memory map, and the tree of weights
+    config       config.json, and one row per layer
+    layout       every tensor's name and shape, from the config alone
+    tokenizer    text to ids and back
+    trace        the seam that watches, records and edits every tensor
+    ops          the operations, defined in NumPy (ops_numpy)
+    attention    feedforward   per_layer     the three branches of a layer
+    gemma4       the forward pass, wired top to bottom
+    generate     the cache, sampling, the loops
+    dump         a recorded run, in memory or in a file
+    model        what `load` returns
+    debug        capture from Transformers, compare, plot
+    cli          the command line
+"""
+
+from numgemma.dump import Dump, read_dump
+from numgemma.errors import InputError
+from numgemma.generate import Sampling
+from numgemma.model import Model, load
+from numgemma.version import __version__
+
+__all__ = ["Dump", "InputError", "Model", "Sampling", "__version__", "diff", "load", "read_dump"]
+
+
+def diff(a, b, points=("*",)):
+    """Compare two dumps (or paths of dumps), point by point; a is the reference.  Returns a debug.diff.Diff."""
+    from numgemma.debug.diff import diff as compare
+
+    a, b = (x if isinstance(x, Dump) else read_dump(x) for x in (a, b))
+    return compare(a, b, points)

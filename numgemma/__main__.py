@@ -1,0 +1,7 @@
+"""python -m numgemma"""
+
+import sys
+
+from numgemma.cli import main
+
+sys.exit(main())

@@ -1,0 +1,67 @@
+"""Self-attention.
+
+The axis key of the whole package (a letter means the same everywhere; joined axes are written together, `NH`):
+
+    T  tokens being computed (queries)       D  model width
+    S  tokens attended to (keys, values)     F  feed-forward width
+    N  query heads                           V  vocabulary
+    K  key/value heads                       P  width of the per-layer input
+    G  query heads per key/value head        L  layers
+    H  head width                            E, J  experts; experts chosen per token
+
+There is no batch axis: a batch is a loop outside, and padding is stripped before.
+"""
+
+import numpy as np
+
+from numgemma import ops
+from numgemma.trace import Tap
+
+
+def attention(x, w, spec, rope, mask, kvs, tap=Tap()):
+    """Self-attention of one layer.  x: T D   mask: T S  ->  T D   (equals Gemma4TextAttention)
+
+    kvs holds the (k, v) that each layer has made so far; a sharing layer reads another layer's entry.
+    """
+    T = len(x)
+    q = tap("q_proj", ops.linear(x, w["q_proj.weight"]).reshape(T, spec.N, spec.H), "T N H")
+    q = tap("q_norm", ops.rms_norm(q, w["q_norm.weight"], spec.eps), "T N H")
+    q = tap("q_rope", ops.rope(q, *rope), "T N H")
+
+    if spec.kv_from == spec.index:
+        append(kvs, spec.index, *keys_and_values(x, w, spec, rope, tap))
+    k, v = kvs[spec.kv_from]
+
+    context = tap("context", ops.attend(q, k, v, mask, tap), "T N H")
+    return tap("o_proj", ops.linear(context.reshape(T, -1), w["o_proj.weight"]), "T D")
+
+
+def keys_and_values(x, w, spec, rope, tap=Tap()):
+    """What this layer offers to be attended to.  x: T D  ->  k T K H, v T K H"""
+    T = len(x)
+    k = tap("k_proj", ops.linear(x, w["k_proj.weight"]).reshape(T, spec.K, spec.H), "T K H")
+    if spec.k_eq_v:
+        v = k  # the raw keys, before their norm and before rope
+    else:
+        v = tap("v_proj", ops.linear(x, w["v_proj.weight"]).reshape(T, spec.K, spec.H), "T K H")
+    k = tap("k_norm", ops.rms_norm(k, w["k_norm.weight"], spec.eps), "T K H")
+    k = tap("k_rope", ops.rope(k, *rope), "T K H")
+    v = tap("v_norm", ops.rms_norm(v, None, spec.eps), "T K H")
+    return k, v
+
+
+def append(kvs, index, k, v):
+    """Put new keys and values after those of earlier tokens."""
+    if index in kvs:
+        k, v = np.concatenate([kvs[index][0], k]), np.concatenate([kvs[index][1], v])
+    kvs[index] = k, v
+
+
+def causal_mask(positions, first, window):
+    """True where a query may attend.  positions: T, of the queries; keys stand at first, first + 1, ...  ->  T S
+
+    A query sees the last `window` positions, its own included; all earlier ones where window is None.
+    """
+    keys = np.arange(first, positions[-1] + 1)
+    behind = positions[:, None] - keys
+    return (behind >= 0) & (behind < (window or np.inf))

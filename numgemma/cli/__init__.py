@@ -1,0 +1,50 @@
+"""The command line: `numgemma VERB PATH...`; one small module per verb."""
+
+import argparse
+import os
+import sys
+
+from numgemma.cli import capture, demo, diff, dump, generate, inspect
+from numgemma.errors import InputError, NonFiniteError
+from numgemma.version import __version__
+
+VERBS = (inspect, generate, dump, capture, diff, demo)
+
+EPILOG = """exit codes: 0 same or done, 1 the dumps differ, 2 wrong usage or input, 3 not comparable, 4 NaN or infinity
+
+CKPT is a directory with config.json and safetensors, one .safetensors file beside its config.json, or `tiny`, the
+checkpoint that comes with numgemma."""
+
+
+def parser():
+    top = argparse.ArgumentParser(
+        prog="numgemma",
+        description="Run Gemma 4 in NumPy, record every activation, and see where another implementation parts.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"numgemma {__version__}")
+    verbs = top.add_subparsers(metavar="VERB", required=True)
+    for verb in VERBS:
+        name = verb.__name__.rpartition(".")[2]
+        summary = (verb.__doc__ or "").strip()
+        sub = verbs.add_parser(name, help=summary.splitlines()[0], description=summary)
+        verb.add_arguments(sub)
+        sub.set_defaults(run=verb.run)
+    return top
+
+
+def main(argv=None) -> int:
+    """Run one verb; returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except InputError as error:
+        print(f"numgemma: {error}", file=sys.stderr)
+        return 4 if isinstance(error, NonFiniteError) else 2
+    except KeyboardInterrupt:
+        print("numgemma: interrupted; nothing half-written is left.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `numgemma ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

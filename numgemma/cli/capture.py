@@ -1,0 +1,24 @@
+"""Run a prompt in Transformers and write its activations to a file (needs the extra `hf`)."""
+
+from numgemma.cli.common import add_points, add_prompt, numbered, read_prompts
+from numgemma.debug import capture
+from numgemma.dump import DumpWriter
+from numgemma.model import load
+
+
+def add_arguments(parser):
+    parser.add_argument("ckpt", metavar="CKPT")
+    add_prompt(parser)
+    add_points(parser)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+
+
+def run(args):
+    capture.import_hf()
+    model = load(args.ckpt)
+    for prompt in read_prompts(args, model):
+        out = numbered(args.out, prompt.suffix)
+        with DumpWriter(out, capture.describe(model, prompt.ids, args.dtype, args.points, prompt.text)) as writer:
+            capture.capture(model, model.checked(prompt.ids), writer, args.dtype, args.points)
+        print(f"{out}: {len(writer.entries)} points over {len(prompt.ids)} tokens, {out.stat().st_size / 1e6:.1f} MB")
+    return 0

@@ -1,0 +1,74 @@
+"""Show it all on the bundled checkpoint: a story, every activation against Transformers' own, and a broken twin."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from numgemma.checkpoint import SINGLE, open_safetensors
+from numgemma.cli.inspect import describe
+from numgemma.debug.diff import diff, render
+from numgemma.dump import read_dump
+from numgemma.errors import InputError
+from numgemma.model import DATA, load
+
+REFERENCE = DATA.parents[1] / "reference_outputs" / "tiny_float32.safetensors"
+BROKEN = "layers.3.self_attn.k_norm.weight"
+
+
+def add_arguments(parser):
+    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where files go (default: demo)")
+
+
+def run(args):
+    if not REFERENCE.exists():
+        raise InputError(f"{REFERENCE}: not found; the demo runs in a clone of the repository, which holds that file.")
+    args.out.mkdir(parents=True, exist_ok=True)
+    model = load("tiny")
+    tell_story(model)
+    reference = read_dump(REFERENCE)
+    ours = compare(model, reference, args.out / "numgemma.safetensors")
+    broken = break_twin(args.out / "broken-twin")
+    found = compare(load(broken), reference, args.out / "broken-twin.safetensors")
+    draw(found, args.out / "broken-twin.png")
+    return 0 if (ours.verdict, found.verdict, found.first) == ("same", "differs", BROKEN.removesuffix(".weight")) else 1
+
+
+def tell_story(model):
+    found = describe("tiny")
+    kinds = [spec["kind"].split("_")[0] for spec in found["layers"]]
+    title(f"The bundled Gemma 4: {found['parameters']['total']:,} parameters, {len(kinds)} layers ({', '.join(kinds)})")
+    prompt = "Once upon"
+    new = model.generate(model.tokenizer.encode(prompt), max_new_tokens=80)
+    print(prompt + model.tokenizer.decode(new))
+
+
+def compare(model, reference, out):
+    """Record the reference's prompt, save the dump, and print how it differs."""
+    title(f"{model.checkpoint.folder.name}: {len(reference)} recorded points against Transformers'")
+    dump = model.record(reference.meta["ids"], text=reference.meta["text"])
+    dump.save(out)
+    found = diff(reference, dump)
+    print(render(found))
+    return found
+
+
+def break_twin(folder):
+    """A copy of the bundled checkpoint in which one norm was converted by Gemma 3's convention, 1 + weight."""
+    shutil.copytree(DATA / "tiny", folder, dirs_exist_ok=True)
+    tensors = {name: np.array(x) for name, x in open_safetensors(DATA / "tiny" / SINGLE).tensors.items()}
+    tensors[f"model.{BROKEN}"] += 1
+    save_file(tensors, folder / SINGLE)
+    return folder
+
+
+def draw(found, path):
+    from numgemma.debug.plot import plot
+
+    plot(found, path, "The broken twin against Transformers")
+    print(f"\nThe picture: {path}")
+
+
+def title(text):
+    print(f"\n== {text}\n")

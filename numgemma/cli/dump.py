@@ -1,0 +1,29 @@
+"""Run a prompt and write every activation to a file."""
+
+from numgemma.cli.common import Progress, add_points, add_prompt, numbered, read_prompts
+from numgemma.dump import DumpWriter
+from numgemma.model import PRECISIONS, load
+
+
+def add_arguments(parser):
+    parser.add_argument("ckpt", metavar="CKPT")
+    add_prompt(parser)
+    add_points(parser)
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: float32")
+    parser.add_argument(
+        "--prefill",
+        type=int,
+        metavar="K",
+        help="run the first K tokens in one pass and the rest one at a time through the cache (default: all in one)",
+    )
+
+
+def run(args):
+    model = load(args.ckpt, args.precision)
+    for prompt in read_prompts(args, model):
+        out = numbered(args.out, prompt.suffix)
+        with DumpWriter(out, model.describe(prompt.ids, args.points, prompt.text)) as writer:
+            sink = Progress(writer, args.points, model.config.text.num_hidden_layers)
+            model.record_into(sink, prompt.ids, ["*"], prefill=args.prefill)
+        print(f"{out}: {len(writer.entries)} points over {len(prompt.ids)} tokens, {out.stat().st_size / 1e6:.1f} MB")
+    return 0

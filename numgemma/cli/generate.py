@@ -1,0 +1,59 @@
+"""Continue a text, and print it as it comes."""
+
+import sys
+import time
+
+from numgemma.cli.common import add_prompt, read_prompts
+from numgemma.errors import InputError
+from numgemma.model import PRECISIONS, load
+from numgemma.tokenizer import stream
+
+
+def add_arguments(parser):
+    parser.add_argument("ckpt", metavar="CKPT")
+    add_prompt(parser, inputs=False)
+    parser.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="default: 100")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0, the default, is greedy")
+    parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="sample among the likeliest tokens of probability P")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the sampling; default: 0")
+    parser.add_argument("--ignore-eos", action="store_true", help="go on past a stop token")
+    parser.add_argument("--print-ids", action="store_true", help="print the new token ids alone on the last line")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: float32")
+
+
+def run(args):
+    if args.max_new_tokens < 1 or args.seed < 0:
+        raise InputError("--max-new-tokens should be at least 1, and --seed at least 0.")
+    if args.temperature == 0 and (args.top_k or args.top_p):
+        raise InputError("--top-k and --top-p choose among sampled tokens; give a --temperature above 0 with them.")
+    model = load(args.ckpt, args.precision)
+    (prompt,) = read_prompts(args, model)
+    sampling = model.sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
+    new: list[int] = []
+    ids = noted(model.continued(prompt.ids, args.max_new_tokens, sampling, args.ignore_eos), new)
+    begun = time.perf_counter()
+    if (model.checkpoint.folder / "tokenizer.json").exists():
+        show(prompt, ids, model.tokenizer)
+    elif args.print_ids:
+        list(ids)
+    else:
+        raise InputError(f"{model.checkpoint.folder}: has no tokenizer.json to write text with; add --print-ids.")
+    seconds = time.perf_counter() - begun
+    print(f"{len(new)} tokens in {seconds:.1f} s, {len(new) / seconds:.1f} a second", file=sys.stderr)
+    if args.print_ids:
+        print(",".join(map(str, new)))
+    return 0
+
+
+def noted(ids, into):
+    for i in ids:
+        into.append(i)
+        yield i
+
+
+def show(prompt, ids, tokenizer):
+    print(prompt.text or tokenizer.decode(prompt.ids), end="", flush=True)
+    for piece in stream(tokenizer, ids):
+        print(piece, end="", flush=True)
+    print(flush=True)

@@ -1,0 +1,147 @@
+"""Print what a checkpoint is: its layers, parameters, sizes, and the memory that a run needs."""
+
+import json
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+
+from numgemma import layout
+from numgemma.checkpoint import open_checkpoint, parse_object
+from numgemma.config import Config, read_config
+from numgemma.errors import InputError
+from numgemma.model import DATA, check_text_tensors, resolve
+
+COLUMNS = ("layer", "attention", "window", "N", "K", "H", "F", "keys of", "values", "rope base", "turning", "experts")
+LEGEND = """N query heads, K key/value heads, H head width, F feed-forward width; "keys of": a layer that shares reads
+the keys and values of that earlier layer; "turning": pairs of lanes that the rotary embedding turns."""
+
+
+def add_arguments(parser):
+    parser.add_argument("ckpt", metavar="CKPT", help="a checkpoint, or the bare name of an official config")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def run(args):
+    found = describe(args.ckpt)
+    print(json.dumps(found, indent=1) if args.json else render(found))
+    return 0
+
+
+def describe(name):
+    """Everything that `inspect` tells, as plain values."""
+    path = resolve(name)
+    official = DATA / "configs" / f"{name}.json"
+    if path.exists():
+        checkpoint = open_checkpoint(path)
+        config = read_config(checkpoint.config, str(checkpoint.folder / "config.json"))
+        check_text_tensors(checkpoint.weights, config)
+        tensors = checkpoint.weights.tensors
+        shapes = in_order({name: x.shape for name, x in tensors.items()}, config)
+        sizes = total((str(x.dtype), x.nbytes) for x in tensors.values())
+    elif official.exists():
+        config = read_config(parse_object(official.read_bytes(), str(official)), str(official))
+        shapes = layout.tensor_shapes(config)
+        sizes = {"bfloat16": 2 * layout.count(shapes)}
+    else:
+        known = ", ".join(sorted(p.stem for p in (DATA / "configs").glob("gemma-4-*.json")))
+        raise InputError(f"{name}: no such checkpoint, and no official config of that name; known are: {known}.")
+    return {
+        "schema": "numgemma.inspect/1",
+        "name": Path(name).name,
+        "layers": [asdict(spec) for spec in config.text.layers],
+        "parameters": parameter_table(shapes, config),
+        "bytes": sizes,
+        "memory": memory(config),
+    }
+
+
+def total(pairs):
+    """Sum of the numbers under each key."""
+    sums: dict[str, int] = {}
+    for key, number in pairs:
+        sums[key] = sums.get(key, 0) + number
+    return sums
+
+
+def in_order(shapes, config):
+    """The tensors of a file in the order in which the model uses them, those it does not use last."""
+    places = {name: i for i, name in enumerate(layout.tensor_shapes(config))}
+    return dict(sorted(shapes.items(), key=lambda item: places.get(item[0], len(places))))
+
+
+def parameter_table(shapes, config: Config):
+    """Module -> numbers in its parameters.  Buffers, which no optimiser would change, are counted apart."""
+    unread = layout.unread_by_sharing_layers(config.text)
+    table = total(
+        ("unread keys and values" if name in unread else module_of(name), prod(shape)) for name, shape in shapes.items()
+    )
+    buffers = table.pop("buffers", 0)
+    return {"modules": table, "total": sum(table.values()), "buffers": buffers}
+
+
+def module_of(name):
+    """The row of the parameter table that a tensor belongs to: decoder layers by branch, all else by module."""
+    parts = name.split(".")
+    if parts[-1] in ("layer_scalar", "std_bias", "std_scale") or parts[-1].endswith(("put_min", "put_max")):
+        return "buffers"
+    if parts[0] != "layers":
+        return parts[0]
+    branch = parts[2]
+    if branch.endswith(("norm", "norm_1", "norm_2")) and not branch.startswith("post_per_layer"):
+        return "layers: norms"
+    return f"layers: {'per-layer input' if 'per_layer' in branch else branch}"
+
+
+def memory(config: Config):
+    """Bytes that a float32 run needs beyond the checkpoint's own pages: what grows with the tokens."""
+    c = config.text
+    held = [spec for spec in c.layers if spec.kv_from == spec.index]
+    cache = sum(2 * spec.K * spec.H * 4 * min(1024, spec.window or 1024) for spec in held)
+    widest = max(2 * spec.F + spec.N * spec.H for spec in c.layers) + 4 * c.hidden_size
+    return {
+        "activations per token of a pass": 4 * (widest + c.num_hidden_layers * (c.hidden_size_per_layer_input or 0)),
+        "logits per token of a recorded pass": 4 * c.vocab_size,
+        "cache at 1024 tokens": cache,
+    }
+
+
+def render(found):
+    blocks = [found["name"], layer_table_text(found["layers"]), LEGEND, parameters_text(found["parameters"])]
+    blocks.append("\n".join(f"{kind:<12}{human(size):>12} on disk" for kind, size in found["bytes"].items()))
+    lines = [f"{what:<38}{human(size):>12}" for what, size in found["memory"].items()]
+    blocks.append("\n".join(["memory of a float32 run, beside the checkpoint's pages", *lines]))
+    return "\n\n".join(blocks)
+
+
+def layer_table_text(layers):
+    """The layer table as aligned text."""
+    rows = [COLUMNS, *map(layer_row, layers)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+
+
+def layer_row(s):
+    return (
+        str(s["index"]),
+        s["kind"].removesuffix("_attention"),
+        str(s["window"] or "all"),
+        *(str(s[key]) for key in "NKHF"),
+        "own" if s["kv_from"] == s["index"] else str(s["kv_from"]),
+        "raw keys" if s["k_eq_v"] else "own" if s["kv_from"] == s["index"] else str(s["kv_from"]),
+        f"{s['theta']:g}",
+        f"{s['angles']} of {s['H'] // 2}",
+        f"{s['J']} of {s['E']}" if s["E"] else "-",
+    )
+
+
+def parameters_text(table):
+    rows = [*table["modules"].items(), ("total", table["total"]), ("buffers", table["buffers"])]
+    return "\n".join([f"{'module':<30}{'parameters':>16}", *(f"{name:<30}{number:>16,}" for name, number in rows)])
+
+
+def human(size):
+    for unit in ("B", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3f} GB"

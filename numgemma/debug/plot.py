@@ -1,0 +1,125 @@
+"""A comparison as a picture: relative error against depth, one dot per point."""
+
+import math
+import os
+import re
+from pathlib import Path
+
+from numgemma.debug.diff import DIFFERS, MISSING, SAME, Diff, layer_kind, verdict
+from numgemma.errors import InputError
+
+# Okabe and Ito's colours, which stay apart for every kind of colour vision; the markers differ as well.
+BLUE, RED, BLACK, SHADE = "#0072B2", "#D55E00", "#000000", "#E8E8E8"
+
+
+def plot(diff: Diff, path, title: str | None = None) -> None:
+    """Draw the comparison into a PNG file, whole or not at all.  Raises InputError where it cannot be written."""
+    if not diff.points:
+        raise InputError(f"{path}: there is nothing to draw, for {diff.reason}.")
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the directory {path.parent} does not exist; create it or choose another file.")
+    figure = draw(diff, title)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        figure.savefig(partial, format="png", dpi=120)
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write there ({error.strerror}); choose another file.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def draw(diff: Diff, title: str | None = None):
+    """The comparison as a matplotlib Figure that belongs to no window and no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.add_subplot()
+    low, high = _scale(diff)
+    ax.set_yscale("log")
+    ax.set_ylim(low / 30, high * (high / low) ** 0.15)  # room below for the missing, above for a name
+    ax.set_xlim(-1, len(diff.points))
+    _layers(ax, diff)
+    _dots(ax, diff, low, high)
+    _first(ax, diff)
+    ax.set_ylabel("relative error, |A - B| / |A|  (1e-2 is 1 %)")
+    ax.set_xlabel("points in order of execution; numbers: decoder layers")
+    ax.set_title(title or verdict(diff), loc="left", fontsize=9, wrap=True)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return figure
+
+
+def _scale(diff):
+    """The floor for errors of exactly zero, one decade below the smallest; and the ceiling for those without number."""
+    errors = [p.rel for p in diff.points if p.rel and math.isfinite(p.rel)] + [diff.tolerance or 1e-9]
+    return 10.0 ** (math.floor(math.log10(min(errors))) - 1), 10.0 ** (math.floor(math.log10(max(errors))) + 1)
+
+
+def _layers(ax, diff):
+    """Shade the full-attention layers, and number the layers where they begin."""
+    spans: dict[int, list[int]] = {}
+    for i, p in enumerate(diff.points):
+        if match := re.match(r"layers\.(\d+)\.", p.name):
+            spans.setdefault(int(match[1]), []).append(i)
+    label = "full-attention layer"
+    for where in spans.values():
+        ax.axvline(where[0] - 0.5, color="#C8C8C8", linewidth=0.5, zorder=0)
+        if layer_kind(diff, diff.points[where[0]].name) == "full attention":
+            ax.axvspan(where[0] - 0.5, where[-1] + 0.5, color=SHADE, linewidth=0, zorder=-1, label=label)
+            label = "_"  # matplotlib leaves these out of the legend
+    step = next(n for n in (1, 2, 5, 10, 20, 50, 100, 1000) if len(spans) <= 20 * n)
+    shown = [n for n in spans if n % step == 0]
+    ax.set_xticks([(spans[n][0] + spans[n][-1]) / 2 for n in shown], [str(n) for n in shown])
+
+
+def _dots(ax, diff, low, high):
+    """One mark per point; what has no number stands on the lines at the top and the bottom."""
+    rows = list(enumerate(diff.points))
+    same = [(i, p.rel) for i, p in rows if p.state == SAME and p.rel]
+    exact = [(i, low) for i, p in rows if p.state == SAME and not p.rel]
+    # One token or one channel may be wrong in a tensor whose own error rounds to nothing: never below the floor.
+    number = {i: p.rel for i, p in rows if p.state == DIFFERS and p.rel and math.isfinite(p.rel)}
+    beyond = [(i, high) for i, p in rows if p.state not in (SAME, MISSING) and i not in number]
+    outputs = [(i, p.rel or low) for i, p in rows if re.fullmatch(r"layers\.\d+\.out", p.name) and p.state != MISSING]
+    outputs = [(i, rel) for i, rel in outputs if i in number or diff.points[i].state == SAME]
+
+    if diff.tolerance:
+        ax.axhline(diff.tolerance, color=BLACK, linestyle="--", linewidth=1, label=f"tolerance {diff.tolerance:.2g}")
+    if exact:
+        ax.axhline(low, color=BLUE, linewidth=0.5)
+    _marks(ax, outputs, color="#606060", linewidth=1, label="layer outputs (.out)")
+    dots = {"linestyle": "", "markersize": 4}
+    _marks(ax, same, color=BLUE, marker="o", label="same", **dots)
+    _marks(ax, exact, color=BLUE, marker="o", markerfacecolor="white", label="bit-exact (error 0)", **dots)
+    _marks(ax, list(number.items()), color=RED, marker="x", label="differs", **dots)
+    _marks(ax, beyond, color=RED, marker="^", label="no number (not finite, or other shape)", **dots)
+    missing = [(i, low / 8) for i, p in rows if p.state == MISSING]
+    _marks(ax, missing, color=RED, marker="|", linestyle="", markersize=9, label="missing in A or B")
+
+
+def _marks(ax, places, **style):
+    if places:
+        ax.plot(*zip(*places, strict=True), **style)
+
+
+def _first(ax, diff):
+    """Name the first bad point, in the empty band at the top, on the side where there is room."""
+    index = next((i for i, p in enumerate(diff.points) if p.name == diff.first), None)
+    if index is None:
+        return
+    ax.axvline(index, color=RED, linewidth=1)
+    left = index < len(diff.points) / 2
+    ax.annotate(
+        f"first: {diff.first}",
+        (index, 0.955),
+        xycoords=("data", "axes fraction"),
+        xytext=(5 if left else -5, 0),
+        textcoords="offset points",
+        horizontalalignment="left" if left else "right",
+        verticalalignment="center",
+        color=RED,
+        fontsize=9,
+    )

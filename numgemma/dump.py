@@ -1,0 +1,199 @@
+"""A dump: every recorded activation of one run, in memory or in one .safetensors file.
+
+The file is written as the run goes, so a dump may be larger than memory: tensors go straight to their place behind
+room left for the header, and the header is written last.  Until then the file bears a temporary name and its first
+bytes are zero, so that what an interruption leaves behind cannot be taken for a dump.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from numgemma.checkpoint import open_safetensors
+from numgemma.errors import InputError
+from numgemma.trace import EVERYTHING_BUT_MAPS
+
+SCHEMA = "numgemma.dump/1"
+TYPES = {
+    np.dtype(ml_dtypes.bfloat16): "BF16",
+    np.dtype(np.float16): "F16",
+    np.dtype(np.float32): "F32",
+    np.dtype(np.float64): "F64",
+    np.dtype(np.int32): "I32",
+    np.dtype(np.int64): "I64",
+}
+
+
+def placed(x, axes, start, total):
+    """Where one step's part of a point lies in the whole run's tensor: that tensor's shape, and the index.
+
+    A step's queries (T) stand at start, start + 1, ...; its keys (S) end where its queries end.
+    """
+    letters = axes.split()
+    end = start + (x.shape[letters.index("T")] if "T" in letters else 0)
+    spans = {"T": slice(start, end), "S": slice(end - x.shape[letters.index("S")] if "S" in letters else 0, end)}
+    shape = tuple(total if a in spans else n for a, n in zip(letters, x.shape, strict=True))
+    return shape, tuple(spans.get(a, slice(None)) for a in letters)
+
+
+class Dump(Mapping):
+    """Recorded points by name, in order of execution.
+
+    axes: name -> letters of the axis key, as "T N H".  meta: what was run, by what, on which tokens.
+    """
+
+    def __init__(self, meta, arrays=None, axes=None):
+        self.meta, self.arrays, self.axes = meta, arrays or {}, axes or {}
+        self.start, self.total = 0, len(meta.get("ids", ()))
+
+    def __getitem__(self, name):
+        return self.arrays[name]
+
+    def __iter__(self):
+        return iter(self.arrays)
+
+    def __len__(self):
+        return len(self.arrays)
+
+    def __repr__(self):
+        return f"<Dump of {len(self)} points over {self.total} tokens, {self.meta.get('precision')}>"
+
+    def keep(self, name, x, axes):
+        """Take one point of one step; a Recorder's `keep`."""
+        shape, index = placed(x, axes, self.start, self.total)
+        if name not in self.arrays:
+            self.arrays[name], self.axes[name] = np.zeros(shape, x.dtype), axes
+        self.arrays[name][index] = x
+
+    def save(self, path):
+        """Write the dump to one file, whole or not at all."""
+        with DumpWriter(path, self.meta) as writer:
+            for name, x in self.arrays.items():
+                writer.put(name, x.shape, (slice(None),) * x.ndim, x, self.axes[name])
+
+
+class DumpWriter:
+    """Writes a dump point by point; a context manager that leaves the finished file or none.
+
+    Raises InputError where the directory does not exist or the disk is full.
+    """
+
+    def __init__(self, path, meta):
+        self.path, self.meta = Path(path), meta
+        self.start, self.total = 0, len(meta.get("ids", ()))
+        self.entries, self.axes = {}, {}
+
+    def __enter__(self):
+        try:
+            handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.parent)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot write there ({error.strerror}); choose another -o.") from error
+        self.file, self.partial = os.fdopen(handle, "r+b"), Path(name)
+        layers = len(self.meta.get("model", {}).get("layer_kinds", ()))
+        self.room = 1 << 16 | 24 * self.total + 16384 * layers  # for the header; `finish` copes when it is too small
+        self.end = self.room = -(-self.room // 64) * 64
+        return self
+
+    def keep(self, name, x, axes):
+        """Take one point of one step; a Recorder's `keep`."""
+        shape, index = placed(x, axes, self.start, self.total)
+        self.put(name, shape, index, x, axes)
+
+    def put(self, name, shape, index, x, axes):
+        """Write part of a tensor: x goes to `index` of the tensor of that shape."""
+        try:
+            if name not in self.entries:
+                self.reserve(name, shape, x.dtype, axes)
+            if x.size:
+                offset = self.entries[name]["data_offsets"][0] + self.room
+                np.memmap(self.file, x.dtype, "r+", offset, shape)[index] = x
+        except OSError as error:
+            raise InputError(f"{self.path}: {error.strerror}; free some space or choose fewer --points.") from error
+
+    def reserve(self, name, shape, dtype, axes):
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if size:
+            os.posix_fallocate(self.file.fileno(), self.end, size)  # a full disk shows here, not as a dead process
+        span = [self.end - self.room, self.end - self.room + size]
+        self.entries[name] = {"dtype": TYPES[dtype], "shape": list(shape), "data_offsets": span}
+        self.axes[name] = axes
+        self.end += size
+
+    def header(self):
+        meta = self.meta | {"axes": self.axes, "order": list(self.entries)}
+        return json.dumps({"__metadata__": {"numgemma": json.dumps(meta)}} | self.entries).encode()
+
+    def finish(self):
+        header = self.header()
+        if len(header) + 8 > self.room:
+            self.move(-(-(len(header) + 8) // 64) * 64)
+        self.file.seek(0)
+        self.file.write((self.room - 8).to_bytes(8, "little") + header.ljust(self.room - 8))
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def move(self, room):
+        """Make more room for the header by copying the data behind it."""
+        with tempfile.NamedTemporaryFile(dir=self.path.parent, suffix=".partial", delete=False) as wider:
+            wider.seek(room)
+            self.file.seek(self.room)
+            shutil.copyfileobj(self.file, wider, 1 << 24)
+        self.file.close()
+        os.replace(wider.name, self.partial)
+        self.file, self.room = open(self.partial, "r+b"), room  # noqa: SIM115 - closed in __exit__
+
+    def __exit__(self, kind, error, trace):
+        try:
+            if kind is None:
+                self.finish()
+                self.file.close()
+                self.partial.chmod(0o666 & ~umask())
+                os.replace(self.partial, self.path)
+        except OSError as failure:
+            raise InputError(f"{self.path}: {failure.strerror}; free some space or choose another -o.") from failure
+        finally:
+            self.file.close()
+            self.partial.unlink(missing_ok=True)
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read_dump(path) -> Dump:
+    """A dump from its file; the arrays are views of the file, read when they are used.
+
+    Raises InputError where the file is no dump.
+    """
+    arrays, metadata, _ = open_safetensors(path)
+    try:
+        meta = json.loads(metadata["numgemma"])
+        if meta["schema"] != SCHEMA:
+            raise InputError(f"{path}: is a {meta['schema']} file, this version reads {SCHEMA}; dump it again.")
+        axes = meta.pop("axes")
+        return Dump(meta, {name: arrays[name] for name in meta.pop("order")}, axes)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: is not a dump; write one with `numgemma dump` or `numgemma capture`.") from error
+
+
+def new_meta(engine, version, model, ids, precision, points=EVERYTHING_BUT_MAPS, text=None):
+    """The description that a dump carries.  ids: the token ids of the run, from position 0."""
+    return {
+        "schema": SCHEMA,
+        "engine": {"name": engine, "version": version},
+        "model": model,
+        "ids": [int(i) for i in ids],
+        "positions": list(range(len(ids))),
+        "text": text,
+        "precision": precision,
+        "fidelity": "exact",
+        "coverage": list(points),
+    }

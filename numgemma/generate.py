@@ -1,0 +1,69 @@
+"""Running the model over a sequence: in one pass, in steps through the cache, or onward token by token.
+
+The cache is a dict: layer index -> (k, v) of the tokens so far.  A sliding layer keeps one window, a layer that
+shares another's keys keeps nothing (gemma4.forget).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from numgemma import gemma4, ops_numpy
+from numgemma.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.  temperature 0 is greedy; top_k and top_p None keep all tokens."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    suppress: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if self.temperature < 0 or not np.isfinite(self.temperature):
+            raise InputError(f"The temperature is {self.temperature}; it should be 0 (greedy) or more.")
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top-k is {self.top_k}; it should be at least 1.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top-p is {self.top_p}; it should be above 0 and at most 1.")
+
+
+def steps(ids, prefill=None):
+    """The parts of a sequence that are run one after another: (start, ids) of the first `prefill`, then one by one."""
+    first = len(ids) if prefill is None else prefill
+    if not 1 <= first <= len(ids):
+        raise InputError(f"A prefill of {first} does not fit a prompt of {len(ids)} tokens; give 1 to {len(ids)}.")
+    yield 0, ids[:first]
+    for i in range(first, len(ids)):
+        yield i, ids[i : i + 1]
+
+
+def continuation(ids, w, config, dtype, sampling: Sampling = Sampling()) -> Iterator[int]:
+    """New token ids, one at a time, for as long as the caller asks.  ids: T"""
+    kvs: dict = {}
+    rng = np.random.default_rng(sampling.seed)
+    start = 0
+    while True:
+        x = gemma4.hidden(ids, w, config, dtype, kvs, start)
+        logits = gemma4.head(x[-1:], w, config)[0]
+        start += len(ids)
+        ids = np.array([choose(logits, sampling, rng)])
+        yield int(ids[0])
+
+
+def choose(logits, sampling: Sampling, rng) -> int:
+    """One token id.  logits: V.  Order of the filters as in Transformers: suppress, temperature, top-k, top-p."""
+    logits = logits.astype(np.float64)
+    logits[list(sampling.suppress)] = -np.inf
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    likeliest = np.argsort(-logits, kind="stable")[: sampling.top_k]
+    probs = ops_numpy.softmax(logits[likeliest] / sampling.temperature)
+    if sampling.top_p is not None:
+        before = np.cumsum(probs) - probs  # what is likelier than this token; the first always stays
+        probs = np.where(before < sampling.top_p, probs, 0)
+    return int(rng.choice(likeliest, p=probs / probs.sum()))

@@ -1,0 +1,34 @@
+"""Per-layer embeddings (PLE): every layer gets a small vector of its own for every token.
+
+It has two halves: what the token is (a second embedding table, L slices of width P per row) and what the scaled
+embedding says in context of the whole stack (one projection to all layers at once).
+"""
+
+import math
+
+from numgemma import ops
+from numgemma.trace import Tap
+
+
+def per_layer_inputs(ids, x, w, config, tap=Tap()):
+    """One input per token and layer.  ids: T   x: T D, the scaled embeddings  ->  T L P
+
+    Equals get_per_layer_inputs followed by project_per_layer_inputs of Gemma4TextModel.
+    """
+    T, D = x.shape
+    L, P = config.num_hidden_layers, config.hidden_size_per_layer_input
+    token = ops.embed(ids, w["embed_tokens_per_layer.weight"], x.dtype)
+    token = tap("embed_tokens_per_layer", ops.scale(token, x.dtype.type(math.sqrt(P))), "T LP").reshape(T, L, P)
+    context = tap("per_layer_model_projection", ops.linear(x, w["per_layer_model_projection.weight"]), "T LP")
+    context = ops.scale(context, D**-0.5).reshape(T, L, P)
+    norm = w["per_layer_projection_norm.weight"]
+    context = tap("per_layer_projection_norm", ops.rms_norm(context, norm, config.rms_norm_eps), "T L P")
+    return tap("per_layer_inputs", ops.scale(context + token, 2**-0.5), "T L P")  # two terms of equal variance
+
+
+def per_layer_residual(x, ple, w, spec, tap=Tap()):
+    """What a layer adds for its per-layer input: gated by the stream, projected back.  x: T D   ple: T P  ->  T D"""
+    gate = tap("per_layer_input_gate", ops.linear(x, w["per_layer_input_gate.weight"]), "T P")
+    h = tap("per_layer_projection", ops.linear(ops.gelu_tanh(gate) * ple, w["per_layer_projection.weight"]), "T D")
+    norm = w["post_per_layer_input_norm.weight"]
+    return tap("post_per_layer_input_norm", ops.rms_norm(h, norm, spec.eps), "T D")

@@ -1,0 +1,64 @@
+"""Remakes the stored runs of Transformers that the tests and the demo compare with (needs the extra `hf`).
+
+    python reference_outputs/make_reference.py
+
+Writes one dump per run and manifest.json, which says what each was run on.
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "tests"))
+
+import numpy as np  # noqa: E402
+import tiny  # noqa: E402
+
+from numgemma import load  # noqa: E402
+from numgemma.debug.capture import capture, describe  # noqa: E402
+from numgemma.dump import Dump  # noqa: E402
+
+STORY = "Once upon a time, a little fox named Ruby lived near a river. One day she found a"
+
+
+def runs(folder):
+    """(name, checkpoint, ids, text, dtype) of every stored run."""
+    model = load("tiny")
+    for dtype in ("float32", "bfloat16"):
+        yield f"tiny_{dtype}", "tiny", model.tokenizer.encode(STORY), STORY, dtype
+    for name, raw in tiny.VARIANTS.items():
+        checkpoint = tiny.write(Path(folder) / name, raw)
+        yield f"{name}_float32", checkpoint, tiny.prompt(raw, 20), None, "float32"
+
+
+def main():
+    manifest = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, checkpoint, ids, text, dtype in runs(folder):
+            model = load(checkpoint)
+            dump = Dump(describe(model, ids, dtype, text=text))
+            capture(model, np.array(ids), dump, dtype)
+            dump.save(HERE / f"{name}.safetensors")
+            manifest[name] = {
+                "engine": dump.meta["engine"],
+                "tokens": len(ids),
+                "points": len(dump),
+                "weights": digest(model),
+            }
+            print(name, manifest[name])
+    (HERE / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def digest(model):
+    """A hash of all weights: says whether a stored run is still of this checkpoint."""
+    total = hashlib.sha256()
+    for name in sorted(model.weights):
+        total.update(name.encode() + model.weights[name].tobytes())
+    return total.hexdigest()
+
+
+if __name__ == "__main__":
+    main()
