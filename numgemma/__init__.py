@@ -7,8 +7,11 @@ The files, in the order in which they read best:
     layout       every tensor's name and shape, from the config alone
     tokenizer    text to ids and back
     trace        the seam that watches, records and edits every tensor
-    ops          the operations, defined in NumPy (ops_numpy)
-    attention    feedforward   per_layer     the three branches of a layer
+    ops_numpy    the operations, defined
+    ops          the operations, by the names that the model calls
+    attention    who attends to whom
+    feedforward  the gated MLP, and the routed experts
+    per_layer    the small input that every layer gets for every token
     gemma4       the forward pass, wired top to bottom
     generate     the cache, sampling, the loops
     dump         a recorded run, in memory or in a file

@@ -101,7 +101,7 @@ class TextConfig:
     @cached_property
     def kinds(self):
         """The first layer of each kind: widths and rope are the same within a kind."""
-        return {spec.kind: spec for spec in reversed(self.layers)}
+        return {kind: next(s for s in self.layers if s.kind == kind) for kind in dict.fromkeys(self.layer_types)}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from numgemma import gemma4, ops_numpy
-from numgemma.errors import InputError
+from numgemma.errors import InputError, NonFiniteError
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ def continuation(ids, w, config, dtype, sampling: Sampling = Sampling()) -> Iter
     rng = np.random.default_rng(sampling.seed)
     start = 0
     while True:
-        x = gemma4.hidden(ids, w, config, dtype, kvs, start)
-        logits = gemma4.head(x[-1:], w, config)[0]
+        with np.errstate(all="ignore"):  # `choose` says it in words
+            x = gemma4.hidden(ids, w, config, dtype, kvs, start)
+            logits = gemma4.head(x[-1:], w, config)[0]
         start += len(ids)
         ids = np.array([choose(logits, sampling, rng)])
         yield int(ids[0])
@@ -58,6 +59,8 @@ def continuation(ids, w, config, dtype, sampling: Sampling = Sampling()) -> Iter
 def choose(logits, sampling: Sampling, rng) -> int:
     """One token id.  logits: V.  Order of the filters as in Transformers: suppress, temperature, top-k, top-p."""
     logits = logits.astype(np.float64)
+    if not np.isfinite(logits).all():
+        raise NonFiniteError("The logits are not finite; `numgemma dump` names the point where that begins.")
     logits[list(sampling.suppress)] = -np.inf
     if sampling.temperature == 0:
         return int(logits.argmax())

@@ -67,7 +67,8 @@ class Model:
         for start, part in steps(self.checked(ids), prefill):
             sink.start = start
             tap = Recorder(sink.keep, self.dtype, points, edits)
-            gemma4.forward(part, self.weights, self.config.text, self.dtype, kvs, start, tap)
+            with np.errstate(all="ignore"):  # the recorder says it in words
+                gemma4.forward(part, self.weights, self.config.text, self.dtype, kvs, start, tap)
             if tap.unmet:
                 raise InputError(f"No point is called '{min(tap.unmet)}'; see `list(model.record(ids))` for the names.")
 
@@ -117,7 +118,7 @@ class Model:
 def fingerprint(checkpoint: Checkpoint, config: Config):
     """Which model this is, without reading its weights."""
     return {
-        "name": checkpoint.folder.name,
+        "name": checkpoint.folder.resolve().name,
         "config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),
         "shards": checkpoint.header_hashes,
         "layer_kinds": list(config.text.layer_types),

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 import textwrap
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING
@@ -120,10 +121,10 @@ def _joined(a, b):
 def _point(name, a, b, precision, tolerance):
     """The state and numbers of one point."""
     if name not in a or name not in b:
-        return _without_numbers(name, MISSING, f"is missing in {'A' if name not in a else 'B'}", a, b)
+        return _without_numbers(name, MISSING, f"missing in {'A' if name not in a else 'B'}", a, b)
     for what, x, y in (("shape", list(a[name].shape), list(b[name].shape)), ("axes", a.axes[name], b.axes[name])):
         if x != y:
-            return _without_numbers(name, NOT_COMPARABLE, f"has the {what} {x} in A and {y} in B", a, b)
+            return _without_numbers(name, NOT_COMPARABLE, f"{what} {x} in A and {y} in B", a, b)
     row = TOLERANCES[precision]
     if a[name].dtype.kind in "iub" or b[name].dtype.kind in "iub":
         m, tolerance = metrics.measure_exact(a[name], b[name], a.axes[name], name.endswith("router.ids")), 0.0
@@ -192,7 +193,7 @@ def _plain(x):
 # -- the report -------------------------------------------------------------------------------------------------------
 
 # header above, header below, width, text of a point; the last columns go first where a line is too narrow
-COLUMNS = (
+COLUMNS: tuple[tuple[str, str, int, Callable[[PointDiff], str]], ...] = (
     ("", "state", 7, lambda p: "SHAPES" if p.state == NOT_COMPARABLE else p.state),
     ("relative", "error", 8, lambda p: _number(p.rel)),
     ("worst", "token", 7, lambda p: _number(p.worst_token)),
@@ -210,8 +211,9 @@ def render(diff: Diff, all: bool = False, width: int | None = None) -> str:
     lines += [f"A, the reference:       {diff.engines[0]}", f"B, measured against A:  {diff.engines[1]}"]
     if diff.points:
         limits = "tensor {rel:.0e}, worst token {worst_token:.0e}, worst channel {worst_channel:.0e}"
-        lines += ["Errors are relative to A's RMS (1e-02 is 1 %).  Tolerances for"]
-        lines[-1] += f" {diff.precision}: {limits.format(**diff.limits())}."
+        lines.append(
+            f"Tolerances ({diff.precision}): {limits.format(**diff.limits())}; relative to A's RMS, 1e-02 is 1 %."
+        )
     for side, names in diff.not_recorded.items():
         if names:
             count = "1 point was" if len(names) == 1 else f"{len(names)} points were"
@@ -232,7 +234,7 @@ def verdict(diff: Diff) -> str:
     if diff.first is None:
         worst = max(diff.points, key=lambda p: p.rel or 0.0)
         where = f" at {worst.name}" if worst.rel else ""
-        return f"SAME in all of {total}: largest relative error {_number(worst.rel, '.2g')}{where}."
+        return f"SAME ({total}): largest relative error {_number(worst.rel, '.2g')}{where}."
     first = next(p for p in diff.points if p.name == diff.first)
     counts = {state: sum(p.state == state for p in diff.points) for state in (DIFFERS, MISSING, NOT_COMPARABLE)}
     tail = f"{counts[DIFFERS]} of {total} differ, {counts[MISSING]} missing"
@@ -246,10 +248,8 @@ def _note(p):
     """Why a point has no numbers; empty where it has."""
     if p.nonfinite:
         where = f", first at {p.max_abs_at}" if p.max_abs_at else ""
-        return (
-            f"{p.reason}{' and ' if p.reason else ''}has NaN or infinity in {' and '.join(p.nonfinite).upper()}{where}"
-        )
-    return p.reason or ("has values too large to compare" if p.rel is None else "")
+        return f"{p.reason}{', ' if p.reason else ''}NaN or infinity in {' and '.join(p.nonfinite).upper()}{where}"
+    return p.reason or ("values too large to compare" if p.rel is None else "")
 
 
 def _why(p, diff):
@@ -257,12 +257,16 @@ def _why(p, diff):
     if _note(p):
         return _note(p)
     if p.worst_channel is None:
-        return f"{p.rel:.2g} of the tokens have other values, the first is token {p.worst_token_at}"
+        return f"{100 * p.rel:.2g} % of the tokens have other values, first token {_place(p.worst_token_at)}"
     limits = diff.limits()
     key = next((key for key in limits if getattr(p, key) > limits[key]), "rel")
-    word = {"rel": "relative error", "worst_token": f"error of token {p.worst_token_at}"}
-    word["worst_channel"] = f"error of channel {p.worst_channel_at}"
+    word = {"rel": "relative error", "worst_token": f"error of token {_place(p.worst_token_at)}"}
+    word["worst_channel"] = f"error of channel {_place(p.worst_channel_at)}"
     return f"{word[key]} {getattr(p, key):.2g}, tolerance {limits[key]:.2g}{_lost_factor(p)}"
+
+
+def _place(at):
+    return ", ".join(map(str, at or ()))
 
 
 def _lost_factor(p):
@@ -299,17 +303,18 @@ def _thin(items, count):
 
 
 def _table(rows, width):
-    """Header and one line per point.  Columns go from the right, then names are shortened, until `width` holds them."""
-    longest, columns = max(len(p.name) for p in rows), list(COLUMNS)
+    """Header and one line per point; where `width` is too narrow, columns go from the right, then names are cut."""
+    longest, columns = min(40, max(len(p.name) for p in rows)), list(COLUMNS)
     while len(columns) > 3 and longest + sum(2 + c[2] for c in columns) > width:
         columns.pop()
     room = max(8, min(longest, width - sum(2 + c[2] for c in columns)))
-    lines = [[head.rjust(c[2]) for c in columns for head in c[row : row + 1]] for row in (0, 1)]
-    lines = [[word.ljust(room), *line] for word, line in zip(("", "point"), lines, strict=True)]
+    lines = [[" " * room, *(c[0].rjust(c[2]) for c in columns)]]
+    lines += [["point".ljust(room), *(c[1].rjust(c[2]) for c in columns)]]
     for p in rows:
         cells = [c[3](p).rjust(c[2]) for c in columns]
-        if _note(p):
-            cells = [cells[0], _shorten(_note(p), sum(2 + c[2] for c in columns[1:]) - 2)]
+        if note := _note(p):
+            left = width - room - columns[0][2] - 4
+            cells[1:] = [note if len(note) <= left else f"{note[: left - 1]}…"]
         lines.append([_shorten(p.name, room).ljust(room), *cells])
     return ["  ".join(line).rstrip() for line in lines]
 

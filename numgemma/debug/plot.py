@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import textwrap
 from pathlib import Path
 
 from numgemma.debug.diff import DIFFERS, MISSING, SAME, Diff, layer_kind, verdict
@@ -40,14 +41,15 @@ def draw(diff: Diff, title: str | None = None):
     ax = figure.add_subplot()
     low, high = _scale(diff)
     ax.set_yscale("log")
-    ax.set_ylim(low / 30, high * (high / low) ** 0.15)  # room below for the missing, above for a name
+    band = (high / low) ** 0.12
+    ax.set_ylim(low / band, high * band)  # room below for the missing, above for a name
     ax.set_xlim(-1, len(diff.points))
     _layers(ax, diff)
     _dots(ax, diff, low, high)
     _first(ax, diff)
     ax.set_ylabel("relative error, |A - B| / |A|  (1e-2 is 1 %)")
     ax.set_xlabel("points in order of execution; numbers: decoder layers")
-    ax.set_title(title or verdict(diff), loc="left", fontsize=9, wrap=True)
+    ax.set_title(textwrap.fill(title or verdict(diff), 138), loc="left", fontsize=9)
     figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
@@ -80,7 +82,6 @@ def _dots(ax, diff, low, high):
     rows = list(enumerate(diff.points))
     same = [(i, p.rel) for i, p in rows if p.state == SAME and p.rel]
     exact = [(i, low) for i, p in rows if p.state == SAME and not p.rel]
-    # One token or one channel may be wrong in a tensor whose own error rounds to nothing: never below the floor.
     number = {i: p.rel for i, p in rows if p.state == DIFFERS and p.rel and math.isfinite(p.rel)}
     beyond = [(i, high) for i, p in rows if p.state not in (SAME, MISSING) and i not in number]
     outputs = [(i, p.rel or low) for i, p in rows if re.fullmatch(r"layers\.\d+\.out", p.name) and p.state != MISSING]
@@ -88,16 +89,27 @@ def _dots(ax, diff, low, high):
 
     if diff.tolerance:
         ax.axhline(diff.tolerance, color=BLACK, linestyle="--", linewidth=1, label=f"tolerance {diff.tolerance:.2g}")
-    if exact:
-        ax.axhline(low, color=BLUE, linewidth=0.5)
-    _marks(ax, outputs, color="#606060", linewidth=1, label="layer outputs (.out)")
-    dots = {"linestyle": "", "markersize": 4}
+    _ticks(ax, low, high, bool(exact))
+    _marks(ax, outputs, color=BLACK, linewidth=1, zorder=3, label="layer outputs (.out)")
+    dots = {"linestyle": "", "markersize": 4 if len(rows) < 300 else 3}
     _marks(ax, same, color=BLUE, marker="o", label="same", **dots)
-    _marks(ax, exact, color=BLUE, marker="o", markerfacecolor="white", label="bit-exact (error 0)", **dots)
+    _marks(ax, exact, color=BLUE, marker="o", markerfacecolor="white", label="bit-exact", **dots)
     _marks(ax, list(number.items()), color=RED, marker="x", label="differs", **dots)
     _marks(ax, beyond, color=RED, marker="^", label="no number (not finite, or other shape)", **dots)
-    missing = [(i, low / 8) for i, p in rows if p.state == MISSING]
-    _marks(ax, missing, color=RED, marker="|", linestyle="", markersize=9, label="missing in A or B")
+    missing = [(i, 0.05) for i, p in rows if p.state == MISSING]
+    style = {"marker": "|", "linestyle": "", "markersize": 9, "transform": ax.get_xaxis_transform()}
+    _marks(ax, missing, color=RED, label="missing in A or B", **style)
+
+
+def _ticks(ax, low, high, exact):
+    """Powers of ten, at most a dozen; the floor is no power of ten but bears its own name."""
+    first, last = round(math.log10(low)) + 1, round(math.log10(high))
+    powers = range(first, last + 1, 1 + (last - first) // 12)
+    ax.set_yticks([10.0**k for k in powers], [f"$10^{{{k}}}$" for k in powers])
+    ax.minorticks_off()
+    if exact:
+        ax.axhline(low, color=BLUE, linewidth=0.5)
+        ax.set_yticks([low], ["bit-exact"], minor=True, fontsize=8, color=BLUE)
 
 
 def _marks(ax, places, **style):
