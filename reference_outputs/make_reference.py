@@ -20,27 +20,34 @@ import tiny  # noqa: E402
 from numgemma import load  # noqa: E402
 from numgemma.debug.capture import capture, describe  # noqa: E402
 from numgemma.dump import Dump  # noqa: E402
+from numgemma.media import NO_MEDIA, read_media  # noqa: E402
+from numgemma.trace import EVERYTHING_BUT_MAPS  # noqa: E402
 
+POINTS = (*EVERYTHING_BUT_MAPS, "!audio_tower*.layer0.*")  # that one has 64 bins of 128 channels per frame
 STORY = "Once upon a time, a little fox named Ruby lived near a river. One day she found a"
 
 
 def runs(folder):
-    """(name, checkpoint, ids, text, dtype) of every stored run."""
+    """(name, checkpoint, ids, text, dtype, media) of every stored run."""
     model = load("tiny")
     for dtype in ("float32", "bfloat16"):
-        yield f"tiny_{dtype}", "tiny", model.tokenizer.encode(STORY), STORY, dtype
+        yield f"tiny_{dtype}", "tiny", model.tokenizer.encode(STORY), STORY, dtype, NO_MEDIA
     for name, raw in tiny.VARIANTS.items():
         checkpoint = tiny.write(Path(folder) / name, raw)
-        yield f"{name}_float32", checkpoint, tiny.prompt(raw, 20), None, "float32"
+        yield f"{name}_float32", checkpoint, tiny.prompt(raw, 20), None, "float32", NO_MEDIA
+    for name, raw in tiny.MULTIMODAL.items():
+        checkpoint = tiny.write(Path(folder) / name, raw)
+        ids, arrays = tiny.multimodal_prompt(name)
+        yield f"{name}_float32", checkpoint, ids, None, "float32", read_media(arrays)
 
 
 def main():
     manifest = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, checkpoint, ids, text, dtype in runs(folder):
+        for name, checkpoint, ids, text, dtype, media in runs(folder):
             model = load(checkpoint)
-            dump = Dump(describe(model, ids, dtype, text=text))
-            capture(model, np.array(ids), dump, dtype)
+            dump = Dump(describe(model, ids, dtype, POINTS, text))
+            capture(model, np.array(ids), dump, dtype, POINTS, media)
             dump.save(HERE / f"{name}.safetensors")
             manifest[name] = {
                 "engine": dump.meta["engine"],

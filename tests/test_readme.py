@@ -1,0 +1,60 @@
+"""The README is run: its Python, its commands, and the demo's output that it shows."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from numgemma.cli import main
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_the_python_examples_run(code, capsys):
+    exec(code, {})
+    assert capsys.readouterr().out
+
+
+def test_the_commands_run_in_the_order_they_stand_in(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    commands = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ numgemma")]
+    assert len(commands) > 5
+    for command in commands:
+        assert main(shlex.split(command)[1:]) == 0, command
+        assert capsys.readouterr().out
+
+
+def test_every_verb_stands_in_the_readme():
+    from numgemma.cli import VERBS
+
+    for verb in VERBS:
+        assert f"| `{verb.__name__.rpartition('.')[2]}` |" in README
+
+
+def test_the_demo_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["demo"]) == 0
+    assert_shown(capsys.readouterr().out)
+
+
+def assert_shown(out):
+    """Line by line, numbers of rounding noise aside: they depend on the machine's BLAS."""
+    (shown,) = (block for block in blocks("text") if "bundled Gemma 4" in block)
+    assert plain(shown) == plain(out)
+
+
+def plain(text):
+    return re.sub(r"\d(\.\d+)?e-\d+|(?<= )\s+", "", text).split("\n== ")[1:3]
+
+
+def test_every_link_leads_somewhere():
+    root = Path(__file__).parents[1]
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
+        assert (root / target).exists(), target
