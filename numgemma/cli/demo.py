@@ -8,7 +8,8 @@ from safetensors.numpy import save_file
 
 from numgemma.checkpoint import SINGLE, open_safetensors
 from numgemma.cli.inspect import describe
-from numgemma.debug.diff import diff, render
+from numgemma.debug.diff import diff
+from numgemma.debug.render import render, verdict
 from numgemma.dump import read_dump
 from numgemma.errors import InputError
 from numgemma.model import DATA, load
@@ -28,9 +29,9 @@ def run(args):
     model = load("tiny")
     tell_story(model)
     reference = read_dump(REFERENCE)
-    ours = compare(model, reference, args.out / "numgemma.safetensors")
+    ours = compare(model, reference, args.out / "numgemma.safetensors", verdict)
     broken = break_twin(args.out / "broken-twin")
-    found = compare(load(broken), reference, args.out / "broken-twin.safetensors")
+    found = compare(load(broken), reference, args.out / "broken-twin.safetensors", render)
     draw(found, args.out / "broken-twin.png")
     return 0 if (ours.verdict, found.verdict, found.first) == ("same", "differs", BROKEN.removesuffix(".weight")) else 1
 
@@ -44,13 +45,13 @@ def tell_story(model):
     print(prompt + model.tokenizer.decode(new))
 
 
-def compare(model, reference, out):
-    """Record the reference's prompt, save the dump, and print how it differs."""
+def compare(model, reference, out, told):
+    """Record the reference's prompt, save the dump, and print what `told` makes of the comparison."""
     title(f"{model.checkpoint.folder.name}: {len(reference)} recorded points against Transformers'")
     dump = model.record(reference.meta["ids"], text=reference.meta["text"])
     dump.save(out)
     found = diff(reference, dump)
-    print(render(found))
+    print(told(found))
     return found
 
 
