@@ -1,6 +1,8 @@
 # make demo       a story, every activation compared with Transformers', a broken twin caught
 # make test       the tests that need no torch
 # make test-hf    the live comparisons with Transformers (installs torch)
+# make notebooks  runs the course and writes its pages to build/course/
+# make test-notebooks  holds the course's exercises to their solutions
 # make check      ruff, ruff format --check, mypy
 # make reference  remakes the stored runs of Transformers
 
@@ -9,16 +11,22 @@ PIP = -m pip install --quiet --disable-pip-version-check
 VENV = .venv
 HF = .venv-hf
 
-.PHONY: demo test test-hf check reference clean
+.PHONY: demo test test-hf notebooks test-notebooks check reference clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/numgemma demo
 
 test: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -q -n auto -m "not hf"
+	$(VENV)/bin/python -m pytest -q -n auto -m "not hf and not notebooks"
 
 test-hf: $(HF)/ready
 	$(HF)/bin/python -m pytest -q -m hf
+
+test-notebooks: $(VENV)/ready
+	$(VENV)/bin/python -m pytest -q -n auto -m notebooks
+
+notebooks: $(VENV)/notebooks
+	$(VENV)/bin/python notebooks/course.py build/course
 
 check: $(VENV)/ready
 	$(VENV)/bin/ruff check .
@@ -31,6 +39,10 @@ reference: $(HF)/ready
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python $(PIP) -e '.[test,check]'
+	touch $@
+
+$(VENV)/notebooks: $(VENV)/ready
+	$(VENV)/bin/python $(PIP) -e '.[notebooks]'
 	touch $@
 
 # torch first and alone: the CPU build, before anything else asks for a newer one

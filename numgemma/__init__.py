@@ -5,7 +5,15 @@ The files, in the order in which they read best:
     checkpoint   safetensors by memory map, and the tree of weights
     config       config.json, and one row per layer
     layout       every tensor's name and shape, from the config alone
+    template     a chat template and its variables to text
+    chat         messages to text
     tokenizer    text to ids and back
+    extras       packages that only some users need
+    images       a picture to patches
+    audio        a recording to a log-mel spectrogram
+    video        a clip to the patches of its frames
+    processor    a prompt and its files to the arrays that enter the model
+    media        pictures and sound, as the arrays that enter the model
     trace        the seam that watches, records and edits every tensor
     ops_numpy    the operations, defined
     ops          the operations, by the names that the model calls
@@ -13,10 +21,15 @@ The files, in the order in which they read best:
     feedforward  the gated MLP, and the routed experts
     per_layer    the small input that every layer gets for every token
     gemma4       the forward pass, wired top to bottom
+    vision       the vision tower: patches to soft tokens
+    conformer    the audio tower: log-mel frames to soft tokens
+    multimodal   soft tokens in the place of their placeholders
     generate     the cache, sampling, the loops
     dump         a recorded run, in memory or in a file
     model        what `load` returns
     debug        capture from Transformers, compare, plot
+    plots        the course's figures of a run
+    surgery      checkpoints made: random, stacked, transplanted
     cli          the command line
 """
 

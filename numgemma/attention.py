@@ -8,6 +8,10 @@ The axis key of the whole package (a letter means the same everywhere; joined ax
     K  key/value heads                       P  width of the per-layer input
     G  query heads per key/value head        L  layers
     H  head width                            E, J  experts; experts chosen per token
+    I  patches of an image                   C  width of a tower
+    O  soft tokens                           W  width of what a tower hands over
+    U  frames of a sound                     M  mel bins
+    R  distances between frames
 
 There is no batch axis: a batch is a loop outside, and padding is stripped before.
 """
@@ -65,3 +69,14 @@ def causal_mask(positions, first, window):
     keys = np.arange(first, positions[-1] + 1)
     behind = positions[:, None] - keys
     return (behind >= 0) & (behind < (window or np.inf))
+
+
+def image_mask(blocks, window):
+    """The causal mask of a whole prompt, but the tokens of one image see each other.  blocks: T  ->  T T
+
+    blocks numbers the images; -1 is no image.  The window still ends how far back a token sees.
+    """
+    positions = np.arange(len(blocks))
+    behind = positions[:, None] - positions
+    together = (blocks[:, None] == blocks) & (blocks >= 0)
+    return ((behind >= 0) | together) & (behind < window)

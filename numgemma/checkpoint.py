@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from numgemma.errors import InputError
 
@@ -174,6 +175,19 @@ def open_safetensors(path: str | Path) -> TensorFile:
     data = np.frombuffer(mapped, np.uint8)[header.data_start :]
     tensors = {name: data[e.start : e.stop].view(e.dtype).reshape(e.shape) for name, e in header.entries.items()}
     return TensorFile(tensors, header.metadata, header.sha256)
+
+
+def release(x: np.ndarray) -> None:
+    """Let go of the pages of a mapped array, so that a checkpoint larger than memory can stream by; they come back."""
+    whole = x
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    mapped = getattr(whole.base, "obj", whole.base)  # NumPy holds the map, or a memoryview of it
+    if not isinstance(mapped, mmap.mmap) or not x.size:
+        return
+    low, high = byte_bounds(x)
+    start = (low - byte_bounds(whole)[0]) // mmap.PAGESIZE * mmap.PAGESIZE
+    mapped.madvise(mmap.MADV_DONTNEED, start, high - byte_bounds(whole)[0] - start)
 
 
 # a checkpoint: config.json beside one such file, or beside shards that an index lists

@@ -183,9 +183,11 @@ def read_config(raw: dict, where: str) -> Config:
     if family != "gemma4":
         raise InputError(f"{where}: model_type is {family!r}; numgemma runs 'gemma4' and 'gemma4_text'.")
     parts = {"text": read_text_config(section(raw, "text_config", where), f"{where}, text_config")}
-    for name, cls in (("vision", VisionConfig), ("audio", AudioConfig)):
+    for name, cls, check in (("vision", VisionConfig, check_vision_config), ("audio", AudioConfig, check_audio_config)):
         tower = section(raw, f"{name}_config", where)
         parts[name] = build(cls, tower, f"{where}, {name}_config") if tower else None
+        if tower:
+            check(parts[name], f"{where}, {name}_config")
     rest = {k: v for k, v in raw.items() if k not in ("text_config", "vision_config", "audio_config")}
     return build(Config, rest | parts, where)
 
@@ -255,6 +257,51 @@ def check_text_config(c: TextConfig, where):
         check_rope(c.rope_parameters.get(kind), f"{where}: rope_parameters of {kind}")
     for kind in dict.fromkeys(c.layer_types):
         check_kind(c, kind, where)
+
+
+def check_vision_config(c: VisionConfig, where):
+    rope, (N, K, H) = c.rope_parameters, (c.num_attention_heads, c.num_key_value_heads, c.head_dim)
+    sizes = (c.hidden_size, c.intermediate_size, c.patch_size, c.pooling_kernel_size, c.position_embedding_size)
+    rules: list[tuple[Any, str]] = [
+        (c.hidden_activation == "gelu_pytorch_tanh", f"hidden_activation '{c.hidden_activation}' is not computed here"),
+        (not c.attention_bias, "attention_bias true is not computed here"),
+        (min(*sizes, N, K, H) > 0, "a size is not positive"),
+        (N > 0 < K and N % K == 0, "num_attention_heads is not a multiple of num_key_value_heads"),
+        (H % 4 == 0, "head_dim is not a multiple of 4, two pairs of lanes"),
+        (rope.keys() == {"rope_type", "rope_theta"}, "rope_parameters are not a rope_type and a rope_theta"),
+        (rope.get("rope_type") in ("default", "axial"), "rope_type is neither 'default' nor 'axial'"),
+        (is_positive(rope.get("rope_theta")), "rope_theta is not positive"),
+        (c.rms_norm_eps > 0, "rms_norm_eps is not positive"),
+    ]
+    demand(rules, where)
+
+
+def check_audio_config(c: AudioConfig, where):
+    """Also what has one value in all releases, so that no other is computed: it would be computed wrongly."""
+    rules: list[tuple[Any, str]] = [
+        (c.hidden_act == "silu", f"hidden_act '{c.hidden_act}' is not computed here"),
+        (len(c.subsampling_conv_channels) == 2, "subsampling_conv_channels are not two numbers"),
+        (min(c.hidden_size, c.conv_kernel_size, *c.subsampling_conv_channels) > 0, "a size is not positive"),
+        (c.num_attention_heads > 0, "num_attention_heads is not positive"),
+        (c.hidden_size % max(2 * c.num_attention_heads, 1) == 0, "hidden_size does not give its heads an even width"),
+        (c.attention_chunk_size == c.attention_context_left - 1 > 0, "attention_context_left is not chunk size + 1"),
+        (c.attention_context_right == 0, "attention_context_right is not 0"),
+        (c.attention_logit_cap > 0, "attention_logit_cap is not positive"),
+        (c.attention_invalid_logits_value < -1000, "attention_invalid_logits_value hides no frame"),
+        (c.gradient_clipping >= 1e10, "gradient_clipping below 1e10 is not computed here"),
+        (c.rms_norm_eps == 1e-6, "rms_norm_eps other than 1e-6 is not computed here"),
+    ]
+    demand(rules, where)
+
+
+def demand(rules, where):
+    for holds, complaint in rules:
+        if not holds:
+            raise InputError(f"{where}: {complaint}; correct the file.")
+
+
+def is_positive(value):
+    return isinstance(value, int | float) and value > 0
 
 
 def sizes(c):

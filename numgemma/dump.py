@@ -118,8 +118,7 @@ class DumpWriter:
 
     def reserve(self, name, shape, dtype, axes):
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        if size:
-            os.posix_fallocate(self.file.fileno(), self.end, size)  # a full disk shows here, not as a dead process
+        allocate(self.file, self.end, size)
         span = [self.end - self.room, self.end - self.room + size]
         self.entries[name] = {"dtype": TYPES[dtype], "shape": list(shape), "data_offsets": span}
         self.axes[name] = axes
@@ -160,6 +159,17 @@ class DumpWriter:
         finally:
             self.file.close()
             self.partial.unlink(missing_ok=True)
+
+
+def allocate(file, start, size):
+    """Take room on the disk: a full disk shows here, where it is an error, and not as a dead process later."""
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), start, size)
+    elif size:
+        file.seek(start)
+        for done in range(0, size, 1 << 24):
+            file.write(bytes(min(1 << 24, size - done)))
+        file.flush()
 
 
 def umask():

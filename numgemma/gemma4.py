@@ -18,7 +18,7 @@ from numgemma.trace import Tap
 def forward(ids, w, config, dtype, kvs, start=0, tap=Tap()):
     """Logits of every token.  ids: T, the first at position `start`  ->  T V   (equals Gemma4ForCausalLM)
 
-    kvs carries keys and values from call to call: empty for a new sequence, afterwards what was left by `decoder`.
+    kvs carries keys and values from call to call: empty for a new sequence, afterwards what later tokens can see.
     The dtype of the stream is the precision of the run.
     """
     return head(hidden(ids, w, config, dtype, kvs, start, tap), w, config, tap)
@@ -28,7 +28,8 @@ def hidden(ids, w, config, dtype, kvs, start=0, tap=Tap()):
     """The stream after the last norm, before the head.  ids: T  ->  T D"""
     x = embed(ids, w, config, dtype, tap)
     ple = per_layer_inputs(ids, x, w, config, tap) if config.hidden_size_per_layer_input else None
-    return decoder(x, ple, w, config, kvs, start, tap)
+    masks = causal_masks(len(ids), config, start)
+    return decoder(x, ple, masks, w, config, kvs, start, tap)
 
 
 def embed(ids, w, config, dtype, tap=Tap()):
@@ -37,16 +38,20 @@ def embed(ids, w, config, dtype, tap=Tap()):
     return tap("embed_tokens", ops.scale(x, dtype.type(math.sqrt(config.hidden_size))), "T D")
 
 
-def decoder(x, ple, w, config, kvs, start=0, tap=Tap()):
-    """All layers and the last norm.  x: T D   ple: T L P, or None  ->  T D   (equals Gemma4TextModel)"""
+def decoder(x, ple, masks, w, config, kvs, start=0, tap=Tap()):
+    """All layers and the last norm.  x: T D   ple: T L P, or None  ->  T D   (equals Gemma4TextModel)
+
+    masks: kind of layer -> T S.
+    """
     positions = np.arange(start, start + len(x))
     ropes = {kind: rope(positions, spec, x.dtype, tap) for kind, spec in config.kinds.items()}
-    masks = {kind: causal_mask(positions, oldest_key(start, spec), spec.window) for kind, spec in config.kinds.items()}
+    last_reader = {spec.kv_from: spec.index for spec in config.layers}
     for spec in config.layers:
         scope = f"layers.{spec.index}"
         own = None if ple is None else ple[:, spec.index]
         x = block(x, own, w.at(scope), spec, ropes[spec.kind], masks[spec.kind], kvs, tap.at(scope))
-    forget(kvs, config)
+        if spec.index == last_reader[spec.kv_from]:
+            forget(kvs, spec)
     return norm("norm", x, w, config.rms_norm_eps, tap)
 
 
@@ -98,18 +103,23 @@ def rope(positions, spec, dtype, tap=Tap()):
     return tap("cos", cos, "T H"), tap("sin", sin, "T H")
 
 
+def causal_masks(tokens, config, start=0):
+    """Who sees whom, by kind of layer.  -> T S"""
+    positions = np.arange(start, start + tokens)
+    return {kind: causal_mask(positions, oldest_key(start, spec), spec.window) for kind, spec in config.kinds.items()}
+
+
 def oldest_key(start, spec):
     """Position of the first key that a layer still holds when `start` tokens have gone before."""
     return 0 if spec.window is None else max(0, start - (spec.window - 1))
 
 
-def forget(kvs, config):
+def forget(kvs, spec):
     """Drop the keys that no later query of a sliding layer can see.
 
-    Only now, after the whole pass: the layers that share a donor's keys need all that this pass has made.
+    Not before the last layer that reads them has run: it needs all that this pass has made.
     """
-    for spec in config.layers:
-        if spec.window is not None and spec.index in kvs:
-            k, v = kvs[spec.index]
-            drop = max(0, len(k) - (spec.window - 1))
-            kvs[spec.index] = k[drop:], v[drop:]
+    if spec.window is not None:
+        k, v = kvs[spec.kv_from]
+        drop = max(0, len(k) - (spec.window - 1))
+        kvs[spec.kv_from] = k[drop:].copy(), v[drop:].copy()

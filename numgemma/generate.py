@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from numgemma import gemma4, ops_numpy
+from numgemma import gemma4, multimodal, ops_numpy
 from numgemma.errors import InputError, NonFiniteError
+from numgemma.media import NO_MEDIA
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,17 @@ def steps(ids, prefill=None):
         yield i, ids[i : i + 1]
 
 
-def continuation(ids, w, config, dtype, sampling: Sampling = Sampling()) -> Iterator[int]:
-    """New token ids, one at a time, for as long as the caller asks.  ids: T"""
+def continuation(ids, media, w, config, dtype, sampling: Sampling = Sampling()) -> Iterator[int]:
+    """New token ids, one at a time, for as long as the caller asks.  ids: T   config: the whole Config"""
     kvs: dict = {}
     rng = np.random.default_rng(sampling.seed)
     start = 0
     while True:
         with np.errstate(all="ignore"):  # `choose` says it in words
-            x = gemma4.hidden(ids, w, config, dtype, kvs, start)
-            logits = gemma4.head(x[-1:], w, config)[0]
+            x = multimodal.hidden(ids, media, w, config, dtype, kvs, start)
+            logits = gemma4.head(x[-1:], w, config.text)[0]
         start += len(ids)
+        media = NO_MEDIA  # it is in the prompt, and with it in the cache
         ids = np.array([choose(logits, sampling, rng)])
         yield int(ids[0])
 

@@ -10,19 +10,43 @@ from numgemma.config import AudioConfig, Config, LayerSpec, TextConfig, VisionCo
 
 Shapes = dict[str, tuple[int, ...]]
 
+TOWERS = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
+
 
 def tensor_shapes(config: Config) -> Shapes:
     """All tensors that Transformers would build for this config."""
     shapes = text_shapes(config.text)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.text.vocab_size, config.text.hidden_size)
-    if config.vision:
-        shapes |= scoped("vision_tower", vision_shapes(config.vision))
-        shapes["embed_vision.embedding_projection.weight"] = (config.text.hidden_size, config.vision.hidden_size)
-    if config.audio:
-        shapes |= scoped("audio_tower", audio_shapes(config.audio))
-        shapes["embed_audio.embedding_projection.weight"] = (config.text.hidden_size, config.audio.output_proj_dims)
-    return shapes
+    return shapes | vision_part(config) | audio_part(config)
+
+
+def vision_part(config: Config) -> Shapes:
+    """The vision tower and the projection behind it; empty where the config has none."""
+    c = config.vision
+    if c is None:
+        return {}
+    return scoped("vision_tower", vision_shapes(c)) | {
+        "embed_vision.embedding_projection.weight": (config.text.hidden_size, c.hidden_size)
+    }
+
+
+def audio_part(config: Config) -> Shapes:
+    """The audio tower and the projection behind it; empty where the config has none."""
+    c = config.audio
+    if c is None:
+        return {}
+    return scoped("audio_tower", audio_shapes(c)) | {
+        "embed_audio.embedding_projection.weight": (config.text.hidden_size, c.output_proj_dims)
+    }
+
+
+def stored_name(name: str, family: str) -> str:
+    """The name that Transformers gives a tensor in a file of that model_type: norm.weight -> model.norm.weight."""
+    if name.startswith("lm_head"):
+        return name
+    bare = name.startswith(TOWERS) or family == "gemma4_text"
+    return f"model.{name}" if bare else f"model.language_model.{name}"
 
 
 def unread_by_sharing_layers(c: TextConfig) -> Shapes:
@@ -103,9 +127,10 @@ def clipped(shapes: Shapes, clips: bool) -> Shapes:
 
 
 def vision_shapes(c: VisionConfig) -> Shapes:
-    D, F, NH = c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim
-    linears: Shapes = {f"self_attn.{x}_proj": (NH, D) for x in "qkv"}
-    linears["self_attn.o_proj"] = (D, NH)
+    D, F, H = c.hidden_size, c.intermediate_size, c.head_dim
+    N, K = c.num_attention_heads, c.num_key_value_heads
+    linears: Shapes = {f"self_attn.{x}_proj": (heads * H, D) for x, heads in (("q", N), ("k", K), ("v", K))}
+    linears |= {"self_attn.o_proj": (D, N * H)}
     linears |= {"mlp.gate_proj": (F, D), "mlp.up_proj": (F, D), "mlp.down_proj": (D, F)}
     layer = clipped(linears, c.use_clipped_linears)
     layer |= {"self_attn.q_norm.weight": (c.head_dim,), "self_attn.k_norm.weight": (c.head_dim,)}

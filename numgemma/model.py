@@ -1,4 +1,4 @@
-"""A checkpoint, opened and checked: what `numgemma.load` returns.  All it does is call gemma4.py and generate.py."""
+"""A checkpoint, opened and checked: what `numgemma.load` returns.  It only calls multimodal.py and generate.py."""
 
 import hashlib
 import json
@@ -10,22 +10,18 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 
-from numgemma import gemma4, layout
+from numgemma import layout, multimodal
 from numgemma.checkpoint import Checkpoint, Weights, check_tensors, open_checkpoint
 from numgemma.config import Config, read_config
 from numgemma.dump import Dump, new_meta
 from numgemma.errors import InputError
 from numgemma.generate import Sampling, continuation, steps
+from numgemma.media import NO_MEDIA
 from numgemma.tokenizer import Tokenizer, open_tokenizer
 from numgemma.trace import EVERYTHING_BUT_MAPS, NONE, Recorder
 from numgemma.version import __version__
 
 PRECISIONS = {name: np.dtype(name) for name in ("float32", "float64", "bfloat16")}  # ml_dtypes names the last
-
-# Tensors that a text run leaves alone, and why.
-IGNORED = (
-    r"(vision_tower|embed_vision|audio_tower|embed_audio)\..*",  # images and sound do not enter a text run
-)
 
 DATA = Path(__file__).parent / "data"
 
@@ -47,39 +43,45 @@ class Model:
         """Raises InputError where the checkpoint has no tokenizer.json."""
         return open_tokenizer(self.checkpoint.folder)
 
-    def logits(self, ids):
-        """Logits of every token.  ids: T  ->  T V"""
-        return gemma4.forward(self.checked(ids), self.weights, self.config.text, self.dtype, {})
+    def logits(self, ids, media=NO_MEDIA):
+        """Logits of every token.  ids: T, with as many placeholders as media have soft tokens  ->  T V"""
+        return multimodal.forward(self.checked(ids, media), media, self.weights, self.config, self.dtype, {})
 
-    def record(self, ids, points=EVERYTHING_BUT_MAPS, edits=NONE, prefill=None, text=None) -> Dump:
+    def record(self, ids, points=EVERYTHING_BUT_MAPS, edits=NONE, prefill=None, text=None, media=NO_MEDIA) -> Dump:
         """Run once and keep the activations whose names match `points`.  ids: T
 
         points: globs; one with a leading `!` excludes.  edits: name -> function array -> array, applied where that
-        tensor is born.  prefill: run so many tokens at once and the others one by one through the cache.
+        tensor is born.  prefill: run so many tokens at once and the others one by one through the cache.  media: what
+        stands at the placeholders.
         """
         dump = Dump(self.describe(ids, points, text))
-        self.record_into(dump, ids, points, edits, prefill)
+        self.record_into(dump, ids, points, edits, prefill, media)
         return dump
 
-    def record_into(self, sink, ids, points=EVERYTHING_BUT_MAPS, edits=NONE, prefill=None):
+    def record_into(self, sink, ids, points=EVERYTHING_BUT_MAPS, edits=NONE, prefill=None, media=NO_MEDIA):
         """Run once; each point goes to sink.keep(name, x, axes) as it is computed, sink.start says from which token."""
         kvs: dict = {}
-        for start, part in steps(self.checked(ids), prefill):
+        ids = self.checked(ids, media)
+        multimodal.check_prefill(ids, self.config, prefill)
+        for start, part in steps(ids, prefill):
             sink.start = start
             tap = Recorder(sink.keep, self.dtype, points, edits)
             with np.errstate(all="ignore"):  # the recorder says it in words
-                gemma4.forward(part, self.weights, self.config.text, self.dtype, kvs, start, tap)
-            if tap.unmet:
+                multimodal.forward(part, media, self.weights, self.config, self.dtype, kvs, start, tap)
+            media = NO_MEDIA  # all of it was in the first part
+            if start == 0 and tap.unmet:
                 raise InputError(f"No point is called '{min(tap.unmet)}'; see `list(model.record(ids))` for the names.")
 
-    def generate(self, ids, max_new_tokens=20, sampling: Sampling | None = None, ignore_eos=False) -> list[int]:
+    def generate(
+        self, ids, max_new_tokens=20, sampling: Sampling | None = None, ignore_eos=False, media=NO_MEDIA
+    ) -> list[int]:
         """New token ids after `ids`, the stop token included.  Greedy unless `sampling` says otherwise."""
-        return list(self.continued(ids, max_new_tokens, sampling, ignore_eos))
+        return list(self.continued(ids, max_new_tokens, sampling, ignore_eos, media))
 
-    def continued(self, ids, max_new_tokens=20, sampling=None, ignore_eos=False):
+    def continued(self, ids, max_new_tokens=20, sampling=None, ignore_eos=False, media=NO_MEDIA):
         """`generate`, one id at a time as it is found."""
         sampling = sampling or self.sampling()
-        new = continuation(self.checked(ids), self.weights, self.config.text, self.dtype, sampling)
+        new = continuation(self.checked(ids, media), media, self.weights, self.config, self.dtype, sampling)
         for i in islice(new, max_new_tokens):
             yield i
             if i in self.stop_ids and not ignore_eos:
@@ -99,14 +101,15 @@ class Model:
                 return frozenset([ids] if isinstance(ids, int) else ids)
         return frozenset()
 
-    def checked(self, ids):
-        """Token ids as an array, none outside the vocabulary."""
+    def checked(self, ids, media=NO_MEDIA):
+        """Token ids as an array, none outside the vocabulary, and a placeholder for every soft token of media."""
         ids = np.asarray(ids)
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
             raise InputError("Token ids should be a list of at least one integer; a batch is a loop outside.")
         V = self.config.text.vocab_size
         if ids.min() < 0 or ids.max() >= V:
             raise InputError(f"Token id {ids[(ids < 0) | (ids >= V)][0]} is outside the vocabulary of {V} tokens.")
+        multimodal.check(ids, media, self.weights, self.config)
         return ids
 
     def describe(self, ids, points=EVERYTHING_BUT_MAPS, text=None):
@@ -135,7 +138,7 @@ def load(path, precision="float32") -> Model:
         raise InputError(f"Precision '{precision}' is not one of {', '.join(PRECISIONS)}.")
     checkpoint = open_checkpoint(resolve(path))
     config = read_config(checkpoint.config, str(checkpoint.folder / "config.json"))
-    check_text_tensors(checkpoint.weights, config)
+    check_model_tensors(checkpoint.weights, config)
     return Model(checkpoint, config, PRECISIONS[precision])
 
 
@@ -145,11 +148,19 @@ def resolve(path) -> Path:
     return DATA / "tiny" if str(path) == "tiny" and not path.exists() else path
 
 
-def check_text_tensors(weights, config: Config):
-    """Every tensor of the text model is there in its shape, and nothing is there that nobody knows."""
+def check_model_tensors(weights, config: Config):
+    """Every tensor of the model is there in its shape, and nothing is there that nobody knows.
+
+    A tower may be absent altogether: text-only copies keep the config of the whole.
+    """
     c = config.text
     expected = layout.text_shapes(c)
     expected |= {name: shape for name, shape in layout.unread_by_sharing_layers(c).items() if name in weights}
     if "lm_head.weight" in weights or not config.tie_word_embeddings:
         expected["lm_head.weight"] = (c.vocab_size, c.hidden_size)
-    check_tensors(weights, expected, IGNORED)
+    for part in (layout.vision_part(config), layout.audio_part(config)):
+        if any(name in weights for name in part):
+            expected |= part
+    towers = (("vision", config.vision), ("audio", config.audio))
+    unread = [rf"({name}_tower|embed_{name})\..*" for name, c in towers if c is None]  # the config is text's alone
+    check_tensors(weights, expected, unread)

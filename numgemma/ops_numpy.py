@@ -36,6 +36,12 @@ def linear(x, w):
     return y.astype(x.dtype, copy=False)
 
 
+def affine(x, w, b):
+    """x W^T + b, rounded once.  x: ... I   w: O I   b: O  ->  ... O"""
+    y = linear(x.astype(wide(x.dtype)), stored(w, x.dtype)) + stored(b, x.dtype)
+    return y.astype(x.dtype, copy=False)
+
+
 def embed(ids, w, dtype):
     """Rows of a table.  ids: T   w: V D  ->  T D"""
     return w[ids].astype(dtype)
@@ -65,6 +71,40 @@ def gelu_tanh(x):
     c = y.dtype.type(math.sqrt(2 / math.pi))
     y = y / 2 * (1 + np.tanh(c * (y + y.dtype.type(0.044715) * y * y * y)))
     return y.astype(x.dtype)
+
+
+def layer_norm(x, w, eps):
+    """(x - mean) / deviation * w, over the last axis; no bias.  x: ... C   w: C  ->  ... C"""
+    y = x.astype(wide(x.dtype))
+    y = y - y.mean(-1, keepdims=True)
+    y = y / np.sqrt((y * y).mean(-1, keepdims=True) + y.dtype.type(eps)) * stored(w, x.dtype)
+    return y.astype(x.dtype)
+
+
+def sigmoid(y):
+    with np.errstate(over="ignore"):  # exp overflows to infinity where the sigmoid is 0
+        return 1 / (1 + np.exp(-y))
+
+
+def silu(x):
+    """x sigmoid(x), elementwise."""
+    y = x.astype(wide(x.dtype))
+    return (y * sigmoid(y)).astype(x.dtype)
+
+
+def glu(x):
+    """The first half, gated by the sigmoid of the second (Dauphin et al. 2017, arXiv 1612.08083).  ... 2C -> ... C"""
+    value, gate = np.split(x.astype(wide(x.dtype)), 2, -1)
+    return (value * sigmoid(gate)).astype(x.dtype)
+
+
+def relu(x):
+    return np.maximum(x, x.dtype.type(0))
+
+
+def clip(x, low, high):
+    """x held between two stored numbers.  low, high: 0-d"""
+    return np.minimum(np.maximum(x, low.astype(x.dtype)), high.astype(x.dtype))
 
 
 def softcap(x, cap):
@@ -117,6 +157,110 @@ def attend(q, k, v, mask, tap=Tap()):
     probs = tap("probs", softmax(scores, mask), "N T S")
     context = matmul(probs.reshape(K, N // K, T, S), v)  # K G T H
     return context.transpose(2, 0, 1, 3).reshape(T, N, H)
+
+
+def attend_all(q, k, v, tap=Tap()):
+    """`attend` where everything sees everything.  q: I N H   k, v: I K H  ->  I N H"""
+    G = q.shape[1] // k.shape[1]
+    q = q.transpose(1, 0, 2)
+    k, v = np.repeat(k.transpose(1, 2, 0), G, 0), np.repeat(v.transpose(1, 0, 2), G, 0)  # N H I, N I H
+    if not (tap.watches("scores") or tap.watches("probs")):
+        return attend_in_blocks(q, k, v).transpose(1, 0, 2)
+    scores = tap("scores", matmul(q, k), "N I I")
+    probs = tap("probs", softmax(scores), "N I I")
+    return matmul(probs, v).transpose(1, 0, 2)
+
+
+def attend_in_blocks(q, k, v):
+    """The same without the whole I x I map, which is 6 GB for a large image.  q, v: N I H   k: N H I  ->  N I H"""
+    context = np.empty_like(q)
+    rows = max(1, BLOCK // q.shape[1])
+    for n in range(len(q)):
+        for i in range(0, q.shape[1], rows):
+            context[n, i : i + rows] = matmul(softmax(matmul(q[n, i : i + rows], k[n])), v[n])
+    return context
+
+
+def attend_band(q, k, v, distances, per_dim_scale, cap, tap=Tap()):
+    """Attention to the last few frames, with a term for the distance.  q, k, v: U N H   distances: R N H  ->  U N H
+
+    Row r of `distances` stands for frames R - 1 - r back (Dai et al. 2019, arXiv 1901.02860).  The farthest is never
+    attended to: a frame sees R - 1 frames, itself included.  The soft cap comes before the mask.  Equals the chunked
+    form of Gemma4AudioAttention, which computes a block of frames at a time; all of it in float32 as there.
+    """
+    (U, _, H), R, real = q.shape, len(distances), wide(q.dtype)
+    per_dim = np.logaddexp(0, stored(per_dim_scale, q.dtype)).astype(q.dtype)  # softplus
+    queries = q.astype(real) * real.type(H**-0.5 / math.log(2)) * per_dim.astype(real)
+    keys = k.astype(real) * real.type(math.log(1 + math.e) / math.log(2))
+    content = queries[:, :, None] @ last_frames(keys, R)  # U N 1 R
+    position = queries.transpose(1, 0, 2) @ distances.astype(real).transpose(1, 2, 0)  # N U R
+    scores = softcap(content[:, :, 0].transpose(1, 0, 2) + position, cap)
+    back = np.arange(R)[::-1]
+    seen = (back < R - 1) & (back <= np.arange(U)[:, None])
+    scores = tap("scores", np.where(seen, scores, real.type(0)), "N U R")
+    probs = tap("probs", softmax(scores, seen), "N U R")
+    context = last_frames(v.astype(real), R) @ probs.transpose(1, 0, 2)[..., None]  # U N H 1
+    return context[..., 0].astype(q.dtype)
+
+
+def last_frames(x, R):
+    """Each frame with the R - 1 before it, zeros where the sound has not begun.  x: U N H  ->  U N H R, a view"""
+    before = np.zeros((R - 1, *x.shape[1:]), x.dtype)
+    return np.lib.stride_tricks.sliding_window_view(np.concatenate([before, x]), R, axis=0)
+
+
+def conv2d(x, w):
+    """3 x 3 convolution in steps of 2, over a border of zeros.  x: B U M   w: C B 3 3  ->  C U/2 M/2, rounded up"""
+    bordered = np.pad(x.astype(wide(x.dtype), copy=False), ((0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(bordered, (3, 3), axis=(1, 2))[:, ::2, ::2]  # B U M 3 3
+    y = np.tensordot(stored(w, x.dtype), windows, ((1, 2, 3), (0, 3, 4)))
+    return y.astype(x.dtype, copy=False)
+
+
+def causal_conv(x, w):
+    """One filter per channel, over this frame and those before it.  x: C U   w: C 1 k  ->  C U"""
+    k = w.shape[-1]
+    before = np.pad(x.astype(wide(x.dtype), copy=False), ((0, 0), (k - 1, 0)))
+    filters = stored(w, x.dtype)
+    y = sum(filters[:, :, j] * before[:, j : j + x.shape[1]] for j in range(k))
+    return y.astype(x.dtype, copy=False)
+
+
+def sinusoids(distances, C, dtype):
+    """Sines, then cosines, of each distance at C / 2 rates.  distances: R  ->  R C   (Vaswani et al. 2017)
+
+    The rates fall from 1 to 1/10000 radians per frame.  Every step is in the run's precision, as in Transformers.
+    """
+    rates = np.exp((np.arange(C // 2) * (-math.log(10000) / max(C // 2 - 1, 1))).astype(dtype))
+    turn = distances[:, None].astype(dtype) * rates
+    return np.concatenate([np.sin(turn), np.cos(turn)], -1)
+
+
+def center(pixels, dtype):
+    """Pixels from 0..1 to -1..1, rounded once to the run's dtype."""
+    y = pixels.astype(wide(dtype))
+    return (2 * (y - y.dtype.type(0.5))).astype(dtype)
+
+
+def mean_of_bins(x, bins):
+    """Mean of the rows of each bin, of which all have as many.  x: I C   bins: I, of 0..O-1  ->  O C"""
+    y = x.astype(wide(x.dtype), copy=False)[np.argsort(bins, kind="stable")].reshape(bins.max() + 1, -1, x.shape[1])
+    return (y * y.dtype.type(1 / y.shape[1])).sum(1).astype(x.dtype, copy=False)
+
+
+def widen(x, factor):
+    """x times a constant, left in float32: it may leave the range of the run's dtype."""
+    return x.astype(wide(x.dtype)) * wide(x.dtype).type(factor)
+
+
+def standardize(x, bias, scale, dtype):
+    """(x - bias) * scale, on what `widen` left wide; large numbers cancel here.  x: O C   bias, scale: C  ->  O C"""
+    return ((x - stored(bias, dtype)) * stored(scale, dtype)).astype(dtype)
+
+
+def narrow(x, dtype):
+    """What `widen` left wide, rounded to the run's dtype."""
+    return x.astype(dtype, copy=False)
 
 
 def matmul(a, b):

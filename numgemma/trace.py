@@ -13,7 +13,8 @@ EVERYTHING_BUT_MAPS = ("*", "!*.scores", "!*.probs")  # the T x S maps grow with
 
 NONE: Mapping[str, Callable] = MappingProxyType({})
 
-KEPT_WIDE = ("router.probs", "router.weights")  # routing stays in float32 in a bfloat16 run, as in Transformers
+# What stays in float32 in a bfloat16 run, as in Transformers: routing, pooled image patches, attention between frames.
+KEPT_WIDE = ("*router.probs", "*router.weights", "vision_tower*.pooler", "audio_tower*.scores", "audio_tower*.probs")
 
 
 class Tap:
@@ -26,6 +27,10 @@ class Tap:
     def at(self, scope):
         """The tap of a module inside this one."""
         return self
+
+    def watches(self, name):
+        """Whether anybody looks at the tensor `name`: if not, it need not be made."""
+        return False
 
 
 class Recorder(Tap):
@@ -48,6 +53,10 @@ class Recorder(Tap):
         inner.prefix, inner.sizes = f"{self.prefix}{scope}.", dict(self.sizes)  # a letter ends with its scope
         return inner
 
+    def watches(self, name):
+        full = self.prefix + name
+        return full in self.edits or selects(self.points, full)
+
     def __call__(self, name, x, axes=""):
         full = self.prefix + name
         self.check(full, x, axes)
@@ -66,7 +75,7 @@ class Recorder(Tap):
         for letter, size in zip(letters, x.shape, strict=True):
             if self.sizes.setdefault(letter, size) != size:
                 raise ValueError(f"{full}: {letter} is {self.sizes[letter]} in this scope, here it is {size}")
-        if x.dtype.kind != "i" and not full.endswith(KEPT_WIDE) and x.dtype != self.dtype:
+        if x.dtype.kind != "i" and x.dtype != self.dtype and not selects(KEPT_WIDE, full):
             raise ValueError(f"{full}: is {x.dtype} in a {self.dtype} run")
         finite = np.isfinite(x)
         if not finite.all():

@@ -20,10 +20,10 @@ import tiny  # noqa: E402
 from numgemma import load  # noqa: E402
 from numgemma.debug.capture import capture, describe  # noqa: E402
 from numgemma.dump import Dump  # noqa: E402
-from numgemma.media import NO_MEDIA, read_media  # noqa: E402
+from numgemma.media import NO_MEDIA, is_empty, read_media  # noqa: E402
 from numgemma.trace import EVERYTHING_BUT_MAPS  # noqa: E402
 
-POINTS = (*EVERYTHING_BUT_MAPS, "!audio_tower*.layer0.*")  # that one has 64 bins of 128 channels per frame
+WITH_MEDIA = (*EVERYTHING_BUT_MAPS, "!audio_tower*.layer0.*", "!layers.*.mlp.*")  # to keep the files small
 STORY = "Once upon a time, a little fox named Ruby lived near a river. One day she found a"
 
 
@@ -46,8 +46,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         for name, checkpoint, ids, text, dtype, media in runs(folder):
             model = load(checkpoint)
-            dump = Dump(describe(model, ids, dtype, POINTS, text))
-            capture(model, np.array(ids), dump, dtype, POINTS, media)
+            points = EVERYTHING_BUT_MAPS if is_empty(media) else WITH_MEDIA
+            dump = Dump(describe(model, ids, dtype, points, text))
+            capture(model, np.array(ids), dump, dtype, points, media)
             dump.save(HERE / f"{name}.safetensors")
             manifest[name] = {
                 "engine": dump.meta["engine"],

@@ -137,7 +137,9 @@ def test_diff_finds_a_broken_twin_at_the_layer_where_it_breaks(run, dumped, tmp_
     found = json.loads((tmp_path / "d.json").read_text())
     assert (found["schema"], found["verdict"]) == ("numgemma.diff/1", "differs")
     assert found["first"] == "layers.2.self_attn.q_norm"
-    assert {"name", "state", "rel", "cos", "scale", "worst_token", "worst_channel", "max_abs"} <= set(found["points"][0])
+    assert {"name", "state", "rel", "cos", "scale", "worst_token", "worst_channel", "max_abs"} <= set(
+        found["points"][0]
+    )
     assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -193,7 +195,9 @@ BAD_INPUTS = {
 @pytest.mark.parametrize("case", BAD_INPUTS)
 def test_an_inputs_file_that_cannot_be_run_is_refused(run, folders, tmp_path, case):
     save_file(BAD_INPUTS[case], tmp_path / "in.safetensors")
-    code, _, err = run("dump", folders["ple"], "--inputs", tmp_path / "in.safetensors", "-o", tmp_path / "o.safetensors")
+    code, _, err = run(
+        "dump", folders["ple"], "--inputs", tmp_path / "in.safetensors", "-o", tmp_path / "o.safetensors"
+    )
     assert code == 2
     assert "in.safetensors" in err
 

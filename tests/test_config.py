@@ -111,8 +111,10 @@ WRONG = {
         "rope_parameters of sliding_attention",
     ),
     "an unknown rope key": (
-        {"rope_parameters": tiny.TEXT["rope_parameters"] | {"sliding_attention": {
-            "rope_type": "default", "rope_theta": 1e4, "mscale": 2}}},
+        {
+            "rope_parameters": tiny.TEXT["rope_parameters"]
+            | {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "mscale": 2}}
+        },
         "unknown key 'mscale'",
     ),
     "experts without a number": ({"enable_moe_block": True}, "needs num_experts"),

@@ -11,6 +11,7 @@ import pytest
 from numgemma.debug import metrics
 from numgemma.debug.diff import diff, render, verdict
 from numgemma.debug.plot import plot
+from numgemma.debug.precision import TOLERANCES
 from numgemma.dump import Dump, new_meta, read_dump
 from numgemma.errors import InputError
 
@@ -74,7 +75,7 @@ def test_one_garbage_token_of_64_at_a_thousandth_of_the_scale_is_caught_by_its_o
     y[17] = 1e-3 * normal(256, seed=1)
     p = only(x, y, precision="bfloat16")
     assert p.state == "DIFFERS"
-    assert p.rel < metrics.TOLERANCES["bfloat16"].rel / 100
+    assert p.rel < TOLERANCES["bfloat16"].rel / 100
     assert p.worst_token > 1
     assert p.worst_token_at == [17]
 
@@ -98,7 +99,7 @@ def test_a_dead_channel_too_quiet_for_the_tensors_error_is_still_caught():
     y = x.copy()
     y[:, 900] = 0
     p = only(x, y)
-    assert p.rel < metrics.TOLERANCES["float32"].rel
+    assert p.rel < TOLERANCES["float32"].rel
     assert p.state == "DIFFERS"
 
 

@@ -76,7 +76,9 @@ def test_a_header_that_outgrows_its_room_is_moved(tmp_path):
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), max_size=4), st.sampled_from(["<f4", "<f8", "<f2", "b"]))
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), max_size=4), st.sampled_from(["<f4", "<f8", "<f2", "b"])
+)
 def test_any_shape_survives_the_file(tmp_path_factory, shapes, dtype):
     dtype = ml_dtypes.bfloat16 if dtype == "b" else np.dtype(dtype)
     path = tmp_path_factory.mktemp("dumps") / "d.safetensors"
@@ -131,6 +133,12 @@ def test_a_killed_run_leaves_no_file_that_loads(tmp_path):
     for name in left_behind(tmp_path):
         with pytest.raises(InputError):
             numgemma.read_dump(tmp_path / name)
+
+
+def test_where_the_system_cannot_reserve_room_it_is_written(dump, tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "posix_fallocate")
+    dump.save(tmp_path / "d.safetensors")
+    np.testing.assert_array_equal(numgemma.read_dump(tmp_path / "d.safetensors")["logits"], dump["logits"])
 
 
 def test_a_full_disk_is_one_sentence_and_no_file(tmp_path, monkeypatch):

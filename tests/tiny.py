@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from numgemma import layout
 from numgemma.config import read_config
 from numgemma.layout import key_value_shapes, tensor_shapes
 
@@ -70,11 +71,100 @@ PLE = TEXT | {  # as E2B and E4B; two sharing layers of each kind
 }
 VARIANTS = {"dense": DENSE, "moe": MOE, "ple": PLE}
 
+# The towers, small; all else as released.
+VISION = {
+    "model_type": "gemma4_vision",
+    "hidden_size": 20,
+    "intermediate_size": 28,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 8,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+    "pooling_kernel_size": 3,
+    "patch_size": 16,
+    "position_embedding_size": 40,
+    "use_clipped_linears": True,
+    "standardize": False,
+}
+AUDIO = {
+    "model_type": "gemma4_audio",
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_act": "silu",
+    "subsampling_conv_channels": [128, 4],  # the first is 128 also where Transformers needs the number of mel bins
+    "conv_kernel_size": 5,
+    "residual_weight": 0.5,
+    "attention_chunk_size": 4,
+    "attention_context_left": 5,
+    "attention_context_right": 0,
+    "attention_logit_cap": 5.0,
+    "attention_invalid_logits_value": -1e9,
+    "use_clipped_linears": True,
+    "rms_norm_eps": 1e-6,
+    "gradient_clipping": 1e10,
+    "output_proj_dims": 18,
+}
+IDS = {"image": 190, "audio": 191, "video": 192, "boi": 193, "eoi": 194, "boa": 195, "eoa": 196}
+WHOLE = {
+    "architectures": ["Gemma4ForConditionalGeneration"],
+    "model_type": "gemma4",
+    **{f"{name}_token_id": i for name, i in IDS.items() if name != "eoa"},
+    "eoa_token_index": IDS["eoa"],
+    "tie_word_embeddings": True,
+}
+LARGE = VISION | {"use_clipped_linears": False, "standardize": True, "head_dim": 12}
+E4B = WHOLE | {  # a per-layer input too wide to lie in GELU's tail as a whole, where float32 has few digits
+    "text_config": PLE | {"hidden_size_per_layer_input": 24},
+    "vision_config": VISION,
+    "audio_config": AUDIO,
+}
+A4B = WHOLE | {  # as 26B-A4B, but for its two key/value heads per four query heads in the tower
+    "text_config": MOE | {"use_bidirectional_attention": "vision"},
+    "vision_config": LARGE | {"num_attention_heads": 4, "num_key_value_heads": 2},
+    "audio_config": None,
+}
+B31 = WHOLE | {"text_config": DENSE | {"use_bidirectional_attention": "vision"}, "vision_config": LARGE}
+MULTIMODAL = {"e4b": E4B, "26b": A4B, "31b": B31}
+
+# What the prompts of the tests hold: patches across and down of images and of a video's frames, mel frames of clips.
+CONTENT = {
+    "e4b": {"images": [(6, 3)], "clips": [35]},
+    "26b": {"images": [(9, 9), (6, 3)]},
+    "31b": {"images": [(3, 9)], "videos": [[(6, 3), (6, 3)]]},
+}
+
+
+# Of two bounds with only an activation between them, the tighter one bites: now the first, now the second.
+NEVER_BITES = tuple(
+    f"{linear}_{end}"
+    for linear in ("feed_forward1.ffw_layer_2.input", "feed_forward2.ffw_layer_1.output")
+    for end in ("min", "max")
+)
+
+
+def random_bound(name, rng):
+    """One that bites: smaller behind a mean or a product, and near 0 where SiLU has its lower end."""
+    if name.endswith(NEVER_BITES):
+        return 9.0
+    if name.endswith(("linear_end.input_min", "ffw_layer_2.input_min")):
+        return rng.uniform(0.1, 0.2)
+    inner = any(f".{linear}." in name for linear in ("o_proj", "post", "down_proj", "linear_end", "ffw_layer_2"))
+    return rng.uniform(0.3, 0.6) if inner else rng.uniform(0.7, 1.4)
+
 
 def random_tensor(name, shape, rng):
     """A value no default equals: norms, scalars and scales around 1 but not 1, matrices scaled by their fan-in."""
     if "k_norm" in name:
         return rng.uniform(0.1, 0.6, shape)  # below 1, as in released models: it stands in for 1 / sqrt(H)
+    if name.endswith(("put_min", "put_max")):
+        bound = random_bound(name, rng)
+        return -bound if name.endswith("min") else bound
+    if name.endswith(("std_bias", "output_proj.bias", "per_dim_scale")):
+        return rng.standard_normal(shape)
     if len(shape) <= 1:
         return rng.uniform(0.3, 1.7, shape)
     spread = 0.15 if "embed_tokens" in name else 1.6 * shape[-1] ** -0.5  # so that the branches count in the stream
@@ -99,7 +189,9 @@ def leftover_tensors(raw, seed=1):
     return found
 
 
-def stored_name(short, prefix):
+def stored_name(short, prefix, raw):
+    if raw["model_type"] == "gemma4":
+        return layout.stored_name(short, "gemma4")
     return short if short.startswith("lm_head") else prefix + short
 
 
@@ -108,7 +200,7 @@ def write(folder, raw, tensors=None, dtype="bfloat16", prefix="model.", generati
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = random_tensors(raw) if tensors is None else tensors
-    stored = {stored_name(name, prefix): np.asarray(x, DTYPES[dtype]) for name, x in tensors.items()}
+    stored = {stored_name(name, prefix, raw): np.asarray(x, DTYPES[dtype]) for name, x in tensors.items()}
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(raw))
     generation = generation or {"eos_token_id": raw.get("eos_token_id", 1)}
@@ -119,3 +211,51 @@ def write(folder, raw, tensors=None, dtype="bfloat16", prefix="model.", generati
 def prompt(raw, tokens, seed=0):
     """Random token ids of the vocabulary's ordinary tokens."""
     return np.random.default_rng(seed).integers(3, raw["vocab_size"], tokens)
+
+
+def multimodal_prompt(name, content=None, seed=2):
+    """Ids, and a processor's arrays by name, for one of MULTIMODAL."""
+    content, rng = content or CONTENT[name], np.random.default_rng(seed)
+    arrays, ids = {}, [2, *text(rng)]
+    images, videos, clips = (content.get(kind, []) for kind in ("images", "videos", "clips"))
+    for across, down in images:
+        ids += [IDS["boi"], *[IDS["image"]] * (across * down // 9), IDS["eoi"], *text(rng)]
+    for video in videos:
+        for across, down in video:
+            ids += [*text(rng), IDS["boi"], *[IDS["video"]] * (across * down // 9), IDS["eoi"]]
+    for length in clips:
+        ids += [IDS["boa"], *[IDS["audio"]] * -(-length // 4), IDS["eoa"], *text(rng)]
+    if images:
+        arrays["pixel_values"], arrays["image_position_ids"] = pictures(images, rng)
+    if videos:
+        frames = [frame for video in videos for frame in video]
+        arrays["pixel_values_videos"], arrays["video_position_ids"] = pictures(frames, rng)
+        arrays["num_frames_per_video"] = np.array([len(video) for video in videos])
+    if clips:
+        arrays["input_features"], arrays["input_features_mask"] = sounds(clips, rng)
+    return np.array(ids), arrays
+
+
+def text(rng):
+    return rng.integers(3, 190, 3)
+
+
+def pictures(sizes, rng, padding=9):
+    """Random pixels and positions, padded as a processor pads: zeros, and -1, -1."""
+    longest = max(across * down for across, down in sizes) + padding
+    pixels, positions = np.zeros((len(sizes), longest, 768), np.float32), np.full((len(sizes), longest, 2), -1)
+    for i, (across, down) in enumerate(sizes):
+        n = across * down
+        pixels[i, :n] = rng.integers(0, 256, (n, 768)) / 255
+        positions[i, :n] = np.stack(np.meshgrid(range(across), range(down)), -1).reshape(n, 2)
+    return pixels, positions
+
+
+def sounds(lengths, rng, padding=7):
+    """Random log-mel frames of clips, padded with zeros, and their mask."""
+    longest = max(lengths) + padding
+    features, mask = np.zeros((len(lengths), longest, 128), np.float32), np.zeros((len(lengths), longest), bool)
+    for i, length in enumerate(lengths):
+        features[i, :length] = rng.normal(-3, 2, (length, 128))
+        mask[i, :length] = True
+    return features, mask

@@ -4,11 +4,31 @@ import argparse
 import os
 import sys
 
-from numgemma.cli import capture, demo, diff, dump, generate, inspect
+from numgemma.cli import (
+    capture,
+    demo,
+    diff,
+    dump,
+    floor,
+    generate,
+    inspect,
+    lineage,
+    lint,
+    precheck,
+    preprocess,
+    replay,
+    seams,
+    show,
+    stack,
+    synth,
+    transplant,
+    whatif,
+)
 from numgemma.errors import InputError, NonFiniteError
 from numgemma.version import __version__
 
-VERBS = (inspect, generate, dump, capture, diff, demo)
+VERBS = (inspect, generate, preprocess, dump, capture, precheck, floor, diff, replay, whatif, show, demo)
+VERBS += (synth, stack, transplant, lint, lineage, seams)
 
 EPILOG = """exit codes: 0 same or done, 1 the dumps differ, 2 wrong usage or input, 3 not comparable, 4 NaN or infinity
 

@@ -19,6 +19,7 @@ def run(args):
     for prompt in read_prompts(args, model):
         out = numbered(args.out, prompt.suffix)
         with DumpWriter(out, capture.describe(model, prompt.ids, args.dtype, args.points, prompt.text)) as writer:
-            capture.capture(model, model.checked(prompt.ids), writer, args.dtype, args.points)
+            ids = model.checked(prompt.ids, prompt.media)
+            capture.capture(model, ids, writer, args.dtype, args.points, prompt.media)
         print(f"{out}: {len(writer.entries)} points over {len(prompt.ids)} tokens, {out.stat().st_size / 1e6:.1f} MB")
     return 0

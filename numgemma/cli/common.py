@@ -1,13 +1,17 @@
-"""What several verbs share: the prompt in its three forms, the points to keep, a progress bar."""
+"""What several verbs share: the prompt in its four forms, the points to keep, a progress bar."""
 
+import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from numgemma.chat import attachments, read_chat, render_chat
 from numgemma.checkpoint import open_safetensors
+from numgemma.cli.files import add_files, chat_files, given_files, join, place
 from numgemma.errors import InputError
+from numgemma.media import NAMES, NO_MEDIA, Media, read_media
 from numgemma.model import Model
 from numgemma.trace import EVERYTHING_BUT_MAPS, selects
 
@@ -19,16 +23,29 @@ class Prompt:
     ids: list[int]
     text: str | None = None
     suffix: str = ""
+    media: Media = NO_MEDIA
 
 
-def add_prompt(parser, inputs=True):
-    group = parser.add_mutually_exclusive_group(required=True)
+def add_prompt(parser, inputs=True, required=True):
+    group = parser.add_mutually_exclusive_group(required=required)
     group.add_argument("--prompt", metavar="TEXT", help="text, tokenised with the checkpoint's tokenizer.json")
+    group.add_argument(
+        "--chat", metavar="FILE.json", help='messages as [{"role": "user", "content": "Hello"}]; - is standard input'
+    )
     group.add_argument("--ids", metavar="2,105,9", help="token ids, separated by commas")
     if inputs:
         group.add_argument(
             "--inputs", metavar="FILE", help="a .safetensors file with what Transformers' processor returns"
         )
+    add_files(parser.add_argument_group("files, with --prompt or --chat"))
+    add_chat(parser.add_argument_group("options of --chat"))
+
+
+def add_chat(group):
+    thinking = argparse.BooleanOptionalAction
+    group.add_argument("--thinking", action=thinking, help="think first, or not (default: as the template decides)")
+    group.add_argument("--tools", metavar="FILE.json", help="JSON schemas of the functions that the model may call")
+    group.add_argument("--template", metavar="NAME", help="one of the checkpoint's templates, or a .jinja file")
 
 
 def add_points(parser):
@@ -43,22 +60,51 @@ def add_points(parser):
 
 
 def read_prompts(args, model: Model) -> list[Prompt]:
-    """The sequences that --prompt, --ids or --inputs name."""
+    """The sequences that --prompt, --chat, --ids or --inputs name."""
+    if args.chat is not None:
+        return [encode_chat(args, model)]
+    for option in ("thinking", "tools", "template"):
+        if getattr(args, option) is not None:
+            raise InputError(f"--{option} is an option of --chat; give the messages with --chat FILE.json.")
     if args.prompt is not None:
-        return [encode(args.prompt, model)]
+        return [encode(args, model)]
+    for option in ("image", "audio", "video", "soft_tokens"):
+        if getattr(args, option):
+            raise InputError(f"--{option.replace('_', '-')} joins a text; give it with --prompt or --chat.")
     if args.ids is not None:
         return [Prompt(parse_ids(args.ids))]
     return read_inputs(Path(args.inputs))
 
 
-def encode(text, model) -> Prompt:
-    ids = model.tokenizer.encode(text)
+def encode(args, model) -> Prompt:
+    files = given_files(args)
+    text = place(args.prompt, files, model.config, model.tokenizer)
+    return joined(text, files, args, model, model.tokenizer.encode, "tokenizer")
+
+
+def encode_chat(args, model) -> Prompt:
+    chat = read_chat(args.chat, args.tools)
+    files = chat_files(attachments(chat.messages), given_files(args), args.chat)
+    text = render_chat(model.checkpoint.folder, **vars(chat), thinking=args.thinking, template=args.template)
+    return joined(text, files, args, model, model.tokenizer.encode_rendered, "template")
+
+
+def joined(text, files, args, model, encode, by) -> Prompt:
+    """A text and the files that its placeholders stand for; both as they enter the model."""
+    if not any(files.values()):
+        return prompt_of(encode(text), text, model, by)
+    arrays = join(text, files, args, model.checkpoint.folder, model.config, model.tokenizer, encode)
+    return prompt_of(arrays["input_ids"][0].tolist(), text, model, by, read_media(arrays))
+
+
+def prompt_of(ids, text, model, by, media=NO_MEDIA) -> Prompt:
+    """The prompt, with a word on the terminal where it does not begin as Gemma's should."""
     bos = model.config.text.bos_token_id
     if not ids:
-        raise InputError("The prompt is empty, and the tokenizer adds nothing to it; give some text.")
+        raise InputError(f"The prompt is empty, and the {by} adds nothing to it; give some text.")
     if bos is not None and bos not in ids:
-        print(f"numgemma: the tokenizer put no <bos> ({bos}) before the prompt; Gemma expects one.", file=sys.stderr)
-    return Prompt(ids, text)
+        print(f"numgemma: the {by} put no <bos> ({bos}) before the prompt; Gemma expects one.", file=sys.stderr)
+    return Prompt(ids, text, media=media)
 
 
 def parse_ids(text) -> list[int]:
@@ -73,19 +119,31 @@ def read_inputs(path) -> list[Prompt]:
     found, _, _ = open_safetensors(path)
     if "input_ids" not in found:
         raise InputError(f"{path}: has no input_ids; save what Transformers' processor or tokenizer returns.")
-    others = sorted(found.keys() - {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
-    if others or any(found[name].any() for name in ("mm_token_type_ids",) if name in found):
-        raise InputError(f"{path}: holds images or sound ({(others or ['mm_token_type_ids'])[0]}); give text alone.")
+    others = sorted(found.keys() - {"input_ids", "attention_mask", "token_type_ids", *NAMES})
+    if others:
+        raise InputError(f"{path}: holds '{others[0]}', which no processor of Gemma 4 returns; leave it out.")
     rows = np.atleast_2d(found["input_ids"])
     keep = np.atleast_2d(found.get("attention_mask", np.ones_like(rows))).astype(bool)
     if rows.ndim != 2 or rows.dtype.kind not in "iu" or keep.shape != rows.shape:
         raise InputError(f"{path}: input_ids and attention_mask should be integers of one shape, [rows, tokens].")
     if (np.abs(np.diff(keep, axis=1)).sum(1) > 1).any() or not keep.any(1).all():
         raise InputError(f"{path}: attention_mask should leave one unbroken run of tokens in every row.")
+    if len(rows) == 1:
+        return [Prompt(rows[0][keep[0]].tolist(), media=read_media(unpadded(found, keep[0]), str(path)))]
+    if found.keys() & set(NAMES) - {"mm_token_type_ids"} or np.any(found.get("mm_token_type_ids", 0)):
+        raise InputError(f"{path}: holds {len(rows)} prompts with images or sound; save one at a time.")
     return [
-        Prompt([int(i) for i in row[kept]], suffix=f".{n}" if len(rows) > 1 else "")
+        Prompt([int(i) for i in row[kept]], suffix=f".{n}")
         for n, (row, kept) in enumerate(zip(rows, keep, strict=True))
     ]
+
+
+def unpadded(found, keep):
+    """The arrays of one prompt, its token types without those of padding."""
+    types = np.atleast_2d(found["mm_token_type_ids"]) if "mm_token_type_ids" in found else None
+    if types is None or types.shape != (1, len(keep)):
+        return found
+    return found | {"mm_token_type_ids": types[0][keep]}
 
 
 def numbered(path: Path, suffix: str) -> Path:

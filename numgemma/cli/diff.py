@@ -1,13 +1,19 @@
-"""Compare two dumps: say where B first parts from A, and show the telling points."""
+"""Compare two dumps: say where B first parts from A, and show the telling points.
+
+With --floor every error is judged by what rounding alone makes of that point; without, by a table of tolerances.
+"""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
+from numgemma.cli.report import add_report, write_report
+from numgemma.debug.align import NameMap, parse_map
 from numgemma.debug.diff import diff, render
-from numgemma.dump import read_dump
+from numgemma.debug.floor import cache_path, cached_floor, read_floor, write_whole
+from numgemma.debug.precision import coarser, of_run
+from numgemma.debug.readers import read_any, summary
 from numgemma.errors import InputError
+from numgemma.model import load
 
 
 def add_arguments(parser):
@@ -17,27 +23,67 @@ def add_arguments(parser):
     parser.add_argument("--all", action="store_true", help="print every point, not a dozen")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole comparison as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the error against depth")
+    add_report(parser)
+    parser.add_argument(
+        "--floor", nargs="+", metavar="F", default=[], help="floors by `numgemma floor`; auto: that of these dumps"
+    )
+    parser.add_argument("--ckpt", metavar="CKPT", help="for --floor auto: measure it where the cache has none")
+    parser.add_argument("--truth", metavar="T", help="a third dump, in float64 at best: says which side is off")
+    parser.add_argument("--tolerance", type=float, metavar="X", help="the relative error to allow without a floor")
+    parser.add_argument(
+        "--layer-map", metavar="MAP", help="A's layers and B's, as 18:10,20-22:11-13, or a file with pairs of names"
+    )
+    parser.add_argument("--map", metavar="FILE", help="names of another engine's dump -> ours, for A or B or both")
+    parser.add_argument("--allow-missing", nargs="+", metavar="GLOB", default=[], help="these need not be in both")
+    parser.add_argument(
+        "--fail-on",
+        choices=("point", "logits", "never"),
+        default="point",
+        help="what makes the exit code 1 (or 4): any point, the logits alone, nothing; default: point",
+    )
 
 
 def run(args):
-    found = diff(read_dump(args.a), read_dump(args.b), args.points)
+    config = load(args.ckpt).config.text if args.ckpt else None
+    a, b = (read_any(path, args.map, config) for path in (args.a, args.b))
+    found = diff(
+        a,
+        b,
+        args.points,
+        tolerance=args.tolerance,
+        floor=floors(args, a, b),
+        truth=read_any(args.truth, config=config) if args.truth else None,
+        mapping=parse_map(args.layer_map) if args.layer_map else NameMap(),
+        allow_missing=args.allow_missing,
+    )
+    for line in filter(None, (summary(dump) for dump in (a, b))):
+        print(line)
     print(render(found, args.all))
     if args.json:
-        write_text(args.json, json.dumps(found.to_json(), indent=1, allow_nan=False))
+        write_whole(args.json, json.dumps(found.to_json(), indent=1, allow_nan=False))
     if args.plot and found.points:
         from numgemma.debug.plot import plot
 
         plot(found, args.plot, f"{Path(args.b).name} against {Path(args.a).name}")
-    return found.exit_code
+    write_report(args, args.ckpt, a, b, found)
+    return found.exit_code_for(args.fail_on)
 
 
-def write_text(path, text):
-    """The whole file or none."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --json.") from error
+def floors(args, a, b):
+    """The floors that were named, or the one that these dumps need."""
+    if args.floor != ["auto"]:
+        return [read_floor(path) for path in args.floor]
+    precision = coarser(*(of_run(dump) for dump in (a, b)))
+    ids = next((dump.meta["ids"] for dump in (a, b) if dump.meta.get("ids") is not None), None)
+    if ids is None:
+        raise InputError("--floor auto needs the token ids, which neither dump has; measure one with `numgemma floor`.")
+    if args.ckpt:
+        return [cached_floor(load(args.ckpt), ids, precision)]
+    for dump in (a, b):
+        path = cache_path(dump.meta.get("model") or {}, ids, precision)
+        if path.exists():
+            return [read_floor(path)]
+    raise InputError(
+        f"--floor auto: no {precision} floor of these dumps is in the cache; add --ckpt CKPT, "
+        f"or measure one with `numgemma floor CKPT {args.b}`."
+    )

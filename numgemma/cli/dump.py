@@ -24,6 +24,6 @@ def run(args):
         out = numbered(args.out, prompt.suffix)
         with DumpWriter(out, model.describe(prompt.ids, args.points, prompt.text)) as writer:
             sink = Progress(writer, args.points, model.config.text.num_hidden_layers)
-            model.record_into(sink, prompt.ids, ["*"], prefill=args.prefill)
+            model.record_into(sink, prompt.ids, ["*"], prefill=args.prefill, media=prompt.media)
         print(f"{out}: {len(writer.entries)} points over {len(prompt.ids)} tokens, {out.stat().st_size / 1e6:.1f} MB")
     return 0

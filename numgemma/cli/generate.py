@@ -6,6 +6,7 @@ import time
 from numgemma.cli.common import add_prompt, read_prompts
 from numgemma.errors import InputError
 from numgemma.model import PRECISIONS, load
+from numgemma.surgery.loops import described, repetition
 from numgemma.tokenizer import stream
 
 
@@ -18,6 +19,8 @@ def add_arguments(parser):
     parser.add_argument("--top-p", type=float, metavar="P", help="sample among the likeliest tokens of probability P")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the sampling; default: 0")
     parser.add_argument("--ignore-eos", action="store_true", help="go on past a stop token")
+    parser.add_argument("--show-special", action="store_true", help="print <|channel>, <turn|> and the like too")
+    parser.add_argument("--loops", action="store_true", help="say how much the new text repeats itself")
     parser.add_argument("--print-ids", action="store_true", help="print the new token ids alone on the last line")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: float32")
 
@@ -31,16 +34,19 @@ def run(args):
     (prompt,) = read_prompts(args, model)
     sampling = model.sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
     new: list[int] = []
-    ids = noted(model.continued(prompt.ids, args.max_new_tokens, sampling, args.ignore_eos), new)
+    ids = noted(model.continued(prompt.ids, args.max_new_tokens, sampling, args.ignore_eos, prompt.media), new)
     begun = time.perf_counter()
     if (model.checkpoint.folder / "tokenizer.json").exists():
-        show(prompt, ids, model.tokenizer)
+        begin = "" if args.chat is not None else prompt.text or model.tokenizer.decode(prompt.ids)
+        show(begin, stream(model.tokenizer, ids, args.show_special))
     elif args.print_ids:
         list(ids)
     else:
         raise InputError(f"{model.checkpoint.folder}: has no tokenizer.json to write text with; add --print-ids.")
     seconds = time.perf_counter() - begun
     print(f"{len(new)} tokens in {seconds:.1f} s, {len(new) / seconds:.1f} a second", file=sys.stderr)
+    if args.loops:
+        print(described(repetition(new)))
     if args.print_ids:
         print(",".join(map(str, new)))
     return 0
@@ -52,8 +58,8 @@ def noted(ids, into):
         yield i
 
 
-def show(prompt, ids, tokenizer):
-    print(prompt.text or tokenizer.decode(prompt.ids), end="", flush=True)
-    for piece in stream(tokenizer, ids):
+def show(begin, pieces):
+    print(begin, end="", flush=True)
+    for piece in pieces:
         print(piece, end="", flush=True)
     print(flush=True)

@@ -9,7 +9,7 @@ from numgemma import layout
 from numgemma.checkpoint import open_checkpoint, parse_object
 from numgemma.config import Config, read_config
 from numgemma.errors import InputError
-from numgemma.model import DATA, check_text_tensors, resolve
+from numgemma.model import DATA, check_model_tensors, resolve
 
 COLUMNS = ("layer", "attention", "window", "N", "K", "H", "F", "keys of", "values", "rope base", "turning", "experts")
 LEGEND = """N query heads, K key/value heads, H head width, F feed-forward width; "keys of": a layer that shares reads
@@ -34,7 +34,7 @@ def describe(name):
     if path.exists():
         checkpoint = open_checkpoint(path)
         config = read_config(checkpoint.config, str(checkpoint.folder / "config.json"))
-        check_text_tensors(checkpoint.weights, config)
+        check_model_tensors(checkpoint.weights, config)
         tensors = checkpoint.weights.tensors
         shapes = in_order({name: x.shape for name, x in tensors.items()}, config)
         sizes = total((str(x.dtype), x.nbytes) for x in tensors.values())

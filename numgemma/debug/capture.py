@@ -11,10 +11,15 @@ from pathlib import Path
 from unittest.mock import patch
 
 import ml_dtypes
+import numpy as np
 
+from numgemma.debug.towers import Towers
 from numgemma.dump import new_meta
 from numgemma.errors import InputError
+from numgemma.layout import TOWERS
+from numgemma.media import NO_MEDIA, is_empty
 from numgemma.model import Model, fingerprint
+from numgemma.multimodal import placeholders
 from numgemma.trace import EVERYTHING_BUT_MAPS, selects
 
 # What a module returns, in the axes of our point.  All other leaf modules return "T D".
@@ -38,7 +43,7 @@ def import_hf():
     return torch, transformers
 
 
-def capture(model: Model, ids, sink, dtype="float32", points=EVERYTHING_BUT_MAPS):
+def capture(model: Model, ids, sink, dtype="float32", points=EVERYTHING_BUT_MAPS, media=NO_MEDIA):
     """Run `ids` once through Transformers and hand each point to sink.keep(name, x, axes).  ids: T
 
     Without a cache, and with the logits of all tokens: otherwise Transformers computes the layers that share keys
@@ -46,10 +51,23 @@ def capture(model: Model, ids, sink, dtype="float32", points=EVERYTHING_BUT_MAPS
     """
     torch, _ = import_hf()
     hf = load_hf(model.checkpoint.folder, getattr(torch, dtype))
-    catcher = Catcher(model.config.text, len(ids), sink, points)
+    catcher = Catcher(model.config, len(ids), sink, points, media)
+    inputs = {name: torch.tensor(x) for name, x in hf_inputs(ids, media, model.config).items()}
     with torch.no_grad(), catcher.listening(hf):
-        out = hf(input_ids=torch.tensor([[int(i) for i in ids]]), use_cache=False, logits_to_keep=0)
+        out = hf(**inputs, use_cache=False, logits_to_keep=0)
     catcher.keep("logits", out.logits, "T V")
+
+
+def hf_inputs(ids, media, config):
+    """What Transformers' forward pass is called with: a batch of one prompt, and its media."""
+    ids = np.asarray(ids)
+    if is_empty(media):
+        return {"input_ids": ids[None]}
+    given = {name: x for name, x in vars(media).items() if x is not None}
+    kinds = {"image": 1, "video": 2, "audio": 3}
+    types = sum(kinds[kind] * (ids == i) for kind, i in placeholders(config).items())
+    types = given.get("mm_token_type_ids", types)  # without them Transformers would let no image see itself
+    return given | {"input_ids": ids[None], "mm_token_type_ids": types[None]}
 
 
 def load_hf(folder: Path, dtype):
@@ -81,9 +99,11 @@ def to_numpy(x):
 class Catcher:
     """Gives what flows through a Transformers model the names of our points, and passes it on to a sink."""
 
-    def __init__(self, config, tokens, sink, points):
-        self.config, self.sink, self.points = config, sink, points
-        self.sizes = {"T": tokens, "S": tokens, "L": config.num_hidden_layers}
+    def __init__(self, config, tokens, sink, points, media):
+        self.config, self.sink, self.points, self.media = config.text, sink, points, media
+        self.towers = Towers(config, media, self.keep_piece)
+        self.sizes = {"T": tokens, "S": tokens, "L": self.config.num_hidden_layers}
+        self.attention, self.to_rotate = None, []  # of the decoder layer that is running; of none in a tower
         self.after_attention = None  # of the layer that is running
 
     def keep(self, name, x, axes):
@@ -92,6 +112,11 @@ class Catcher:
             *front, _ = axes.split()
             self.sink.keep(name, to_numpy(x).reshape([*(self.sizes[a] for a in front), -1]), axes)
 
+    def keep_piece(self, name, x, axes):
+        """What a tower made of one picture or clip: it has no batch axis."""
+        if selects(self.points, name):
+            self.sink.keep(name, to_numpy(x), axes)
+
     @contextmanager
     def listening(self, hf):
         """Hooks on every module and three functions of the modelling file replaced, for as long as this lasts."""
@@ -99,8 +124,12 @@ class Catcher:
         text = hf.get_decoder()
         with ExitStack() as stack:
             for name, module in hf.named_modules():
-                for handle in self.hook(module, name.removeprefix("model.").removeprefix("language_model.")):
+                short = name.removeprefix("model.").removeprefix("language_model.")
+                for handle in () if short.startswith(TOWERS) else self.hook(module, short):
                     stack.callback(handle.remove)
+            if not is_empty(self.media):
+                stack.enter_context(self.towers.listening(hf))
+                stack.callback(text.register_forward_pre_hook(self.merged, with_kwargs=True).remove)
             stack.enter_context(patch.object(modelling, "apply_rotary_pos_emb", self.rotary(modelling)))
             stack.enter_context(patch.object(modelling, "eager_attention_forward", self.eager(modelling)))
             if self.config.hidden_size_per_layer_input:
@@ -133,6 +162,9 @@ class Catcher:
                 lambda m, x, out: self.keep(f"{layer}.after_mlp", self.after_attention + out, "T D")
             )
 
+    def merged(self, text, args, kwargs):
+        self.keep("inputs_embeds", kwargs["inputs_embeds"], "T D")
+
     def enter(self, layer):
         spec = self.config.layers[int(layer.rpartition(".")[2])]
         self.sizes |= {"N": spec.N, "K": spec.K}
@@ -156,6 +188,8 @@ class Catcher:
 
         def apply_rotary_pos_emb(x, *args, **kwargs):
             y = original(x, *args, **kwargs)
+            if self.attention is None:
+                return y
             point = self.to_rotate.pop(0)
             self.keep(f"{self.attention}.{point}", y, "T N H" if point == "q_rope" else "T K H")
             return y
@@ -170,6 +204,9 @@ class Catcher:
             scores = query @ modelling.repeat_kv(key, module.num_key_value_groups).transpose(2, 3)
             if attention_mask is not None:
                 scores = scores.masked_fill(attention_mask < 0, 0)  # as our point: what the mask hides reads as 0
+            if self.attention is None:
+                self.towers.patch_maps(scores * module.scaling, probs)
+                return y, probs
             self.keep(f"{self.attention}.scores", scores * module.scaling, "N T S")
             self.keep(f"{self.attention}.probs", probs, "N T S")
             return y, probs

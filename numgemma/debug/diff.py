@@ -1,112 +1,351 @@
 """Compare two dumps point by point, and say where they first part.
 
-`a` is the reference and `b` the candidate.  A point is SAME, DIFFERS, MISSING (one dump should have it and does not) or
-NOT COMPARABLE (its shape or axes differ); only SAME is a pass.
+`a` is the reference and `b` the candidate.  With a floor (floor.py) a point is BIT-EXACT, NOISE, SUSPECT or FAULT by
+the size of its errors against that of rounding alone; INHERITED where it is off but reads a point that is, so that the
+error may come from there (`replay` tells); TIE where noise turned a choice; NON-FINITE, UNMEASURED or NOT COMPARABLE
+where there is no number.  Without a floor a table of tolerances decides: SAME, DIFFERS, MISSING or NOT COMPARABLE.
+
+A point that one dump should have and does not is never a pass.
 """
 
-import math
-import re
-import shutil
-import textwrap
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from itertools import zip_longest
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
-from numgemma.debug import metrics
-from numgemma.debug.metrics import TOLERANCES
+import numpy as np
+
+from numgemma.debug import hints, known, logits, metrics
+from numgemma.debug.align import NameMap, aligned
+from numgemma.debug.floor import Floor
+from numgemma.debug.inherit import hands_on
+from numgemma.debug.judge import NOISE_TO, Bench, Limits, bench, score, state_of, widened, with_step
+from numgemma.debug.precheck import DIFFERS as OTHER
+from numgemma.debug.precheck import UNKNOWN, precheck
+from numgemma.debug.precision import TOLERANCES, coarser, decimal_step, declared, of_run
+from numgemma.debug.render import render, verdict
+from numgemma.debug.result import (
+    BAD,
+    BIT_EXACT,
+    DIFFERS,
+    FAULT,
+    GOOD,
+    INHERITED,
+    MISSING,
+    NON_FINITE,
+    NOT_COMPARABLE,
+    SAME,
+    TIE,
+    UNMEASURED,
+    Diff,
+    PointDiff,
+)
+from numgemma.debug.ties import SIGMAS, flips_of_experts, layer_of, touched
+from numgemma.debug.truth import Truth, check_truth
+from numgemma.dump import Dump
+from numgemma.errors import InputError
 from numgemma.trace import selects
 
-if TYPE_CHECKING:
-    from numgemma.dump import Dump
+__all__ = ["Diff", "PointDiff", "diff", "render", "verdict"]
 
-SAME, DIFFERS, MISSING, NOT_COMPARABLE = "SAME", "DIFFERS", "MISSING", "NOT COMPARABLE"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PointDiff(metrics.Measure):
-    """One point of both dumps: its state, and its numbers where it has any."""
-
-    name: str
-    state: str
-    reason: str = ""
-    tolerance: float | None = None
-    tolerance_that_passes: float | None = None
+SAME_NAMES = NameMap()
+HINTED = 2  # points that are off, and not for another's sake, that hints are looked for
 
 
-@dataclass(frozen=True, kw_only=True)
-class Diff:
-    """The comparison of two dumps; points stand in order of execution."""
-
-    verdict: str
-    first: str | None = None
-    points: list[PointDiff] = field(default_factory=list)
-    reason: str = ""
-    warnings: list[str] = field(default_factory=list)
-    nonfinite: list[str] = field(default_factory=list)
-    not_recorded: dict[str, list[str]] = field(default_factory=dict)
-    precision: str = "float32"
-    tolerance: float = TOLERANCES["float32"].rel
-    engines: tuple[str, str] = ("", "")
-    layer_kinds: list[str] = field(default_factory=list)
-
-    @property
-    def exit_code(self) -> int:
-        """0 same, 1 differs, 3 not comparable, 4 non-finite values in either dump."""
-        return 4 if self.nonfinite else {"same": 0, "differs": 1}.get(self.verdict, 3)
-
-    def limits(self) -> dict[str, float]:
-        """What each of the three relative errors may be."""
-        row = asdict(TOLERANCES[self.precision])
-        factor = self.tolerance / row["rel"]
-        return {key: row[key] * factor for key in ("rel", "worst_token", "worst_channel")}
-
-    def to_json(self) -> dict:
-        """A tree of plain values.  Numbers that are not finite, or not defined, are None."""
-        keys = ("verdict", "first", "reason", "warnings", "nonfinite", "not_recorded", "precision")
-        head = {"schema": "numgemma.diff/1"} | {key: getattr(self, key) for key in keys}
-        points = [{"name": p.name, "state": p.state} | asdict(p) for p in self.points]
-        return _plain(head | {"tolerances": self.limits(), "points": points})
-
-
-def diff(a: "Dump", b: "Dump", points=("*",), *, tolerance: float | None = None) -> Diff:
+def diff(
+    a: Dump,
+    b: Dump,
+    points: Sequence[str] = ("*",),
+    *,
+    tolerance: float | None = None,
+    floor: Floor | Sequence[Floor] = (),
+    truth: Dump | None = None,
+    mapping: NameMap = SAME_NAMES,
+    allow_missing: Sequence[str] = (),
+) -> Diff:
     """Compare candidate b with reference a on the points that the globs select.
 
-    tolerance: the relative error to allow, in place of the one for the coarser of the two precisions; those for the
-    worst token and channel scale with it.  Raises InputError for a precision that has no tolerances.
+    tolerance: the relative error to allow where no floor decides, in place of the one for the coarser of the two
+    precisions; those for the worst token and channel scale with it.  floor: of the precision of each dump that rounds
+    noticeably.  truth: a third run, to say which side is off.  mapping: names of a -> names of b.  allow_missing:
+    globs of points that need not be in both.
+    Raises InputError for a precision that has no tolerances, and for a floor of another run.
     """
-    precision = metrics.coarser(*(d.meta.get("precision", "float32") for d in (a, b)))
-    limit = TOLERANCES[precision].rel if tolerance is None else tolerance
+    floors = (floor,) if isinstance(floor, Floor) else tuple(floor)
+    checked = precheck(a, b, mapped=bool(mapping))
+    b, left_out = aligned(a, b, mapping) if mapping else (b, 0)
+    table = coarser(*map(declared, (a, b)))
+    runs = tuple(of_run(dump) for dump in (a, b)) if floors or truth is not None else ()
+    bank = bench(floors, runs) if floors else None
+    check_floors(floors, a, b)
+    if truth is not None:
+        check_truth(truth, a)
     about = {
-        "warnings": _warnings(a, b),
-        "precision": precision,
-        "tolerance": limit,
-        "engines": (_engine(a), _engine(b)),
-        "layer_kinds": _model(a).get("layer_kinds") or _model(b).get("layer_kinds") or [],
+        "warnings": [f.says for f in checked.findings if f.state == OTHER and not f.fatal and f.what != "precision"]
+        + [f.says for f in checked.findings if f.state == UNKNOWN and f.what == "token ids"],
+        "precision": table,
+        "tolerance": TOLERANCES[table].rel if tolerance is None else tolerance,
+        "engines": (engine(a), engine(b)),
+        "layer_kinds": kinds(a) or kinds(b),
+        "floor": bank and {"precision": bank.precision, "runs": bank.floors[0].runs, "sides": len(bank.floors)},
+        "left_out": left_out,
     }
-    names = [name for name in _joined(a, b) if selects(points, name)]
-    reason = _other_ids(a, b)
+    names = [name for name in joined(a, b) if selects(points, name) and mapping.compares(name)]
+    reason = checked.reason
     if not reason and not any(name in a and name in b for name in names):
         reason = f"no point is in both: A has {len(a)} points, B has {len(b)} (check --points)"
     if reason:
         return Diff(verdict="not comparable", reason=reason, **about)
+    third = None if truth is None else Truth(truth, runs, floors)
+    return compared(a, b, names, bank, third, mapping, allow_missing, about)
+
+
+def compared(a, b, names, bank, truth: Truth | None, mapping, allow_missing, about) -> Diff:
+    """The comparison of two dumps of one prompt."""
     skipped = {
         side: [name for name in names if name not in dump and not selects(dump.meta.get("coverage", ["*"]), name)]
         for side, dump in (("a", a), ("b", b))
     }
-    rows = [_point(name, a, b, precision, limit) for name in names if name not in skipped["a"] + skipped["b"]]
-    bad = [p for state in ((DIFFERS, NOT_COMPARABLE), (MISSING,)) for p in rows if p.state in state]
+    names = [name for name in names if name not in skipped["a"] + skipped["b"]]
+    course = Course(names, near_ties(bank) if bank else {}, a, b)
+    rows = []
+    for name in names:
+        p = point(name, a, b, bank, course, about["precision"], about["tolerance"])
+        if p.state in (MISSING, UNMEASURED) and selects(allow_missing, name):
+            p = replace(p, allowed=True)
+        if truth and p.rel is not None:
+            p = replace(p, truth=truth.sides(name, a, b))
+        if mapping and mapping.in_b(name) != name:
+            p = replace(p, name_b=mapping.in_b(name))
+        rows.append(p)
+    bad = [p for states in BAD for p in rows if p.state in states and not p.allowed]
     return Diff(
         verdict="differs" if bad else "same",
         first=bad[0].name if bad else None,
         points=rows,
         nonfinite=[p.name for p in rows if p.nonfinite],
         not_recorded=skipped,
+        logits=compare_logits(a, b, names, bank, course),
+        hints=[hint for p in off(rows)[:HINTED] for hint in looks_like(p, a, b, about["tolerance"])],
         **about,
     )
 
 
-def _joined(a, b):
+class Course:
+    """What has happened on the way through the points: who is at fault, and which tokens chose other experts."""
+
+    def __init__(self, names, near, a, b):
+        """near: layer -> tokens whose experts noise may turn."""
+        self.names, self.near = set(names), near
+        self.faults: list[str] = []
+        self.flips: dict[int, list[int]] = {}
+        told = {layer_of(name) for name in a if name.endswith("router.ids") and name in b}
+        self.possible = {layer: tokens for layer, tokens in near.items() if layer not in told}
+
+    def arrive(self, name):
+        """Flips that no dump recorded, but noise may have caused, count from their layer on."""
+        layer = layer_of(name)
+        for where in [w for w in self.possible if (layer is None and name in LAST) or (layer or -1) >= w]:
+            self.flips.setdefault(where, self.possible.pop(where))
+
+    def inherits(self, name):
+        return any(hands_on(fault, name, self.names) for fault in self.faults)
+
+    def displaced(self, name, tokens):
+        """Tokens that both runs may have the same earlier flip in: their margins are not the truth's."""
+        layer = layer_of(name)
+        before = {where: near for where, near in self.near.items() if layer is None or where < layer}
+        return touched(name, before, tokens)
+
+
+LAST = ("norm", "lm_head", "logits")
+
+
+def near_ties(bank: Bench):
+    """Layer -> tokens whose experts noise may turn."""
+    found: dict[int, list[int]] = {}
+    for choice in {name for floor in bank.floors for name in floor.close} - {"logits"}:
+        tokens = {t for floor in bank.floors for t in floor.close.get(choice, ())}
+        if near := sorted(t for t in tokens if bank.sigmas(choice, t) < SIGMAS):
+            found[layer_of(choice) or 0] = near
+    return found
+
+
+def point(name, a, b, bank: Bench | None, course: Course, precision, tolerance) -> PointDiff:
+    """The state and numbers of one point."""
+    if name not in a or name not in b:
+        missing = f"missing in {'A' if name not in a else 'B'}"
+        return without_numbers(name, UNMEASURED if bank else MISSING, missing, a, b)
+    x, axes, y, axes_y = known.both(name, a, b)
+    for what, of_a, of_b in (("shape", list(x.shape), list(y.shape)), ("axes", axes, axes_y)):
+        if of_a != of_b:
+            return without_numbers(name, NOT_COMPARABLE, f"{what} {of_a} in A and {of_b} in B", a, b)
+    if x.dtype.kind in "iub" or y.dtype.kind in "iub":
+        return integers(name, x, y, axes, bank, course)
+    row = TOLERANCES[bank.precision if bank else precision]
+    m = measured(name, a, b, row.channel_floor)
+    least = metrics.least_tolerance(m, row)
+    if m.rel is None and not m.nonfinite and (known.part(a, name) or known.part(b, name)):
+        return PointDiff(name=name, state=UNMEASURED if bank else MISSING, reason="no value of it is in both")
+    if bank:
+        return by_floor(name, m, least, a, b, axes, bank, course)
+    state = SAME if least is not None and least <= tolerance else DIFFERS
+    return PointDiff(**vars(m), name=name, state=state, tolerance=tolerance, tolerance_that_passes=least)
+
+
+def measured(name, a, b, channel_floor):
+    """The numbers of a floating point tensor, whole or known in part, the weights of experts in one order."""
+    if known.part(a, name) or known.part(b, name):
+        return known.measure(name, a, b, channel_floor)
+    if name.endswith("router.weights"):
+        return metrics.measure(*metrics.in_one_order(name, a, b), a.axes[name], channel_floor)
+    x, axes, y, _ = known.both(name, a, b)
+    return metrics.measure(x, y, axes, channel_floor)
+
+
+def integers(name, x, y, axes, bank: Bench | None, course: Course) -> PointDiff:
+    """Choices and other integers: equal, or judged by how near the choice was."""
+    any_order = name.endswith("router.ids")
+    m = metrics.measure_exact(x, y, axes, any_order)
+    if bank is None or m.rel is None:
+        state = (NON_FINITE if bank else DIFFERS) if m.rel != 0 else SAME
+        return PointDiff(**vars(m), name=name, state=state, tolerance=0.0, tolerance_that_passes=m.rel)
+    state, reason = BIT_EXACT, ""
+    if m.rel:
+        state, reason = judge_flips(name, flips_of_experts(name, x, y, axes), len(x), bank, course)
+    return PointDiff(**vars(m), name=name, state=state, reason=reason, tolerance=0.0, tolerance_that_passes=m.rel)
+
+
+def judge_flips(name, flips, tokens, bank: Bench, course: Course):
+    """Whether tokens that chose others were free to do so.  -> state, reason"""
+    gone, displaced = touched(name, course.flips, tokens), course.displaced(name, tokens)
+    fresh = [t for t in flips if not gone[t] and (bank.sigmas(name, t) < SIGMAS or not displaced[t])]
+    far = [t for t in fresh if bank.sigmas(name, t) >= SIGMAS]
+    if name.endswith("router.ids"):
+        course.flips[layer_of(name) or 0] = flips
+    some = ", ".join(map(str, (far or fresh or flips)[:5]))
+    if not fresh:
+        return INHERITED, f"tokens {some} choose otherwise after an earlier flip"
+    if not far:
+        return TIE, f"tokens {some} choose otherwise, between two that are nearly equal"
+    if course.inherits(name):
+        return INHERITED, f"tokens {some} choose otherwise"
+    course.faults.append(name)
+    return FAULT, f"tokens {some} choose otherwise, and not for noise"
+
+
+def by_floor(name, m, least, a, b, axes, bank: Bench, course: Course) -> PointDiff:
+    """The state of a floating point tensor, by the size of its errors against the floor."""
+    course.arrive(name)
+    common = {"name": name, "tolerance_that_passes": least}
+    if m.rel is None:
+        course.faults.append(name)
+        return PointDiff(**vars(m), **common, state=NON_FINITE)
+    limits = limits_of(name, m, a, b, axes, bank)
+    xfloor, by = score(m, limits)
+    state, reason = state_of(m, xfloor), ""
+    gone = tokens_gone(name, a, b, axes, bank, course)
+    if gone.any() and state not in GOOD:
+        state, xfloor, by, limits, reason = beside_flips(name, m, a, b, axes, gone, limits, bank)
+    if state == FAULT:
+        if course.inherits(name):
+            state = INHERITED
+        else:
+            course.faults.append(name)
+    return PointDiff(**vars(m), **common, state=state, reason=reason, xfloor=xfloor, by=by, floor=asdict(limits))
+
+
+def limits_of(name, m, a, b, axes, bank: Bench, rough=False) -> Limits:
+    """What noise alone makes of this point; by the table of tolerances where the floor does not have it."""
+    limits = bank.limits(name, rough)
+    if limits is None:
+        row = TOLERANCES[bank.precision]
+        limits = Limits(*(x / NOISE_TO for x in (row.rel, row.worst_token, row.worst_channel)))
+    if known.part(a, name) or known.part(b, name):
+        return for_few(limits, known.both(name, a, b)[0], axes)
+    return with_step(limits, m, max(decimal_step(dump) for dump in (a, b)))
+
+
+def for_few(limits: Limits, x, axes) -> Limits:
+    """Limits for an array that is only a part of the point."""
+    token, channel = metrics.split_axes(axes)
+    sizes = [max(1, int(np.prod([x.shape[i] for i in kept]))) for kept in (token, channel)]
+    return widened(limits, [x.size, *(x.size // n for n in sizes)])
+
+
+def tokens_gone(name, a, b, axes, bank: Bench, course: Course):
+    """Tokens of a point that a flip has changed, here or in the floor's runs; none where it is known in part."""
+    token, _ = metrics.split_axes(axes)
+    if not token or known.part(a, name) or known.part(b, name):
+        return np.zeros(1, bool)
+    gone = touched(name, course.flips, a[name].shape[token[0]])
+    gone[bank.reach(name) :] |= bank.reach(name) is not None
+    ids = name.removesuffix("weights") + "ids"
+    if name.endswith("router.weights") and ids in a and ids in b:  # they are recorded before the ids
+        gone[flips_of_experts(ids, a[ids], b[ids], a.axes[ids])] = True
+    return gone
+
+
+def beside_flips(name, m, a, b, axes, gone, limits, bank: Bench):
+    """Judge a point by the tokens that no flip has touched.  -> state, xfloor, by, limits, reason
+
+    Where there are none left, by the floor of runs that had flips too; without such, nothing can be said.
+    """
+    reason = "tokens that chose other experts are judged apart"
+    token, _ = metrics.split_axes(axes)
+    if gone.all():
+        limits = limits_of(name, m, a, b, axes, bank, rough=True)
+        xfloor, by = score(m, limits)
+        state = state_of(m, xfloor)
+        return state if bank.rough(name) or state in GOOD else INHERITED, xfloor, by, limits, "all after a flip"
+    x, y = metrics.in_one_order(name, a, b)
+    x, y = (np.compress(~gone, side, axis=token[0]) for side in (x, y))
+    limits = for_few(limits, x, axes)
+    clean = metrics.measure(x, y, axes, TOLERANCES[bank.precision].channel_floor)
+    xfloor, by = score(clean, limits)
+    state = state_of(clean, xfloor)
+    return INHERITED if state in GOOD else state, xfloor, by, limits, reason
+
+
+def without_numbers(name, state, reason, a, b):
+    """A point that cannot be compared; its values are still searched for NaN and infinity."""
+    sides = tuple(side for side, d in (("a", a), ("b", b)) if name in d and metrics.first_nonfinite(d[name]))
+    return PointDiff(name=name, state=state, reason=reason, nonfinite=sides)
+
+
+def compare_logits(a, b, names, bank: Bench | None, course: Course):
+    """The probabilities that both runs end in, before and after the soft cap, where both have all of them."""
+    found = []
+    for name in ("lm_head", "logits"):
+        if name not in names or name not in a or name not in b or known.part(a, name) or known.part(b, name):
+            continue
+        compared = logits.compare(a[name], b[name], name)
+        if compared is None:
+            continue
+        if bank:
+            gone = touched("logits", course.flips, compared.tokens)
+            near = [f.token for f in compared.flips if gone[f.token] or bank.sigmas("logits", f.token) < SIGMAS]
+            kl = bank.kl(name)
+            compared = replace(
+                compared,
+                flips=[replace(f, tie=f.token in near) for f in compared.flips],
+                xfloor=(compared.kl_ab / kl) ** 0.5 if kl else None,  # KL grows with the square of the error
+            )
+        found.append(compared)
+    return found
+
+
+def looks_like(p: PointDiff, a, b, tolerance):
+    """Hints on a point that is off."""
+    if p.rel is None or known.part(a, p.name) or known.part(b, p.name):
+        return []
+    limit = 1.5 * p.floor["rel"] if p.floor else tolerance
+    return hints.hints(p.name, a, b, a.axes[p.name], limit)
+
+
+def off(rows):
+    return [p for p in rows if p.state in (FAULT, DIFFERS) and p.tolerance != 0.0 and p.rel]
+
+
+def joined(a, b):
     """Names of both dumps in order of execution: a's order, and what only b has after its last common predecessor."""
     after: dict[str | None, list[str]] = {}
     last = None
@@ -118,212 +357,23 @@ def _joined(a, b):
     return after.get(None, []) + [n for name in a for n in (name, *after.get(name, ()))]
 
 
-def _point(name, a, b, precision, tolerance):
-    """The state and numbers of one point."""
-    if name not in a or name not in b:
-        return _without_numbers(name, MISSING, f"missing in {'A' if name not in a else 'B'}", a, b)
-    for what, x, y in (("shape", list(a[name].shape), list(b[name].shape)), ("axes", a.axes[name], b.axes[name])):
-        if x != y:
-            return _without_numbers(name, NOT_COMPARABLE, f"{what} {x} in A and {y} in B", a, b)
-    row = TOLERANCES[precision]
-    if a[name].dtype.kind in "iub" or b[name].dtype.kind in "iub":
-        m, tolerance = metrics.measure_exact(a[name], b[name], a.axes[name], name.endswith("router.ids")), 0.0
-        least = m.rel
-    else:
-        x, y = metrics.in_one_order(name, a, b)
-        m = metrics.measure(x, y, a.axes[name], row.channel_floor)
-        least = metrics.least_tolerance(m, row)
-    same = least is not None and least <= tolerance
-    return PointDiff(
-        **vars(m), name=name, state=SAME if same else DIFFERS, tolerance=tolerance, tolerance_that_passes=least
-    )
+def check_floors(floors, a, b):
+    """A floor belongs to one prompt and one checkpoint."""
+    for floor in floors:
+        for dump in (a, b):
+            ids = dump.meta.get("ids")
+            if ids is not None and list(ids) != list(floor.ids):
+                raise InputError("the floor is of another prompt than the dumps; measure one with `numgemma floor`.")
+        configs = {(dump.meta.get("model") or {}).get("config") for dump in (a, b)} - {None}
+        if configs and floor.model.get("config") not in configs:
+            raise InputError("the floor is of another model than the dumps; measure one with `numgemma floor`.")
 
 
-def _without_numbers(name, state, reason, a, b):
-    """A point that cannot be compared; its values are still searched for NaN and infinity."""
-    sides = tuple(side for side, d in (("a", a), ("b", b)) if name in d and metrics.first_nonfinite(d[name]))
-    return PointDiff(name=name, state=state, reason=reason, nonfinite=sides)
-
-
-def _other_ids(a, b):
-    """Where the token ids first differ, in words; empty if nowhere."""
-    ids_a, ids_b = a.meta.get("ids"), b.meta.get("ids")
-    if ids_a is None or ids_b is None:
-        return ""
-    for at, (x, y) in enumerate(zip_longest(ids_a, ids_b, fillvalue="no token")):
-        if x != y:
-            return f"the token ids first differ at position {at}: {x} in A, {y} in B"
-    return ""
-
-
-def _warnings(a, b):
-    """What may explain a difference before any number does."""
-    sides = (("A", a), ("B", b))
-    lines = [f"the dump {side} does not say which token ids were run" for side, d in sides if "ids" not in d.meta]
-    if _model(a).get("config") != _model(b).get("config"):
-        lines.append("the models' configurations differ")
-    shards_a, shards_b = _model(a).get("shards") or {}, _model(b).get("shards") or {}
-    other = sorted(name for name in shards_a if shards_b.get(name, shards_a[name]) != shards_a[name])
-    lines += [f"the weights differ: {name} is not the same file" for name in other[:1]]
-    if a.meta.get("positions") != b.meta.get("positions"):
-        lines.append("the tokens' positions differ")
-    inexact = [(side, d.meta.get("fidelity", "exact")) for side, d in sides]
-    return lines + [f"the values of {side} are not exact ({how})" for side, how in inexact if how != "exact"]
-
-
-def _model(dump):
-    return dump.meta.get("model") or {}
-
-
-def _engine(dump):
-    engine = dump.meta.get("engine") or {}
-    words = (engine.get("name", ""), engine.get("version", ""), dump.meta.get("precision", ""))
+def engine(dump):
+    found = dump.meta.get("engine") or {}
+    words = (found.get("name", ""), found.get("version", ""), dump.meta.get("precision", ""))
     return " ".join(word for word in words if word)
 
 
-def _plain(x):
-    """The same tree with lists for tuples, and None for numbers that JSON cannot write."""
-    if isinstance(x, dict):
-        return {key: _plain(value) for key, value in x.items()}
-    if isinstance(x, (list, tuple)):
-        return [_plain(value) for value in x]
-    return None if isinstance(x, float) and not math.isfinite(x) else x
-
-
-# -- the report -------------------------------------------------------------------------------------------------------
-
-# header above, header below, width, text of a point; the last columns go first where a line is too narrow
-COLUMNS: tuple[tuple[str, str, int, Callable[[PointDiff], str]], ...] = (
-    ("", "state", 7, lambda p: "SHAPES" if p.state == NOT_COMPARABLE else p.state),
-    ("relative", "error", 8, lambda p: _number(p.rel)),
-    ("worst", "token", 7, lambda p: _number(p.worst_token)),
-    ("worst", "channel", 7, lambda p: _number(p.worst_channel)),
-    ("scale", "B/A", 7, lambda p: _number(p.scale, ".4g")),
-    ("", "cosine", 7, lambda p: _number(p.cos, ".4f")),
-    ("largest", "|A - B|", 7, lambda p: _number(p.max_abs)),
-)
-
-
-def render(diff: Diff, all: bool = False, width: int | None = None) -> str:
-    """The comparison as text: the verdict, what was compared, and a dozen telling points (or all of them)."""
-    width = width or shutil.get_terminal_size().columns
-    lines = [verdict(diff), *(f"warning: {line}" for line in diff.warnings), ""]
-    lines += [f"A, the reference:       {diff.engines[0]}", f"B, measured against A:  {diff.engines[1]}"]
-    if diff.points:
-        limits = "tensor {rel:.0e}, worst token {worst_token:.0e}, worst channel {worst_channel:.0e}"
-        lines.append(
-            f"Tolerances ({diff.precision}): {limits.format(**diff.limits())}; relative to A's RMS, 1e-02 is 1 %."
-        )
-    for side, names in diff.not_recorded.items():
-        if names:
-            count = "1 point was" if len(names) == 1 else f"{len(names)} points were"
-            lines.append(f"{count} not recorded by {side.upper()} (--points)")
-    text = [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="  ") or [""]]
-    if not diff.points:
-        return "\n".join(text)
-    rows = diff.points if all else telling(diff)
-    rest = [] if len(rows) == len(diff.points) else [f"{len(rows)} of {len(diff.points)} points; --all shows all"]
-    return "\n".join([*text, "", *_table(rows, width), *rest])
-
-
-def verdict(diff: Diff) -> str:
-    """One sentence: the same, or where the dumps first differ and by how much."""
-    if diff.verdict == "not comparable":
-        return f"NOT COMPARABLE: {diff.reason}."
-    total = f"{len(diff.points)} point" + "s" * (len(diff.points) != 1)
-    if diff.first is None:
-        worst = max(diff.points, key=lambda p: p.rel or 0.0)
-        where = f" at {worst.name}" if worst.rel else ""
-        return f"SAME ({total}): largest relative error {_number(worst.rel, '.2g')}{where}."
-    first = next(p for p in diff.points if p.name == diff.first)
-    counts = {state: sum(p.state == state for p in diff.points) for state in (DIFFERS, MISSING, NOT_COMPARABLE)}
-    tail = f"{counts[DIFFERS]} of {total} differ, {counts[MISSING]} missing"
-    if counts[NOT_COMPARABLE]:
-        tail += f", {counts[NOT_COMPARABLE]} not comparable"
-    kind = layer_kind(diff, first.name)
-    return f"DIFFERS first at {first.name}{f' ({kind})' if kind else ''}: {_why(first, diff)}; {tail}."
-
-
-def _note(p):
-    """Why a point has no numbers; empty where it has."""
-    if p.nonfinite:
-        where = f", first at {p.max_abs_at}" if p.max_abs_at else ""
-        return f"{p.reason}{', ' if p.reason else ''}NaN or infinity in {' and '.join(p.nonfinite).upper()}{where}"
-    return p.reason or ("values too large to compare" if p.rel is None else "")
-
-
-def _why(p, diff):
-    """What is wrong with a point, in words and numbers."""
-    if _note(p):
-        return _note(p)
-    if p.worst_channel is None:
-        return f"{100 * p.rel:.2g} % of the tokens have other values, first token {_place(p.worst_token_at)}"
-    limits = diff.limits()
-    key = next((key for key in limits if getattr(p, key) > limits[key]), "rel")
-    word = {"rel": "relative error", "worst_token": f"error of token {_place(p.worst_token_at)}"}
-    word["worst_channel"] = f"error of channel {_place(p.worst_channel_at)}"
-    return f"{word[key]} {getattr(p, key):.2g}, tolerance {limits[key]:.2g}{_lost_factor(p)}"
-
-
-def _place(at):
-    return ", ".join(map(str, at or ()))
-
-
-def _lost_factor(p):
-    """Says so when B is A times a number and little else: a scale was lost or doubled."""
-    if p.cos is None or abs(p.scale - 1) < 10 * math.sqrt(1 - p.cos**2):
-        return ""
-    return f" (B is A times {p.scale:.4g})"
-
-
-def layer_kind(diff: Diff, name: str) -> str:
-    """'full attention' or the like for a point of a decoder layer, else ''."""
-    match = re.match(r"layers\.(\d+)\.", name)
-    known = match and int(match[1]) < len(diff.layer_kinds)
-    return diff.layer_kinds[int(match[1])].replace("_", " ") if match and known else ""
-
-
-def telling(diff: Diff) -> list[PointDiff]:
-    """About a dozen points: those around the first that differs, the outputs of some layers, and the end."""
-    index = {p.name: i for i, p in enumerate(diff.points)}
-    start = index[diff.first] if diff.first else 0
-    before = [i for i in range(start) if diff.points[i].state == SAME][-1:]
-    failed = [i for i in range(start, len(diff.points)) if diff.points[i].state != SAME][:4]
-    outputs = [i for name, i in index.items() if re.fullmatch(r"layers\.\d+\.out", name)]
-    ends = [index[name] for name in ("norm", "logits") if name in index]
-    chosen = {*before, *failed, *_thin(outputs or list(index.values()), 6), *ends}
-    return [diff.points[i] for i in sorted(chosen)]
-
-
-def _thin(items, count):
-    """At most `count` of the items, evenly spread, both ends among them."""
-    if len(items) <= count:
-        return items
-    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
-
-
-def _table(rows, width):
-    """Header and one line per point; where `width` is too narrow, columns go from the right, then names are cut."""
-    longest, columns = min(40, max(len(p.name) for p in rows)), list(COLUMNS)
-    while len(columns) > 3 and longest + sum(2 + c[2] for c in columns) > width:
-        columns.pop()
-    room = max(8, min(longest, width - sum(2 + c[2] for c in columns)))
-    lines = [[" " * room, *(c[0].rjust(c[2]) for c in columns)]]
-    lines += [["point".ljust(room), *(c[1].rjust(c[2]) for c in columns)]]
-    for p in rows:
-        cells = [c[3](p).rjust(c[2]) for c in columns]
-        if note := _note(p):
-            left = width - room - columns[0][2] - 4
-            cells[1:] = [note if len(note) <= left else f"{note[: left - 1]}…"]
-        lines.append([_shorten(p.name, room).ljust(room), *cells])
-    return ["  ".join(line).rstrip() for line in lines]
-
-
-def _shorten(name, room):
-    """A name that is too long, with an ellipsis in its middle: both the layer and the leaf matter."""
-    head = (room - 1) // 2
-    return name if len(name) <= room else f"{name[:head]}…{name[head + 1 - room :]}"
-
-
-def _number(x, form=".1e"):
-    return "-" if x is None else "0" if x == 0 else "inf" if math.isinf(x) else format(x, form)
+def kinds(dump):
+    return (dump.meta.get("model") or {}).get("layer_kinds") or []

@@ -1,22 +1,25 @@
-"""The numbers by which two tensors are compared, and how large each of them may be.
+"""The numbers by which two tensors are compared.
 
 No single number sees every fault.  Cosine is blind to a lost factor; the relative error of a whole tensor is blind to
 one dead channel of 1536 or one bad token of many.  So a point is judged by three relative errors: of the tensor, of its
 worst token and of its worst channel.  Cosine, best-fit scale and the largest difference tell a reader what happened.
 
-a is the reference and b the candidate: every relative error is relative to a.  Sums are float64 and run over blocks of
-a few megabytes, so a tensor larger than memory can be compared from its file.
+a is the reference and b the candidate: every relative error is relative to a.  One pass over the data, in blocks that
+stay in a core's cache, so a tensor larger than memory is compared from its file, as fast as the disk gives it.
 """
 
 import math
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
-from numgemma.errors import InputError
+from numgemma.debug.precision import Tolerance
 
-BLOCK = 2**18  # elements: 2 MiB as float64
+BLOCK = 2**15  # elements: 128 KB as float32; half a dozen such arrays stay in a core's cache
+CHUNK = 2**23  # elements that are read ahead from a file, and given back when they are done
 
 # Axes that count positions (tokens, keys, image patches, soft tokens, audio frames).  The first one present is the
 # "token"; all axes that are not in this list together are the "channel", so of "T N H" it is a pair (N, H).
@@ -26,27 +29,7 @@ POSITIONS = ("T", "S", "I", "O", "U")
 # rounding noise of a token that is almost zero is as large as the token, and no fault.
 TOKEN_FLOOR = 1e-3
 
-
-@dataclass(frozen=True)
-class Tolerance:
-    """The largest relative error of a tensor, of a token and of a channel that still counts as the same."""
-
-    rel: float
-    worst_token: float
-    worst_channel: float
-    # As TOKEN_FLOOR, for channels.  It grows with the rounding step because a matmul spreads its noise evenly over its
-    # outputs: in bfloat16 a channel at 1 % of the tensor's RMS is all noise, and would always read as a fault.
-    channel_floor: float
-
-
-# Finest first.  The coarser precision of the two dumps counts.
-TOLERANCES = {
-    "float64": Tolerance(1e-10, 1e-9, 1e-7, 1e-3),
-    "float32": Tolerance(2e-5, 1e-4, 1e-2, 1e-3),
-    "float16": Tolerance(4e-3, 2e-2, 4e-1, 1e-2),
-    # One rounding is 0.17 %; some dozens of layers of them add up to a few percent in a model that is right.
-    "bfloat16": Tolerance(3e-2, 1e-1, 8e-1, 1e-1),
-}
+SAFE_SQUARES = (1e-20, 1e30)  # squares in this range neither vanish nor overflow in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +47,41 @@ class Measure:
     max_abs_at: list[int] | None = None
     a_at: float | None = None
     b_at: float | None = None
+    rel_rescaled: float | None = None  # the error that is left when the best-fit scale is taken out of b
+    rms: float | None = None  # of a
+    rms_token: float | None = None  # the smallest size that a token, and a channel, was measured against
+    rms_channel: float | None = None
     nonfinite: tuple[str, ...] = ()
+
+
+class Sums:
+    """What one pass collects: sums of a a, d d and a d (d = a - b), by token and by channel, and the largest d d."""
+
+    def __init__(self, shape, kept):
+        """kept: for token and channel, the axes that are not summed over."""
+        self.kept = kept
+        self.aa = [np.zeros([shape[i] for i in axes]) for axes in kept]
+        self.dd = [np.zeros([shape[i] for i in axes]) for axes in kept]
+        self.ad = self.peak = 0.0
+        self.peak_at: tuple[int, ...] | None = None
+
+    def add(self, x, y, index):
+        """Take in one block of a and b."""
+        d = x - y
+        xx, dd = x * x, d * d
+        top, bottom = float(dd.max()), float(xx.max())
+        low, high = SAFE_SQUARES
+        if x.dtype == np.float32 and not (low < bottom < high and top < high):
+            return self.add(x.astype(np.float64), y.astype(np.float64), index)
+        self.ad += float(np.vdot(x, d))
+        for squares, totals in ((xx, self.aa), (dd, self.dd)):
+            for axes, total in zip(self.kept, totals, strict=True):
+                others = tuple(i for i in range(squares.ndim) if i not in axes)
+                total[tuple(index[i] for i in axes)] += squares.sum(axis=others)
+        if not top <= self.peak:  # NaN too
+            self.peak = top
+            at = np.unravel_index(dd.argmax(), dd.shape)
+            self.peak_at = tuple((s.start or 0) + int(i) for s, i in zip(index, at, strict=True))
 
 
 def measure(a: np.ndarray, b: np.ndarray, axes: str, channel_floor: float = 1e-3) -> Measure:
@@ -72,38 +89,51 @@ def measure(a: np.ndarray, b: np.ndarray, axes: str, channel_floor: float = 1e-3
     if a.size == 0:
         return Measure(rel=0.0)
     token, channel = split_axes(axes)
-    aa_token, dd_token = _zeros(a, token), _zeros(a, token)
-    aa_channel, dd_channel = _zeros(a, channel), _zeros(a, channel)
-    ab, bb, peak, peak_at = 0.0, 0.0, 0.0, None
+    shape, kept = merged(a.shape, (token, channel))
+    sums = Sums(shape, kept)
     with np.errstate(all="ignore"):  # a non-finite value ends up in the sums, and is looked for only then
-        for index in blocks(a.shape):
-            x, y = (np.asarray(tensor[index], dtype=np.float64) for tensor in (a, b))
-            d = x - y
-            ab, bb = ab + float(np.vdot(x, y)), bb + float(np.vdot(y, y))
-            for values, by_token, by_channel in ((x * x, aa_token, aa_channel), (d * d, dd_token, dd_channel)):
-                _add(by_token, token, index, values)
-                _add(by_channel, channel, index, values)
-            d = np.abs(d)
-            if d.max() > peak:
-                peak, peak_at = float(d.max()), _coordinate(index, d.shape, d.argmax())
-        aa, dd = float(aa_token.sum()), float(dd_token.sum())
-        worst_token, worst_token_at = _worst(aa_token, dd_token, TOKEN_FLOOR)
-        worst_channel, worst_channel_at = _worst(aa_channel, dd_channel, channel_floor)
-    if not math.isfinite(aa + bb + dd):
-        return _not_finite(a, b)
+        collect(sums, a.reshape(shape), b.reshape(shape))
+        places = [[a.shape[i] for i in axes] for axes in (token, channel)]
+        worst_token, token_at, quiet_token = worst(sums.aa[0], sums.dd[0], TOKEN_FLOOR, places[0])
+        worst_channel, channel_at, quiet_channel = worst(sums.aa[1], sums.dd[1], channel_floor, places[1])
+    aa, dd, ad = float(sums.aa[0].sum()), float(sums.dd[0].sum()), sums.ad
+    if not math.isfinite(aa + dd):
+        return not_finite(a, b)
+    bb = max(aa - 2 * ad + dd, 0.0)  # b = a - d; sums of d keep the digits that those of b would lose
+    at = None if sums.peak_at is None else coordinate(sums.peak_at, shape, a.shape)
     return Measure(
-        rel=_ratio(dd, aa),
-        cos=max(-1.0, min(1.0, ab / (math.sqrt(aa) * math.sqrt(bb)))) if aa and bb else None,
-        scale=ab / aa if aa else None,
+        rel=ratio(dd, aa),
+        cos=max(-1.0, min(1.0, (aa - ad) / math.sqrt(aa) / math.sqrt(bb))) if aa and bb else None,
+        scale=1 - ad / aa if aa else None,
+        rel_rescaled=ratio(max(dd - ad * ad / aa, 0.0), aa) if aa else None,
         worst_token=worst_token,
-        worst_token_at=worst_token_at,
+        worst_token_at=token_at,
         worst_channel=worst_channel,
-        worst_channel_at=worst_channel_at,
-        max_abs=peak,
-        max_abs_at=peak_at,
-        a_at=_value(a, peak_at),
-        b_at=_value(b, peak_at),
+        worst_channel_at=channel_at,
+        max_abs=math.sqrt(sums.peak),
+        max_abs_at=at,
+        a_at=value(a, at),
+        b_at=value(b, at),
+        rms=math.sqrt(aa / a.size),
+        rms_token=math.sqrt(quiet_token / a.size * sums.aa[0].size),
+        rms_channel=math.sqrt(quiet_channel / a.size * sums.aa[1].size),
     )
+
+
+def collect(sums, a, b):
+    """Run over both tensors once.  float64 is taken as it is, all else as float32."""
+    dtype = np.promote_types(np.promote_types(a.dtype, b.dtype), np.float32)
+    done = mark = 0
+    advise((a, b), slice(CHUNK), mmap.MADV_WILLNEED)
+    for index in blocks(a.shape):
+        if done >= mark:
+            advise((a, b), slice(mark + CHUNK, mark + 2 * CHUNK), mmap.MADV_WILLNEED)
+            advise((a, b), slice(max(0, mark - CHUNK), mark), mmap.MADV_DONTNEED)
+            mark += CHUNK
+        x, y = (np.asarray(tensor[index], dtype=dtype) for tensor in (a, b))
+        sums.add(x, y, index)
+        done += x.size
+    advise((a, b), slice(None), mmap.MADV_DONTNEED)
 
 
 def measure_exact(a: np.ndarray, b: np.ndarray, axes: str, in_any_order: bool) -> Measure:
@@ -111,28 +141,24 @@ def measure_exact(a: np.ndarray, b: np.ndarray, axes: str, in_any_order: bool) -
     if a.size == 0:
         return Measure(rel=0.0)
     if first_nonfinite(a) or first_nonfinite(b):
-        return _not_finite(a, b)
+        return not_finite(a, b)
+    wrong = unequal_tokens(a, b, axes, in_any_order)
+    at = [int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape)] if wrong.any() else None
+    return Measure(rel=float(wrong.mean()), worst_token=float(wrong.any()), worst_token_at=at)
+
+
+def unequal_tokens(a, b, axes, in_any_order):
+    """Which tokens' integers are not all equal.  a, b: T J or any axes  ->  T, or one value without tokens"""
     if in_any_order:
         a, b = np.sort(a, axis=-1), np.sort(b, axis=-1)
     token, _ = split_axes(axes)
-    others = tuple(i for i in range(a.ndim) if i not in token)
-    wrong = np.asarray((a != b).any(axis=others))
-    at = [int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape)] if wrong.any() else None
-    return Measure(rel=float(wrong.mean()), worst_token=float(wrong.any()), worst_token_at=at)
+    return np.asarray((a != b).any(axis=tuple(i for i in range(a.ndim) if i not in token)))
 
 
 def least_tolerance(m: Measure, row: Tolerance) -> float | None:
     """The relative error to allow so that m passes, if its row of tolerances is scaled as a whole; None: none does."""
     pairs = ((m.rel, row.rel), (m.worst_token, row.worst_token), (m.worst_channel, row.worst_channel))
     return None if m.rel is None else max(value / limit * row.rel for value, limit in pairs if value is not None)
-
-
-def coarser(*precisions: str) -> str:
-    """The precision that rounds most.  Raises InputError for one that has no tolerances."""
-    for precision in precisions:
-        if precision not in TOLERANCES:
-            raise InputError(f"a dump of precision '{precision}' has no tolerances; known are {', '.join(TOLERANCES)}.")
-    return max(precisions, key=list(TOLERANCES).index)
 
 
 def in_one_order(name, a, b):
@@ -154,6 +180,14 @@ def split_axes(axes: str) -> tuple[list[int], list[int]]:
     return token, [i for i in range(len(letters)) if i not in positions]
 
 
+def merged(shape, groups):
+    """A tensor's shape with neighbouring axes of one group as one axis, and the groups in the new axes' numbers."""
+    owner = [next((g for g, axes in enumerate(groups) if i in axes), -1 - i) for i in range(len(shape))]
+    runs = [(g, [shape[i] for i in run]) for g, run in groupby(range(len(shape)), owner.__getitem__)]
+    kept = [[i for i, (g, _) in enumerate(runs) if g == wanted] for wanted in range(len(groups))]
+    return tuple(math.prod(sizes) for _, sizes in runs), kept
+
+
 def blocks(shape: tuple[int, ...], size: int | None = None) -> Iterator[tuple[slice, ...]]:
     """Indices that cut a tensor of this shape into pieces of at most `size` elements, along its first axes."""
     size = size or BLOCK
@@ -170,52 +204,66 @@ def blocks(shape: tuple[int, ...], size: int | None = None) -> Iterator[tuple[sl
         yield (slice(i, i + step), *[slice(None)] * (len(shape) - 1))
 
 
+def advise(arrays, where, advice):
+    """Have the pages of some elements of views of a file read ahead, or given back: they count as our memory."""
+    for x in arrays:
+        if not x.flags.c_contiguous or (file := mapped_file(x)) is None:
+            continue
+        low, high = np.lib.array_utils.byte_bounds(x.reshape(-1)[where])
+        start = low - np.frombuffer(file, np.uint8).ctypes.data
+        page = start % mmap.PAGESIZE
+        if high > low:
+            file.madvise(advice, start - page, high - low + page)
+
+
+def mapped_file(x) -> mmap.mmap | None:
+    """The memory map that an array is a view of, if it is one."""
+    while isinstance(x, np.ndarray):
+        x = x.base
+    x = x.obj if isinstance(x, memoryview) else x
+    return x if isinstance(x, mmap.mmap) else None
+
+
 def first_nonfinite(x: np.ndarray) -> list[int] | None:
     """Coordinate of the first NaN or infinity, or None."""
     if x.dtype.kind in "iub":
         return None
     for index in blocks(x.shape):
-        bad = ~np.isfinite(np.asarray(x[index], dtype=np.float64))
+        bad = ~np.isfinite(x[index])
         if bad.any():
-            return _coordinate(index, bad.shape, bad.argmax())
+            at = np.unravel_index(bad.argmax(), bad.shape)
+            return [(s.start or 0) + int(i) for s, i in zip(index, at, strict=True)]
     return None
 
 
-def _not_finite(a, b):
+def not_finite(a, b):
     """A Measure without numbers, at the first non-finite value of a, or else of b."""
     at = {side: first_nonfinite(x) for side, x in (("a", a), ("b", b))}
     sides = tuple(side for side in at if at[side] is not None)
     place = at[sides[0]] if sides else None  # no side: finite float64 values whose squares overflow
-    return Measure(nonfinite=sides, max_abs_at=place, a_at=_value(a, place), b_at=_value(b, place))
+    return Measure(nonfinite=sides, max_abs_at=place, a_at=value(a, place), b_at=value(b, place))
 
 
-def _zeros(x, kept):
-    return np.zeros([x.shape[i] for i in kept])
+def worst(aa, dd, floor, places):
+    """The largest relative error among tokens (or channels), which it is, and the smallest size measured against.
 
-
-def _add(total, kept, index, values):
-    """Sum a block over all axes but the kept ones, into its place in the total."""
-    others = tuple(i for i in range(values.ndim) if i not in kept)
-    total[tuple(index[i] for i in kept)] += values.sum(axis=others)
-
-
-def _worst(aa, dd, floor):
-    """The largest relative error among tokens (or channels), and which it is, from their sums of squares."""
+    aa, dd: sums of squares of each.  places: the sizes of the axes that tell them apart.
+    """
     size = np.maximum(aa, floor**2 * aa.mean())
     errors = np.where(dd == 0, 0.0, np.sqrt(dd / size))
-    at = np.unravel_index(errors.argmax(), errors.shape)
-    return float(errors[at]), [int(i) for i in at]
+    at = int(errors.argmax())
+    return float(errors.flat[at]), [int(i) for i in np.unravel_index(at, places)], float(size.min())
 
 
-def _ratio(dd, aa):
+def ratio(dd, aa):
     """sqrt(dd / aa), where nothing differs 0 and against nothing inf."""
     return math.sqrt(dd / aa) if aa else math.inf if dd else 0.0
 
 
-def _coordinate(index, shape, flat):
-    """Where the element `flat` of a block lies in the whole tensor."""
-    return [(s.start or 0) + int(i) for s, i in zip(index, np.unravel_index(flat, shape), strict=True)]
+def coordinate(at, shape, original):
+    """A place in a reshaped tensor as a place in the original."""
+    return [int(i) for i in np.unravel_index(np.ravel_multi_index(at, shape), original)] if original else []
 
 
-def _value(x, at):
+def value(x, at):
     return None if at is None else float(x[tuple(at)])

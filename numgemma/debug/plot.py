@@ -6,11 +6,15 @@ import re
 import textwrap
 from pathlib import Path
 
-from numgemma.debug.diff import DIFFERS, MISSING, SAME, Diff, layer_kind, verdict
+from numgemma.debug.judge import NOISE_TO
+from numgemma.debug.render import layer_kind, verdict
+from numgemma.debug.result import DIFFERS, FAULT, GOOD, INHERITED, MISSING, SUSPECT, UNMEASURED, Diff
 from numgemma.errors import InputError
 
 # Okabe and Ito's colours, which stay apart for every kind of colour vision; the markers differ as well.
-BLUE, RED, BLACK, SHADE = "#0072B2", "#D55E00", "#000000", "#E8E8E8"
+BLUE, RED, ORANGE, BLACK, SHADE, BAND = "#0072B2", "#D55E00", "#E69F00", "#000000", "#E8E8E8", "#BFDDEE"
+
+ABSENT = (MISSING, UNMEASURED)
 
 
 def plot(diff: Diff, path, title: str | None = None) -> None:
@@ -56,7 +60,8 @@ def draw(diff: Diff, title: str | None = None):
 
 def _scale(diff):
     """The floor for errors of exactly zero, one decade below the smallest; and the ceiling for those without number."""
-    errors = [p.rel for p in diff.points if p.rel and math.isfinite(p.rel)] + [diff.tolerance or 1e-9]
+    errors = [p.rel for p in diff.points if p.rel and math.isfinite(p.rel)]
+    errors += [p.floor["rel"] for p in diff.points if p.floor] or [diff.tolerance or 1e-9]
     return 10.0 ** (math.floor(math.log10(min(errors))) - 1), 10.0 ** (math.floor(math.log10(max(errors))) + 1)
 
 
@@ -80,25 +85,47 @@ def _layers(ax, diff):
 def _dots(ax, diff, low, high):
     """One mark per point; what has no number stands on the lines at the top and the bottom."""
     rows = list(enumerate(diff.points))
-    same = [(i, p.rel) for i, p in rows if p.state == SAME and p.rel]
-    exact = [(i, low) for i, p in rows if p.state == SAME and not p.rel]
-    number = {i: p.rel for i, p in rows if p.state == DIFFERS and p.rel and math.isfinite(p.rel)}
-    beyond = [(i, high) for i, p in rows if p.state not in (SAME, MISSING) and i not in number]
-    outputs = [(i, p.rel or low) for i, p in rows if re.fullmatch(r"layers\.\d+\.out", p.name) and p.state != MISSING]
-    outputs = [(i, rel) for i, rel in outputs if i in number or diff.points[i].state == SAME]
+    number = {i: p.rel or low for i, p in rows if p.rel is not None and math.isfinite(p.rel)}
+    beyond = [(i, high) for i, p in rows if i not in number and p.state not in ABSENT]
+    outputs = [(i, number[i]) for i, p in rows if re.fullmatch(r"layers\.\d+\.out", p.name) and i in number]
 
-    if diff.tolerance:
-        ax.axhline(diff.tolerance, color=BLACK, linestyle="--", linewidth=1, label=f"tolerance {diff.tolerance:.2g}")
-    _ticks(ax, low, high, bool(exact))
+    def those(*states, exact=False):
+        return [(i, number[i]) for i, p in rows if p.state in states and i in number and (p.rel == 0) == exact]
+
+    _limit(ax, diff, rows)
+    _ticks(ax, low, high, bool(those(*GOOD, exact=True)))
     _marks(ax, outputs, color=BLACK, linewidth=1, zorder=3, label="layer outputs (.out)")
     dots = {"linestyle": "", "markersize": 4 if len(rows) < 300 else 3}
-    _marks(ax, same, color=BLUE, marker="o", label="same", **dots)
-    _marks(ax, exact, color=BLUE, marker="o", markerfacecolor="white", label="bit-exact", **dots)
-    _marks(ax, list(number.items()), color=RED, marker="x", label="differs", **dots)
+    _marks(ax, those(*GOOD), color=BLUE, marker="o", label="same" if diff.floor is None else "within the noise", **dots)
+    _marks(ax, those(*GOOD, exact=True), color=BLUE, marker="o", markerfacecolor="white", label="bit-exact", **dots)
+    _marks(ax, those(SUSPECT), color=ORANGE, marker="s", label="suspect", **dots)
+    _marks(ax, those(INHERITED), color=ORANGE, marker="+", label="inherited", **dots)
+    bad = "differs" if diff.floor is None else "fault"
+    _marks(ax, those(DIFFERS, FAULT) + those(DIFFERS, FAULT, exact=True), color=RED, marker="x", label=bad, **dots)
     _marks(ax, beyond, color=RED, marker="^", label="no number (not finite, or other shape)", **dots)
-    missing = [(i, 0.05) for i, p in rows if p.state == MISSING]
+    missing = [(i, 0.05) for i, p in rows if p.state in ABSENT]
     style = {"marker": "|", "linestyle": "", "markersize": 9, "transform": ax.get_xaxis_transform()}
     _marks(ax, missing, color=RED, label="missing in A or B", **style)
+
+
+def _limit(ax, diff, rows):
+    """What is allowed: the tolerance as a line, or the noise of every point as a band."""
+    noise = [(i, NOISE_TO * p.floor["rel"]) for i, p in rows if p.floor]
+    if noise:
+        places, sizes = zip(*noise, strict=True)
+        bottom = [ax.get_ylim()[0]] * len(sizes)
+        ax.fill_between(
+            places,
+            bottom,
+            sizes,
+            step="mid",
+            color=BAND,
+            linewidth=0,
+            zorder=-0.5,
+            label="noise, up to 1.5 x the floor",
+        )
+    elif diff.tolerance:
+        ax.axhline(diff.tolerance, color=BLACK, linestyle="--", linewidth=1, label=f"tolerance {diff.tolerance:.2g}")
 
 
 def _ticks(ax, low, high, exact):

@@ -1,0 +1,83 @@
+"""Measure the noise floor: how large an error rounding alone makes at every point, for one prompt.
+
+A run in float64 is the truth; eight runs in the given precision, each rounding and summing in a way of its own, are
+measured against it.  The result is a small file, kept in a cache, that `diff --floor auto` and `replay` find there.
+"""
+
+import sys
+from pathlib import Path
+
+from numgemma.cli.common import Prompt, add_prompt, read_prompts
+from numgemma.debug.floor import PRECISIONS, RUNS, cached_floor
+from numgemma.debug.precision import of_run
+from numgemma.debug.readers import read_any
+from numgemma.errors import InputError
+from numgemma.model import load
+
+
+def add_arguments(parser):
+    parser.add_argument("ckpt", metavar="CKPT")
+    parser.add_argument("dump", metavar="DUMP", nargs="?", help="take the token ids and the precision from this dump")
+    add_prompt(parser, required=False)
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, nargs="+", help="default: that of DUMP by its values, or float32"
+    )
+    parser.add_argument("-o", "--out", metavar="FILE.json", type=Path, help="write it here too, not to the cache alone")
+
+
+def run(args):
+    model = load(args.ckpt)
+    dump = read_any(args.dump, config=model.config.text) if args.dump else None
+    precisions = args.precision or [of_run(dump) if dump else "float32"]
+    if args.out and len(precisions) > 1:
+        raise InputError("--out takes one floor; give one --precision, or leave the files in the cache.")
+    (prompt,) = prompts(args, model, dump)
+    for precision in precisions:
+        found = cached_floor(model, prompt.ids, precision, told=told(precision), media=prompt.media)
+        print(summary(found))
+        if args.out:
+            found.save(args.out)
+            print(f"{args.out}: {args.out.stat().st_size / 1e3:.0f} KB")
+    return 0
+
+
+def prompts(args, model, dump):
+    """The one prompt: from the options, or else the ids of the dump."""
+    given = any(getattr(args, option) is not None for option in ("prompt", "chat", "ids", "inputs"))
+    if given:
+        found = read_prompts(args, model)
+        if len(found) > 1:
+            raise InputError(f"{args.inputs}: holds {len(found)} prompts; a floor is that of one.")
+        return found
+    if dump is None:
+        raise InputError("A floor is that of one prompt; give --prompt, --chat, --ids or --inputs, or a DUMP.")
+    if dump.meta.get("ids") is None:
+        raise InputError(f"{args.dump}: does not say which token ids were run; give them with --ids or --inputs.")
+    return [Prompt(dump.meta["ids"])]
+
+
+def told(precision):
+    """Shows on a terminal how far it has come."""
+
+    def show(run):
+        what = "the truth, in float64" if run == 0 else f"{precision}, run {run} of {RUNS}"
+        print(f"\r{what:40}", end="\n" if run == RUNS else "", file=sys.stderr, flush=True)
+
+    return show if sys.stderr.isatty() else lambda run: None
+
+
+def summary(found):
+    """What the noise is at the end, and where it is largest."""
+    worst = max(found.points, key=lambda name: found.points[name].rel[1])
+    last = next(reversed(found.points))
+    lines = [
+        f"The floor of {found.precision} over {len(found.ids)} tokens: {len(found.points)} points, {found.runs} runs."
+    ]
+    for name in dict.fromkeys((last, worst)):
+        n = found.points[name]
+        sizes = f"{n.rel[0]:.1e} (95 %: {n.rel[1]:.1e}), worst token {n.worst_token[1]:.1e}"
+        lines.append(f"{name}: {sizes}, worst channel {n.worst_channel[1]:.1e}")
+    close = sum(len(calls) for name, calls in found.close.items() if name != "logits")
+    if close:
+        lines.append(f"{close} choices of experts are so close that noise may turn them")
+    return "\n".join(lines)

@@ -1,0 +1,86 @@
+"""Find which parent, and which layer of it, every tensor of a checkpoint came from, by what the tensors hold."""
+
+import json
+from pathlib import Path
+
+from numgemma.cli.building import progress
+from numgemma.debug.floor import write_whole
+from numgemma.surgery.inventory import inventory, misplaced_inputs, slices, strangers, to_recipe
+from numgemma.surgery.lineage import lineage
+
+
+def add_arguments(parser):
+    parser.add_argument("ckpt", metavar="CKPT", help="the child: any checkpoint in safetensors")
+    parser.add_argument(
+        "--parents", metavar="P", nargs="+", required=True, help="what it may be made of; Gemma 3 and others too"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write slots and tensors as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the layer matrix: slots against layers")
+    parser.add_argument("--emit", type=Path, metavar="FILE.yaml", help="write the recipe by which `stack` remakes it")
+
+
+def run(args):
+    found = lineage(args.ckpt, args.parents, progress())
+    print(render(found))
+    if args.json:
+        write_whole(args.json, json.dumps(found.to_json(), indent=1, allow_nan=False))
+    if args.plot:
+        from numgemma.surgery.pictures import layer_matrix, save
+
+        save(layer_matrix(found), args.plot)
+    if args.emit:
+        write_whole(args.emit, to_recipe(found, args.emit.name))
+    return 0
+
+
+def render(found):
+    """Parents, slices, components, and what is out of place."""
+    labels = {parent: f"P{i}" for i, parent in enumerate(found.parents, 1)}
+    blocks = ["\n".join(f"{label} = {parent}" for parent, label in labels.items())]
+    if found.slots:
+        blocks.append(slice_table(found, labels))
+    blocks.append(component_table(found, labels))
+    blocks += ["\n".join(lines) for lines in (foreign(found, labels), misplaced(found)) if lines]
+    return "\n\n".join(blocks)
+
+
+def slice_table(found, labels):
+    rows = [("slots", "layers", "from", "relation")]
+    for first, last, o in slices(found):
+        layers = "-" if o.layer is None else span(o.layer, o.layer + last - first)
+        rows.append((span(first, last), layers, labels.get(o.parent, "-"), o.relation))
+    return table(rows)
+
+
+def component_table(found, labels):
+    rows = [("component", "tensors", "from", "relation", "error")]
+    for component, count, parents, text, error in inventory(found):
+        for parent, label in labels.items():
+            parents = " + ".join(label if part == parent else part for part in parents.split(" + "))
+        rows.append((component, str(count), parents, text, f"{error:.1e}" if error else ""))
+    return table(rows)
+
+
+def foreign(found, labels):
+    """Tensors that are not from where the rest of their layer is."""
+    names = strangers(found)
+    lines = [f"{name}: {labels[found.tensors[name].parent]} {found.tensors[name].source}" for name in names[:12]]
+    more = [f"and {len(names) - 12} more"] if len(names) > 12 else []
+    return ["from another layer than the rest of theirs:", *lines, *more] if names else []
+
+
+def misplaced(found):
+    return [
+        f"{name} does not follow the layers: slot {slots[0]} ({len(slots)} in all) gets another layer's input"
+        for name, slots in misplaced_inputs(found).items()
+    ]
+
+
+def span(first, last):
+    return f"{first}-{last}" if last > first else str(first)
+
+
+def table(rows):
+    """Rows of text in columns, the last one ragged."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

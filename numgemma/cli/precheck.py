@@ -1,0 +1,25 @@
+"""Before two dumps are compared: were they made of the same tokens, by the same model, in the same way?
+
+Exit code 3 where a comparison would mean nothing.  `diff` looks at the same things first.
+"""
+
+import json
+from pathlib import Path
+
+from numgemma.debug.floor import write_whole
+from numgemma.debug.precheck import precheck, render
+from numgemma.debug.readers import read_any
+
+
+def add_arguments(parser):
+    parser.add_argument("a", metavar="A", help="the reference dump")
+    parser.add_argument("b", metavar="B", help="the dump to be measured against it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON")
+
+
+def run(args):
+    found = precheck(read_any(args.a), read_any(args.b))
+    print(render(found))
+    if args.json:
+        write_whole(args.json, json.dumps(found.to_json(), indent=1))
+    return found.exit_code

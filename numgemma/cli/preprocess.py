@@ -1,0 +1,70 @@
+"""Turn a prompt and its files into the arrays that enter the model: what Transformers' processor returns."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from numgemma.chat import attachments, read_chat, render_chat
+from numgemma.checkpoint import read_object
+from numgemma.cli.common import add_chat
+from numgemma.cli.files import add_files, chat_files, given_files, join, place
+from numgemma.config import read_config
+from numgemma.errors import InputError
+from numgemma.model import resolve
+from numgemma.tokenizer import open_tokenizer
+
+
+def add_arguments(parser):
+    parser.add_argument("ckpt", metavar="CKPT", help="its config.json and tokenizer.json are read, its weights are not")
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="text, with <|image|>, <|audio|>, <|video|> for the files")
+    prompt.add_argument("--chat", metavar="FILE.json", help="messages; - is standard input")
+    add_files(parser)
+    add_chat(parser.add_argument_group("options of --chat"))
+    parser.add_argument(
+        "-o", "--out", metavar="OUT.safetensors", required=True, type=Path, help="to write; --inputs reads it"
+    )
+
+
+def run(args):
+    path = resolve(args.ckpt)
+    folder = path if path.is_dir() else path.parent
+    config = read_config(read_object(folder / "config.json", "name a checkpoint"), str(folder / "config.json"))
+    arrays = prepared(args, folder, config, open_tokenizer(folder))
+    write(arrays, args.out)
+    tokens = arrays["input_ids"].shape[1]
+    print(f"{args.out}: {tokens} tokens, {(arrays['mm_token_type_ids'] > 0).sum()} of them soft")
+    for name, x in arrays.items():
+        print(f"  {name:<22}{x.dtype!s:>8}  {list(x.shape)}")
+    return 0
+
+
+def prepared(args, folder, config, tokenizer):
+    """The arrays of the prompt or the chat that the options name."""
+    if args.chat is None:
+        files = given_files(args)
+        text, encode = place(args.prompt, files, config, tokenizer), tokenizer.encode
+    else:
+        chat = read_chat(args.chat, args.tools)
+        files = chat_files(attachments(chat.messages), given_files(args), args.chat)
+        text = render_chat(folder, **vars(chat), thinking=args.thinking, template=args.template)
+        encode = tokenizer.encode_rendered
+    return join(text, files, args, folder, config, tokenizer, encode)
+
+
+def write(arrays, path):
+    """The whole file or none."""
+    try:
+        handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        os.close(handle)
+        try:
+            save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, partial)
+            os.chmod(partial, 0o644)
+            os.replace(partial, path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another -o.") from None

@@ -1,0 +1,80 @@
+"""Recompute each step of a dump from the dump's own tensors: whose fault it is, with nothing inherited.
+
+It works with all points, with what modules return, or with the outputs of layers alone; it needs no other engine.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from numgemma.cli.common import Prompt, parse_ids, read_inputs
+from numgemma.debug.floor import read_floor, write_whole
+from numgemma.debug.readers import read_any, summary
+from numgemma.debug.render_replay import render
+from numgemma.debug.replay import replay
+from numgemma.errors import InputError
+from numgemma.model import load
+
+
+def add_arguments(parser):
+    add_subject(parser)
+    parser.add_argument("--points", nargs="+", metavar="GLOB", default=["*"], help="report only these (default: all)")
+    parser.add_argument("--all", action="store_true", help="print every point, not a dozen")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument(
+        "--graft", metavar="POINT", help="also run numgemma with the dump's tensor there: does the rest recover?"
+    )
+
+
+def add_subject(parser):
+    """What replay and whatif are told: the checkpoint, the dump, and what the dump may lack."""
+    parser.add_argument("ckpt", metavar="CKPT")
+    parser.add_argument("dump", metavar="DUMP", help="a dump, or what another engine wrote")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--ids", metavar="2,105,9", help="token ids, where the dump has none")
+    group.add_argument("--inputs", metavar="FILE", help="ids and media: what Transformers' processor returns")
+    parser.add_argument("--map", metavar="FILE", help="names of another engine's dump -> ours")
+    parser.add_argument(
+        "--floor", metavar="F", default="auto", help="noise of the whole run, by `numgemma floor` (default: auto)"
+    )
+
+
+def run(args):
+    found = replay(**subject(args), points=args.points, graft=args.graft)
+    print(render(found, args.all))
+    if args.json:
+        write_whole(args.json, json.dumps(found.to_json(), indent=1, allow_nan=False))
+    return found.exit_code
+
+
+def subject(args):
+    """The arguments of `replay` that the options name."""
+    model = load(args.ckpt)
+    dump = read_any(args.dump, args.map, model.config.text)
+    if summary(dump):
+        print(summary(dump))
+    prompt = prompt_of(args, dump)
+    floor = None if args.floor == "auto" else read_floor(args.floor)
+    return {"model": model, "dump": dump, "ids": prompt.ids, "media": prompt.media, "floor": floor, "told": progress()}
+
+
+def prompt_of(args, dump) -> Prompt:
+    if args.ids is not None:
+        return Prompt(parse_ids(args.ids))
+    if args.inputs is not None:
+        prompts = read_inputs(Path(args.inputs))
+        if len(prompts) > 1:
+            raise InputError(f"{args.inputs}: holds {len(prompts)} prompts; a dump is that of one.")
+        return prompts[0]
+    if dump.meta.get("ids") is None:
+        raise InputError(f"{args.dump}: does not say which token ids were run; give them with --ids or --inputs.")
+    return Prompt(dump.meta["ids"])
+
+
+def progress():
+    """Shows on a terminal what is being run."""
+
+    def show(text):
+        print(f"\r{text:60}", end="\r", file=sys.stderr, flush=True)
+
+    return show if sys.stderr.isatty() else lambda text: None

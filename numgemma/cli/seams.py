@@ -1,0 +1,108 @@
+"""Compare each slot of a stack with the layer it came from, on the same prompts: where it leaves its parent's range."""
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+
+from numgemma.cli.building import progress
+from numgemma.cli.common import parse_ids
+from numgemma.debug.floor import write_whole
+from numgemma.model import PRECISIONS, load
+from numgemma.surgery.seams import TEXTS, compare, origins
+
+RANDOM = (6, 24)  # prompts, and tokens of each, where there is no tokenizer
+
+
+def add_arguments(parser):
+    parser.add_argument("child", metavar="CHILD")
+    parser.add_argument("parents", metavar="PARENT", nargs="+")
+    parser.add_argument(
+        "--layer-map",
+        metavar="MAP",
+        default="auto",
+        help="auto (default): by lineage; or slices as 0-17,10-25; or a file that `lineage --json` wrote",
+    )
+    parser.add_argument("--prompt", metavar="TEXT", action="append", default=[], help="a text; may stand several times")
+    parser.add_argument(
+        "--ids", metavar="2,105,9", action="append", default=[], help="token ids; may stand several times"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the four numbers against the slots")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: float32")
+
+
+def run(args):
+    map_ = origins(args.child, args.parents, args.layer_map, progress())
+    found = compare(args.child, map_, prompts(args), args.precision, shown)
+    print(render(found))
+    if args.json:
+        write_whole(args.json, json.dumps(found.to_json(), indent=1, allow_nan=False))
+    if args.plot:
+        from numgemma.surgery.pictures import save, seam_picture
+
+        save(seam_picture(found), args.plot)
+    return 0
+
+
+def from_diff(args):
+    """`numgemma diff CHILD PARENT --layer-map auto`: two checkpoints where two dumps could stand."""
+    there = {"child": args.a, "parents": [args.b], "layer_map": args.layer_map, "prompt": [], "ids": []}
+    return run(Namespace(**there, json=args.json, plot=args.plot, precision="float32"))
+
+
+def prompts(args) -> list[list[int]]:
+    """What was asked for; else texts of several kinds, or random tokens where there is no tokenizer."""
+    model = load(args.child)
+    readable = (model.checkpoint.folder / "tokenizer.json").exists()
+    texts = args.prompt or (TEXTS if readable and not args.ids else ())
+    found = [begun(model.tokenizer.encode(text), model) for text in texts] + [parse_ids(ids) for ids in args.ids]
+    if found:
+        return found
+    count, length = RANDOM
+    rng = np.random.default_rng(0)
+    return [begun(rng.integers(3, model.config.text.vocab_size, length).tolist(), model) for _ in range(count)]
+
+
+def begun(ids, model):
+    """With <bos>, which an instruction-tuned tokenizer leaves to the chat template."""
+    bos = model.config.text.bos_token_id
+    return list(ids) if bos is None or bos in ids else [bos, *ids]
+
+
+def shown(done):
+    if sys.stderr.isatty():
+        print(f"\r{done} prompts ", end="", file=sys.stderr, flush=True)
+
+
+def render(found):
+    labels = {parent: f"P{i}" for i, parent in enumerate(found.parents, 1)}
+    head = [f"{label} = {parent}" for parent, label in labels.items()]
+    rows = [f"{'slot':<5}{'from':<7}{'rms':>8}{'cosine':>8}{'entropy':>8}{'':>6}{'share':>6}{'':>6}  seam"]
+    rows += [row(slot, labels) for slot in found.slots]
+    return "\n".join([*head, "", *rows, "", *verdict(found)])
+
+
+def row(s, labels):
+    if s.layer is None:
+        return f"{s.slot:<5}{'-':<7}{'':>42}  {s.seam}"
+    share = f"{s.per_layer[0]:>6.2f}{s.per_layer[1]:>6.2f}" if s.per_layer else f"{'-':>6}{'':>6}"
+    marks = ", ".join(part for part in (s.seam, f"beyond: {' '.join(s.outside)}" if s.outside else "") if part)
+    ratio = f"{s.ratio:>7.3g}x" if s.ratio is not None else f"{'-':>8}"
+    numbers = f"{ratio}{s.cosine:>8.3f}{s.entropy[0]:>8.2f}{s.entropy[1]:>6.2f}{share}"
+    return f"{s.slot:<5}{labels[s.parent] + ' ' + str(s.layer):<7}{numbers}  {marks}".rstrip()
+
+
+def verdict(found):
+    """What the table says, in a sentence or two; then what its columns are."""
+    first = found.leaves
+    if found.prompts < 2:
+        said = "One prompt shows no range of the parent's; give two or more to see where the child leaves it."
+    elif first is None:
+        said = f"On {found.prompts} prompts no slot leaves the range of its source layer."
+    else:
+        said = f"First beyond its parent's range: slot {first.slot}, by {' and '.join(first.outside)}."
+    legend = "rms and cosine: the child's stream against its parent's; entropy and share: the child's, the parent's."
+    return [said, legend]

@@ -1,0 +1,22 @@
+"""Name the fault: try the known mistakes on the steps that went wrong, until one reproduces the dump's numbers."""
+
+import json
+from pathlib import Path
+
+from numgemma.cli.replay import add_subject, subject
+from numgemma.debug.floor import write_whole
+from numgemma.debug.render_replay import render_whatif
+from numgemma.debug.whatif import whatif
+
+
+def add_arguments(parser):
+    add_subject(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the candidates as JSON, best first")
+
+
+def run(args):
+    found = whatif(**subject(args))
+    print(render_whatif(found))
+    if args.json:
+        write_whole(args.json, json.dumps(found.to_json(), indent=1, allow_nan=False))
+    return found.replay.exit_code

@@ -1,0 +1,10 @@
+"""The known faults: mistakes that implementations of Gemma 4 have made, each as a small change of one function.
+
+`applied` runs a model with one; `debug.whatif` looks for the one that reproduces another engine's numbers.  The ids
+are those of the table of faults in the documentation; a form of a fault has a word after its id, as T15-erf.
+"""
+
+from numgemma.debug.faults import attending, branches, trunk  # noqa: F401 - enter their faults
+from numgemma.debug.faults.fault import CATALOGUE, Fault, Rewired, applied, fault, find, row_fault, swapped
+
+__all__ = ["CATALOGUE", "Fault", "Rewired", "applied", "fault", "find", "row_fault", "swapped"]

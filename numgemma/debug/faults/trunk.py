@@ -1,0 +1,230 @@
+"""Faults of the decoder's trunk: norms, residual adds, the layer's scalar, the gated MLP, embeddings and head.
+
+Left out because no number comes of them: one MLP width for all layers (T16), which does not fit the weights; float16
+that overflows (T26).
+"""
+
+import math
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+
+from numgemma import ops
+from numgemma.debug.faults.fault import Rewired, fault, with_weights
+
+# -- norms
+
+
+@fault(
+    "T01",
+    "RMSNorm multiplies by 1 + weight, as Gemma 3 does",
+    "multiply by the weight as stored",
+    shows="per_layer_projection_norm layers.*.input_layernorm",
+    swaps="ops.rms_norm",
+)
+def one_plus_weight(original, x, w, eps):
+    return original(x, None if w is None else w.astype(np.float32) + 1, eps)
+
+
+@fault(
+    "T02",
+    "RMSNorm is computed in bfloat16, its sum of squares too",
+    "compute it in float32, the product with the weight included, then round once",
+    shows="per_layer_projection_norm layers.*.input_layernorm",
+    swaps="ops.rms_norm",
+)
+def narrow_norm(original, x, w, eps):
+    y = x.astype(ml_dtypes.bfloat16)
+    mean = np.add.accumulate(y * y, -1)[..., -1:] / y.dtype.type(y.shape[-1])
+    y = y / np.sqrt(mean + y.dtype.type(eps))
+    return (y if w is None else y * w.astype(y.dtype)).astype(x.dtype)
+
+
+@fault(
+    "T25",
+    "the post-norms come after the residual adds",
+    "normalise a branch's output, then add it to the stream",
+    shows="layers.*.post_attention_layernorm",
+    swaps="gemma4.block",
+)
+def post_norm_after_add(original, x, ple, w, spec, rope, mask, kvs, tap):
+    def normed(name, stream, branch):
+        return ops.rms_norm(stream + branch, w[f"{name}.weight"], spec.eps)
+
+    def branches(seen):
+        if not spec.E:
+            return seen["mlp.down_proj"]
+        return seen["post_feedforward_layernorm_1"] + seen["post_feedforward_layernorm_2"]
+
+    first, second = "post_attention_layernorm", "post_feedforward_layernorm"
+    equations = {
+        first: lambda y, seen: normed(first, x, seen["self_attn.o_proj"]),
+        "after_attention": lambda y, seen: seen[first],
+        second: lambda y, seen: normed(second, seen["after_attention"], branches(seen)),
+        "after_mlp": lambda y, seen: seen[second],
+    }
+    return original(x, ple, w, spec, rope, mask, kvs, Rewired(tap, equations))
+
+
+# -- the layer's scalar
+
+
+def no_scalar(w):
+    return with_weights(w, {"layer_scalar": np.ones(1, np.float32)})
+
+
+@fault(
+    "T12",
+    "layer_scalar is left at 1",
+    "load the buffers of the checkpoint too, not only its parameters",
+    shows="layers.*.out",
+    swaps="gemma4.block",
+)
+def scalar_dropped(original, x, ple, w, *rest):
+    return original(x, ple, no_scalar(w), *rest)
+
+
+@fault(
+    "T11-branch",
+    "layer_scalar multiplies what the layer adds, not the stream",
+    "multiply the whole stream at the very end of the layer",
+    shows="layers.*.out",
+    swaps="gemma4.block",
+)
+def scalar_on_branch(original, x, ple, w, spec, rope, mask, kvs, tap):
+    equation = {"out": lambda y, seen: x + ops.scale(y - x, w["layer_scalar"])}
+    return original(x, ple, no_scalar(w), spec, rope, mask, kvs, Rewired(tap, equation))
+
+
+@fault(
+    "T11-before-ple",
+    "layer_scalar comes before the per-layer input is added",
+    "multiply the whole stream after the last addition",
+    shows="layers.*.after_mlp",
+    swaps="gemma4.block",
+    at=lambda spec, model: bool(model.config.text.hidden_size_per_layer_input),
+)
+def scalar_before_ple(original, x, ple, w, spec, rope, mask, kvs, tap):
+    equation = {"after_mlp": lambda y, seen: ops.scale(y, w["layer_scalar"])}
+    return original(x, ple, no_scalar(w), spec, rope, mask, kvs, Rewired(tap, equation))
+
+
+# -- the MLP
+
+
+def gelu_erf(original, x):
+    y = x.astype(np.promote_types(x.dtype, np.float32))
+    return (y / 2 * (1 + np.vectorize(math.erf, [float])(y / math.sqrt(2)))).astype(x.dtype)
+
+
+def sigmoid_gate(slope):
+    """x sigmoid(slope x): SiLU for 1, the quick approximation of GELU for 1.702."""
+
+    def change(original, x):
+        y = x.astype(np.promote_types(x.dtype, np.float32))
+        return (y / (1 + np.exp(-slope * y))).astype(x.dtype)
+
+    return change
+
+
+for form, name, change in (("T15-erf", "the exact GELU", gelu_erf), ("T15-silu", "SiLU", sigmoid_gate(1))):
+    fault(
+        form,
+        f"the MLP uses {name}",
+        "use the tanh approximation of GELU",
+        shows="layers.*.mlp.down_proj",
+        swaps="ops.gelu_tanh",
+        within="feedforward.mlp",
+    )(change)
+
+
+# -- embeddings and head
+
+
+@fault(
+    "T13",
+    "the embeddings are not scaled",
+    "multiply them by sqrt(hidden_size)",
+    shows="embed_tokens",
+    swaps="ops.scale",
+    within="gemma4.embed",
+)
+def embeddings_unscaled(original, x, factor):
+    return x
+
+
+def rounds_the_scale(model):
+    root = math.sqrt(model.config.text.hidden_size)
+    return float(ml_dtypes.bfloat16(root)) != root
+
+
+@fault(
+    "T13-rounded",
+    "the embedding scale is rounded to bfloat16, though the run is of another precision",
+    "round sqrt(hidden_size) to the precision of the run",
+    shows="embed_tokens",
+    swaps="ops.scale",
+    within="gemma4.embed",
+    at=lambda spec, model: rounds_the_scale(model) and model.dtype != ml_dtypes.bfloat16,
+)
+def embedding_scale_rounded(original, x, factor):
+    return original(x, float(ml_dtypes.bfloat16(math.sqrt(x.shape[-1]))))
+
+
+@fault(
+    "T13-exact",
+    "the embedding scale is not rounded to bfloat16, though the run is",
+    "round sqrt(hidden_size) to the precision of the run",
+    shows="embed_tokens",
+    swaps="ops.scale",
+    within="gemma4.embed",
+    at=lambda spec, model: rounds_the_scale(model) and model.dtype == ml_dtypes.bfloat16,
+)
+def embedding_scale_exact(original, x, factor):
+    return original(x, math.sqrt(x.shape[-1]))
+
+
+@fault(
+    "T14",
+    "the head uses the scaled embedding table",
+    "scale the embeddings where they are looked up, never the table",
+    shows="lm_head",
+    swaps="ops.linear",
+    within="gemma4.head",
+    at=lambda spec, model: "lm_head.weight" not in model.weights,
+)
+def head_scaled(original, x, w):
+    return ops.scale(original(x, w), math.sqrt(w.shape[1]))
+
+
+def capped(spec, model):
+    return bool(model.config.text.final_logit_softcapping)
+
+
+fault(
+    "T17-missing",
+    "the logits are not soft-capped",
+    "end with cap tanh(logits / cap)",
+    shows="logits",
+    swaps="ops.softcap",
+    at=capped,
+)(lambda original, x, cap: x)
+
+fault(
+    "T17-product",
+    "the soft cap is x tanh(x / cap)",
+    "multiply the tanh by the cap, not by x",
+    shows="logits",
+    swaps="ops.softcap",
+    at=capped,
+)(lambda original, x, cap: x * np.tanh(x / x.dtype.type(cap)))
+
+fault(
+    "T17-extra",
+    "the logits are soft-capped at 30 although the config has no cap",
+    "follow final_logit_softcapping: null means none",
+    shows="logits",
+    swaps="gemma4.head",
+    at=lambda spec, model: not capped(spec, model),
+)(lambda original, x, w, config, tap: original(x, w, replace(config, final_logit_softcapping=30.0), tap))

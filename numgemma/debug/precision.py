@@ -1,0 +1,88 @@
+"""How finely a run rounds: what its dump declares, and what the bits of its values show."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from numgemma.errors import InputError
+
+# From one number to the next, relative to the number: 2^-(bits of the significand).
+EPS = {name: float(ml_dtypes.finfo(name).eps) for name in ("float64", "float32", "float16", "bfloat16")}
+
+POINTS = 40  # of a dump that are looked at, evenly spread
+SAMPLE = 4096  # numbers of each
+ENOUGH = 16  # distinct numbers: fewer (ones, zeros) are exact in every precision and show nothing
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The largest relative error of a tensor, of a token and of a channel that still counts as the same."""
+
+    rel: float
+    worst_token: float
+    worst_channel: float
+    # A channel much quieter than the rest is measured against this share of the tensor's RMS, not against its own.
+    # It grows with the rounding step because a matmul spreads its noise evenly over its outputs: in bfloat16 a channel
+    # at 1 % of the tensor's RMS is all noise, and would always read as a fault.
+    channel_floor: float
+
+
+# What is allowed where no floor was measured.  Finest first; the coarser precision of the two dumps counts.
+TOLERANCES = {
+    "float64": Tolerance(1e-10, 1e-9, 1e-7, 1e-3),
+    "float32": Tolerance(2e-5, 1e-4, 1e-2, 1e-3),
+    "float16": Tolerance(4e-3, 2e-2, 4e-1, 1e-2),
+    # One rounding is 0.17 %; some dozens of layers of them add up to a few percent in a model that is right.
+    "bfloat16": Tolerance(3e-2, 1e-1, 8e-1, 1e-1),
+}
+
+
+def declared(dump) -> str:
+    return dump.meta.get("precision") or "float32"
+
+
+def coarser(*precisions: str) -> str:
+    """The precision that rounds most.  Raises InputError for one that has no tolerances."""
+    for precision in precisions:
+        if precision not in TOLERANCES:
+            raise InputError(f"a dump of precision '{precision}' has no tolerances; known are {', '.join(TOLERANCES)}.")
+    return max(precisions, key=list(TOLERANCES).index)
+
+
+def shown_by_bits(x) -> str | None:
+    """The coarsest precision in which the values of an array are exact; None where they show nothing."""
+    if x.dtype.kind in "iub" or not x.size:
+        return None
+    if x.dtype.name in ("bfloat16", "float16"):
+        return x.dtype.name
+    some = np.asarray(x.reshape(-1)[: 64 * SAMPLE : max(1, min(64, x.size // SAMPLE))])[:SAMPLE]
+    if len(np.unique(some[some != 0])) < ENOUGH:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name in reversed(EPS):
+            if np.array_equal(some.astype(name).astype(some.dtype), some, equal_nan=True):
+                return name
+    return None
+
+
+def of_run(dump) -> str:
+    """The precision that a run had: the coarser of what its dump declares and what most of its points show.
+
+    A bfloat16 run that was widened for the file still is a bfloat16 run, whatever its dtype says.
+    """
+    names = list(dump)
+    shown = (shown_by_bits(dump[name]) for name in names[:: 1 + len(names) // POINTS])
+    counts = Counter(name for name in shown if name is not None)
+    return coarser(declared(dump), *(name for name, _ in counts.most_common(1)))
+
+
+def decimal_step(dump) -> float:
+    """RMS of the error that writing values with a few decimals makes; 0 where values are kept whole.
+
+    fidelity "rounded:4dp": values stand on multiples of 10^-4, evenly off by up to half of that.
+    """
+    found = re.search(r"rounded:(\d+)dp", str(dump.meta.get("fidelity", "exact")))
+    return 10.0 ** -int(found[1]) / 12**0.5 if found else 0.0

@@ -1,0 +1,66 @@
+"""Other engines' dumps, read into ours: names mapped, batch axis dropped, and how exact they are carried along."""
+
+from pathlib import Path
+
+from numgemma.checkpoint import explained, open_safetensors
+from numgemma.debug.readers.common import summary
+from numgemma.debug.readers.hf_debugger import read_hf_debugger
+from numgemma.debug.readers.llama_logits import is_logits, read_llama_logits
+from numgemma.debug.readers.llama_text import read_llama_text
+from numgemma.debug.readers.tensors import read_tensors
+from numgemma.dump import Dump, read_dump
+from numgemma.errors import InputError
+
+__all__ = ["read_any", "summary"]
+
+READ = (
+    "a dump of numgemma's, the folder of Transformers' debugger, the text of llama-eval-callback or llama-debug, "
+    "llama.cpp's logits (llamacpp-*.bin), or a folder or file of .pt, .npy, .npz or .safetensors"
+)
+
+
+def read_any(path, map=None, config=None) -> Dump:
+    """A Dump from whatever lies at `path`.
+
+    map: a JSON file, a preset's name or a dict, their names -> our points, for .pt, .npy, .npz and safetensors.
+    config: the text part of the model's config, with which joined axes and fused products are split.
+    Raises InputError where nothing there can be read.
+    """
+    path = Path(path)
+    with explained(path, "check the path"):
+        path.stat()
+    if path.is_dir():
+        return read_folder(path, map, config)
+    kind = path.suffix.removeprefix(".")
+    if kind == "safetensors":
+        ours = "numgemma" in open_safetensors(path).metadata
+        return read_dump(path) if ours else read_tensors(path, kind, map, config)
+    if is_logits(path):
+        return read_llama_logits(path)
+    if kind in ("pt", "npy", "npz"):
+        return read_tensors(path, kind, map, config)
+    if kind == "json":
+        return read_hf_debugger(path, config)
+    if looks_like_text(path):
+        return read_llama_text(path)
+    raise InputError(f"{path}: is none of what can be read, which is {READ}.")
+
+
+def read_folder(path, map, config):
+    if any(path.glob("*_debug_tree_*.json")) or any(path.glob("*_outputs.safetensors")):
+        return read_hf_debugger(path, config)
+    logits = [file for file in sorted(path.glob("*.bin")) if is_logits(file)]
+    if len(logits) > 1:
+        raise InputError(f"{path}: holds {len(logits)} files of logits; name one of them, as {logits[0].name}.")
+    if logits:
+        return read_llama_logits(logits[0])
+    for kind, glob in (("pt", "**/*.pt"), ("npy", "*.npy"), ("safetensors", "*.safetensors")):
+        if next(path.glob(glob), None):
+            return read_tensors(path, kind, map, config)
+    raise InputError(f"{path}: is a folder with none of what can be read, which is {READ}.")
+
+
+def looks_like_text(path):
+    """Whether a file may be a log: no zero byte near its beginning."""
+    with explained(path), open(path, "rb") as file:
+        return b"\0" not in file.read(1 << 16)

@@ -1,0 +1,67 @@
+"""What every reader ends with: a Dump that says how exact it is, and what it could not use."""
+
+import numpy as np
+
+from numgemma.debug.readers.names import place_in_order
+from numgemma.dump import SCHEMA, Dump
+from numgemma.errors import InputError
+
+NAMED = 200  # of the tensors that were not used, so many are listed; the others are counted
+
+PRECISIONS = ("float64", "float32", "float16", "bfloat16")
+
+
+def make_dump(path, engine, arrays, axes, *, ids=None, precision=None, fidelity="exact", parts=None, unused=None):
+    """A Dump of what a reader found.  Raises InputError where that is nothing.
+
+    ids: None where the engine did not record them.  unused: label -> why, of tensors that are no point of ours.
+    """
+    unused = unused or {}
+    if not arrays:
+        some = ", ".join(list(unused)[:3]) or "nothing"
+        raise InputError(f"{path}: no tensor in it is a point of ours (it holds {some}); give a map file with --map.")
+    arrays = {name: arrays[name] for name in sorted(arrays, key=place_in_order)}
+    meta = {
+        "schema": SCHEMA,
+        "engine": {"name": engine, "version": ""},
+        "model": {},
+        "text": None,
+        "precision": precision or prevailing(arrays),
+        "fidelity": fidelity,
+        "coverage": list(arrays),
+        "unused": dict(list(unused.items())[:NAMED]),
+        "unused_count": len(unused),
+    }
+    if parts:
+        meta["parts"] = parts
+    if ids is not None:
+        meta |= {"ids": [int(i) for i in ids], "positions": list(range(len(ids)))}
+    return Dump(meta, arrays, axes)
+
+
+def prevailing(arrays):
+    """The precision that most values have."""
+    counts = dict.fromkeys(PRECISIONS, 0)
+    for x in arrays.values():
+        if str(x.dtype) in counts:
+            counts[str(x.dtype)] += x.size
+    return max(counts, key=lambda name: counts[name]) if any(counts.values()) else "float32"
+
+
+def token_ids(x, path):
+    """Token ids from an array [T] or [1, T]."""
+    x = np.asarray(x)
+    if x.ndim == 2 and len(x) == 1:
+        x = x[0]
+    if x.ndim != 1 or x.dtype.kind not in "iu" or not 0 < x.size < 10_000_000:
+        raise InputError(f"{path}: token ids should be integers of the shape [T] or [1, T], found {list(x.shape)}.")
+    return [int(i) for i in x]
+
+
+def summary(dump):
+    """One line on what was read and what was not, for people; "" for a dump of our own."""
+    if "unused_count" not in dump.meta:
+        return ""
+    some = ", ".join(list(dump.meta["unused"])[:3])
+    left = f"; {dump.meta['unused_count']} tensors are no point of ours ({some}, ...)" if some else ""
+    return f"{dump.meta['engine']['name']}: {len(dump)} points, {dump.meta['fidelity']}{left}"

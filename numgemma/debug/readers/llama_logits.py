@@ -1,0 +1,47 @@
+"""The logits that llama.cpp's `llama-debug --save-logits` keeps of the last token, and its PyTorch twin.
+
+`llamacpp-NAME.bin` is float32, one number per token of the vocabulary; `llamacpp-NAME-tokens.bin` beside it holds the
+token ids as int32.  The scripts that make `pytorch-NAME.bin` write the same.
+"""
+
+import numpy as np
+
+from numgemma.checkpoint import explained
+from numgemma.debug.readers.common import make_dump, token_ids
+from numgemma.errors import InputError
+
+LARGEST = 1 << 26  # bytes; a vocabulary of 16 million
+
+
+def is_logits(path):
+    return path.suffix == ".bin" and path.name.startswith(("llamacpp-", "pytorch-")) and "-tokens" not in path.name
+
+
+def read_llama_logits(path):
+    """A Dump of one point, `logits`, of which the last token is known."""
+    beside = path.with_name(f"{path.stem}-tokens.bin")
+    ids = token_ids(load(beside, "<i4", "copy it from where the logits were written"), beside)
+    logits = load(path, "<f4", "check the path")
+    if path.stem.endswith("-embeddings"):
+        raise InputError(f"{path}: holds embeddings, not logits; save logits, without --embedding.")
+    part = {"shape": [len(ids), len(logits)], "at": [[len(ids) - 1], None], "slack": None}
+    engine = "llama.cpp" if path.name.startswith("llamacpp-") else "transformers"
+    precision = "float16" if engine == "llama.cpp" else "float32"
+    return make_dump(
+        path,
+        engine,
+        {"logits": logits[None]},
+        {"logits": "T V"},
+        ids=ids,
+        precision=precision,
+        fidelity="sampled",
+        parts={"logits": part},
+    )
+
+
+def load(path, code, advice):
+    with explained(path, advice):
+        size = path.stat().st_size
+        if size % 4 or not 0 < size <= LARGEST:
+            raise InputError(f"{path}: has {size} bytes, not a list of 4-byte numbers; write it again.")
+        return np.fromfile(path, code)

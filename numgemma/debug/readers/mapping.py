@@ -1,0 +1,94 @@
+"""A map file: their name -> our point, where the names are not module paths.
+
+    {"blk.{i}.attn": "layers.{i}.self_attn.o_proj",
+     "k_rotated_{i}": {"point": "layers.{i}.self_attn.k_rope", "transpose": [1, 0, 2]},
+     "special": {"point": "layers.0.out", "axes": "T D"}}
+
+`{i}` stands for a number, in both names the same; `transpose` is applied first.  A preset stands for such a file.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from numgemma.checkpoint import read_object
+from numgemma.debug.readers.names import axes_of, ours
+from numgemma.errors import InputError
+
+PRESETS = {
+    "max": {"layer_{i}": "layers.{i}.out", "embedding": "embed_tokens", "final_norm": "norm"},  # Modular MAX's recipe
+}
+KEYS = {"point", "axes", "transpose"}
+
+
+class Mapping:
+    """Finds the point for each of another engine's names.  table: a path, a preset's name, a dict, or None."""
+
+    def __init__(self, table, path):
+        self.axes, self.rules = {}, []
+        self.source = table if isinstance(table, (str, Path)) else path
+        for theirs, rule in load(table).items():
+            self.rules.append((pattern(theirs), self.checked(theirs, rule)))
+
+    def checked(self, theirs, rule):
+        rule = {"point": rule} if isinstance(rule, str) else rule
+        if not isinstance(rule, dict) or not isinstance(rule.get("point"), str) or not set(rule) <= KEYS:
+            raise InputError(f"{self.source}: '{theirs:.60}' should map to a point, or to an object with a `point`.")
+        if axes_of(rule["point"].replace("{i}", "0")) is None and "axes" not in rule:
+            raise InputError(f"{self.source}: '{rule['point']:.60}' is no point of ours; `numgemma dump` names them.")
+        return rule
+
+    def points(self, label, x, config):
+        """(point, array) for a tensor; several where it holds several joined; (None, x) where it is none of ours."""
+        for regex, rule in self.rules:
+            if match := regex.fullmatch(label):
+                point = rule["point"].replace("{i}", str(int(match.groupdict().get("i") or 0)))
+                if "axes" in rule:
+                    self.axes[point] = rule["axes"]
+                return [(point, self.transposed(x, rule, label))]
+        return fused(label, x, config) or [(ours(label), x)]
+
+    def transposed(self, x, rule, label):
+        try:
+            return np.transpose(x, rule["transpose"]) if "transpose" in rule else x
+        except (ValueError, TypeError):
+            raise InputError(
+                f"{self.source}: 'transpose' {rule['transpose']} does not fit '{label:.60}' of {list(x.shape)}."
+            ) from None
+
+
+def load(table):
+    if table is None or isinstance(table, dict):
+        return table or {}
+    if str(table) in PRESETS:
+        return PRESETS[str(table)]
+    return read_object(Path(table), f"give a JSON file, or one of the presets {', '.join(PRESETS)}")
+
+
+def pattern(theirs):
+    """A name with {i} as a regular expression."""
+    first, *rest = re.escape(theirs).split(re.escape("{i}"))
+    if not rest:
+        return re.compile(first)
+    return re.compile(first + r"(?P<i>\d{1,6})" + r"(?P=i)".join(rest))
+
+
+def fused(label, x, config):
+    """The parts of a product that an engine makes in one; nothing where it is none or the widths are not known."""
+    match = re.fullmatch(r"(.*layers\.(\d+)\.)(self_attn\.qkv_proj|mlp\.gate_up_proj)", label)
+    if not match or config is None or int(match[2]) >= len(config.layers):
+        return []
+    spec, layer = config.layers[int(match[2])], f"layers.{int(match[2])}."
+    if match[3] == "mlp.gate_up_proj":
+        widths = {"mlp.gate_proj": spec.F, "mlp.up_proj": spec.F}
+    else:
+        kv = spec.K * spec.H
+        widths = {"self_attn.q_proj": spec.N * spec.H, "self_attn.k_proj": kv, "self_attn.v_proj": kv}
+        if x.shape[-1] == spec.N * spec.H:
+            return [(f"{layer}self_attn.q_proj", x)]
+    if x.ndim < 2 or x.shape[-1] != sum(widths.values()):
+        return []
+    parts = np.split(x, np.cumsum(list(widths.values()))[:-1], axis=-1)
+    points = [(layer + name, part) for name, part in zip(widths, parts, strict=True)]
+    return points[:2] if spec.k_eq_v and "qkv" in match[3] else points  # its values are its raw keys

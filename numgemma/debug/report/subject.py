@@ -1,0 +1,67 @@
+"""What a report is about."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from numgemma.debug import render
+from numgemma.debug.report import chart
+from numgemma.debug.result import Diff
+
+CARDS = 40  # points that get a card; the table has them all
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a report is about; all that is missing is left out of it.
+
+    a, b: the two dumps (in a replay, what numgemma computed and what was recorded).  replay: a debug.replay.Replay.
+    words: the text of every token.  paths: of a and b, for the commands.
+    """
+
+    diff: Diff | None = None
+    a: Any = None
+    b: Any = None
+    replay: Any = None
+    words: Sequence[str] = field(default=())
+    paths: tuple[str, str] = ("A.safetensors", "B.safetensors")
+    title: str = "numgemma report"
+
+    @cached_property
+    def points(self):
+        """The points of the comparison, or else the steps of the replay."""
+        return list(self.diff.points if self.diff else self.replay.points if self.replay else ())
+
+    @cached_property
+    def local(self):
+        """The local error of every step of the replay, by its point."""
+        return {step.name: step.rel for step in self.replay.points} if self.replay else {}
+
+    @property
+    def kinds(self):
+        kinds = list(self.diff.layer_kinds) if self.diff else []
+        return kinds or list(self.replay.layer_kinds if self.replay else ())
+
+    @property
+    def tolerance(self):
+        """Where the points have no floor of their own."""
+        return self.diff.tolerance if self.diff and self.diff.floor is None else None
+
+    @property
+    def verdict(self):
+        return (
+            render.verdict(self.diff) if self.diff else self.replay.verdict if self.replay else "nothing was compared"
+        )
+
+    @cached_property
+    def bad(self):
+        """The points that get a card, the first ones of the worst kind first."""
+        order = (chart.WRONG, chart.DOUBTFUL, chart.BLANK)
+        ranked = [p for kind in order for p in self.points if chart.class_of(p.state) == kind]
+        return ranked[:CARDS]
+
+    @property
+    def has_both(self):
+        """Whether both dumps are there, to look at their values."""
+        return self.a is not None and self.b is not None

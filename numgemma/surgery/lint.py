@@ -1,0 +1,68 @@
+"""What is wrong with a checkpoint: every rule of the family, and every fault named, not only the first."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numgemma.errors import InputError
+from numgemma.model import load, resolve
+from numgemma.surgery.findings import ERROR, NOTE, WARNING, Finding, error
+from numgemma.surgery.lint_config import config_rules, last_word, sections, skipped
+from numgemma.surgery.lint_files import companions, read_parts
+from numgemma.surgery.lint_tensors import depth, dtype_rules, tensor_rules
+from numgemma.surgery.lint_values import tied_head, value_rules
+
+SCHEMA = "numgemma.lint/1"
+
+
+def structure(path: str | Path) -> list[Finding]:
+    """All that can be said without reading a value.  Raises InputError only where there is no such path."""
+    parts, found = read_parts(resolve(path))
+    if parts.config is None:
+        return ordered([*found, *dtype_rules(parts.tensors, None), skipped()])
+    config, more = config_rules(parts.config, depth(parts.tensors))
+    found += more
+    if config and parts.tensors:
+        found += tensor_rules(parts.tensors, config)
+    elif parts.tensors:
+        found.append(skipped())
+    part = sections(parts.config)
+    told = part.top.get("dtype") or part.top.get("torch_dtype") or part.text.get("dtype")
+    found += dtype_rules(parts.tensors, told) + companions(parts, part.text, part.top)
+    found += last_word(parts.config, found)
+    return ordered(found + refused(path, found))
+
+
+def values(path: str | Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Finding]:
+    """All that the numbers tell, in one pass; memory holds one piece of one tensor."""
+    parts, _ = read_parts(resolve(path))
+    found = value_rules(parts.tensors, progress)
+    if (parts.config or {}).get("tie_word_embeddings", True) is not False:
+        found += tied_head(parts.tensors)
+    return ordered(found)
+
+
+def lint(path: str | Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Finding]:
+    """Both, the errors first."""
+    return ordered(structure(path) + values(path, progress))
+
+
+def refused(path: str | Path, found: list[Finding]) -> list[Finding]:
+    """Whatever keeps numgemma from opening it is an error, and there is one."""
+    if any(finding.severity == ERROR for finding in found):
+        return []
+    try:
+        load(path)
+    except InputError as problem:
+        return [error("load", str(problem))]
+    return []
+
+
+def ordered(found: list[Finding]) -> list[Finding]:
+    return sorted(found, key=lambda finding: (ERROR, WARNING, NOTE).index(finding.severity))
+
+
+def to_json(path: str | Path, found: list[Finding]) -> dict[str, Any]:
+    counts = {severity: sum(f.severity == severity for f in found) for severity in (ERROR, WARNING, NOTE)}
+    rows = [{"severity": f.severity, "rule": f.rule, "text": f.text, "tensors": list(f.tensors)} for f in found]
+    return {"schema": SCHEMA, "checkpoint": str(path), "counts": counts, "findings": rows}

@@ -1,0 +1,120 @@
+"""Which layers of which parents a stack is made of: as text (0-17,10-25), by name, or as mergekit's passthrough YAML.
+
+In text, a slice names its first and its last layer.  In YAML `layer_range` names the first layer and the one after the
+last, as mergekit does.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numgemma.checkpoint import explained
+from numgemma.errors import InputError
+from numgemma.extras import package
+
+# Published stacks, by name: the first and the last layer of each slice.
+PRESETS = {"e6b": ((0, 17), (10, 25), (18, 33), (26, 41))}  # Gemma-4-E6B: E4B, 42 layers -> 66
+
+READ = {"merge_method", "slices", "base_model", "dtype"}  # keys of a recipe; any other could mean another model
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Consecutive layers of one parent."""
+
+    parent: str  # path of a checkpoint
+    first: int
+    last: int  # inclusive
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A stack: its slices from the bottom up, and the parent of all that is not a layer."""
+
+    slices: tuple[Slice, ...]
+    trunk: str
+    dtype: str | None = None
+
+
+def of_one(parent: str, spans) -> Recipe:
+    """A stack of a parent's own layers.  spans: (first, last) of each slice"""
+    return Recipe(tuple(Slice(parent, first, last) for first, last in spans), parent)
+
+
+def parse_slices(text: str) -> tuple[tuple[int, int], ...]:
+    """0-17,10-25 -> ((0, 17), (10, 25)); a single layer may stand alone."""
+    spans = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", part)
+        if not found:
+            raise InputError(f"--slices '{text:.60}' should be first-last, ... with both included, as 0-17,10-25.")
+        spans.append((int(found[1]), int(found[2] or found[1])))
+    return tuple(spans)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe in mergekit's form.  Raises InputError for a key or a merge that is not a plain stack."""
+    yaml = package("yaml", "merge")
+    with explained(path, "name a YAML file"):
+        raw = path.read_bytes()
+    try:
+        found = yaml.safe_load(raw)
+    except (yaml.YAMLError, RecursionError, UnicodeError) as error:
+        raise InputError(f"{path}: is not YAML ({' '.join(str(error).split()):.200}); correct it.") from None
+    if not isinstance(found, dict) or found.get("merge_method") != "passthrough":
+        raise InputError(f"{path}: merge_method is not passthrough; `stack` builds no other merge.")
+    unknown = sorted(str(key) for key in found.keys() - READ)
+    if unknown:
+        raise InputError(f"{path}: key '{unknown[0]:.60}' is not built by `stack`; remove it if it has no effect.")
+    slices = found.get("slices")
+    if not isinstance(slices, list) or not slices:
+        raise InputError(f"{path}: has no list of slices; write one per run of layers.")
+    parts = tuple(parse_slice(part, f"{path}: slice {i}") for i, part in enumerate(slices))
+    trunk, dtype = found.get("base_model"), found.get("dtype")
+    return Recipe(parts, parent_of(trunk, f"{path}: base_model") if trunk else parts[0].parent, dtype and str(dtype))
+
+
+def parse_slice(part: Any, what: str) -> Slice:
+    sources = part.get("sources") if isinstance(part, dict) and part.keys() == {"sources"} else None
+    if not isinstance(sources, list) or len(sources) != 1 or not isinstance(sources[0], dict):
+        raise InputError(f"{what} should hold `sources` with one model, as passthrough mixes nothing; correct it.")
+    source = sources[0]
+    if source.keys() != {"model", "layer_range"}:
+        raise InputError(f"{what} should hold model and layer_range and nothing else; correct it.")
+    span = source["layer_range"]
+    if not (isinstance(span, list) and len(span) == 2 and all(type(n) is int for n in span) and 0 <= span[0] < span[1]):
+        raise InputError(f"{what} has layer_range {span!r:.60}, not [first, one after the last]; correct it.")
+    return Slice(parent_of(source["model"], what), span[0], span[1] - 1)
+
+
+def parent_of(model: Any, what: str) -> str:
+    """A model in either of mergekit's spellings: a path, or {model: {path: ...}}."""
+    if isinstance(model, dict) and model.keys() == {"model"}:
+        model = model["model"]
+    if isinstance(model, dict) and model.keys() == {"path"}:
+        model = model["path"]
+    if not isinstance(model, str):
+        raise InputError(f"{what} names its model as {model!r:.60}, not as the path of a checkpoint; correct it.")
+    return model
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """The recipe in mergekit's form; `read_recipe` gives it back."""
+    lines = ["merge_method: passthrough", f"base_model: {quoted(recipe.trunk)}"]
+    if recipe.dtype:
+        lines.append(f"dtype: {recipe.dtype}")
+    lines.append("slices:")
+    for part in recipe.slices:
+        lines += [
+            "- sources:",
+            f"  - model: {quoted(part.parent)}",
+            f"    layer_range: [{part.first}, {part.last + 1}]",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def quoted(text: str) -> str:
+    """A YAML string: JSON's form is one, once what YAML calls unprintable is escaped."""
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in json.dumps(text, ensure_ascii=False))

@@ -1,0 +1,278 @@
+"""Layers re-sequenced into a deeper (or shallower) Gemma 4.
+
+A layer's tensors move as they are, but four things of Gemma 4 know how deep they are, and are rebuilt:
+
+* the per-layer embeddings: slot i reads columns P i to P (i + 1) of one table and rows of one projection;
+* the kinds of the layers: a slot's kind is its source layer's, since the shapes leave no choice, and the last is full;
+* which slots share keys: the last num_kv_shared_layers of them, each reading the last earlier slot of its own kind;
+* keys and values: a slot that must make its own, although its source layer shared, needs tensors that nobody read.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from numgemma import layout
+from numgemma.checkpoint import release
+from numgemma.config import Config, LayerSpec, TextConfig, read_config
+from numgemma.errors import InputError
+from numgemma.model import Model, load
+from numgemma.surgery.recipe import Recipe, recipe_yaml
+from numgemma.surgery.writer import Tensor, by_rows, companions, copied, write_checkpoint
+
+# What a stack sets anew; in all else its parents' text configs have to agree.
+DEPTH = {"num_hidden_layers", "layer_types", "num_kv_shared_layers"}
+SPELLINGS = {"per_layer_config", "global_head_dim", "num_global_key_value_heads"}  # compared layer by layer
+TOKENS = {"pad_token_id", "bos_token_id", "eos_token_id"}
+
+TABLE, PROJECTION = "embed_tokens_per_layer.weight", "per_layer_model_projection.weight"
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """One layer of the child, and the layer it comes from."""
+
+    index: int
+    parent: str
+    model: Model
+    spec: LayerSpec  # of the source layer
+
+    @property
+    def shared(self) -> bool:
+        """Whether the source layer read another's keys."""
+        return self.spec.kv_from != self.spec.index
+
+    @property
+    def source(self) -> str:
+        return f"layer {self.spec.index} of {self.parent}"
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """All that is known of a child before a byte of it is written."""
+
+    recipe: Recipe
+    raw: dict[str, Any]  # its config.json
+    config: Config
+    slots: tuple[Slot, ...]
+    tensors: dict[str, Tensor]  # by short name
+    folders: tuple[Path, ...]  # of the parents, that of the trunk first
+
+
+def plan(recipe: Recipe, shared: int | None = None, kv_from_donor: bool = False) -> Stack:
+    """What `recipe` makes.  Raises InputError with the reason where it makes no Gemma 4.
+
+    shared: slots that share keys, counted from the last (default: the trailing run whose source layers shared).
+    kv_from_donor: a slot that must make keys its source layer never made takes those that the source layer read.
+    """
+    models = open_parents(recipe)
+    slots = tuple(slot_table(recipe, models))
+    trunk = models[recipe.trunk]
+    raw = child_config(trunk, slots, trailing_run(slots) if shared is None else shared)
+    config = read_config(raw, "the stack's config")
+    for slot, spec in zip(slots, config.text.layers, strict=True):
+        check_slot(slot, spec)
+    tensors = trunk_tensors(trunk) | per_layer_embeddings(slots, trunk)
+    for slot, spec in zip(slots, config.text.layers, strict=True):
+        tensors |= layer_tensors(slot, spec, kv_from_donor)
+    check_shapes(tensors, config)
+    order = [*layout.text_shapes(config.text), *tensors]  # unread keys and towers after what the text model reads
+    tensors = {name: tensors[name] for name in dict.fromkeys(order)}
+    folders = tuple(model.checkpoint.folder for model in (trunk, *models.values()))
+    return Stack(recipe, raw, config, slots, tensors, folders)
+
+
+def write(stack: Stack, target: str | Path, **how) -> None:
+    """Write the child.  how: shard, force, progress of `write_checkpoint`."""
+    family = stack.raw["model_type"]
+    stored = {layout.stored_name(name, family): tensor for name, tensor in stack.tensors.items()}
+    files: dict[str, bytes | Path] = {**companions(stack.folders[0])}
+    files["mergekit_config.yml"] = recipe_yaml(stack.recipe).encode()
+    write_checkpoint(target, stack.raw, stored, files, parents=stack.folders, **how)
+
+
+# parents and slots
+
+
+def open_parents(recipe: Recipe) -> dict[str, Model]:
+    """Every parent, opened once, all of one width and one dtype."""
+    names = dict.fromkeys([recipe.trunk, *(part.parent for part in recipe.slices)])
+    models = {name: load(name) for name in names}
+    trunk = models[recipe.trunk]
+    for name, model in models.items():
+        for field in fields(TextConfig):
+            here, there = getattr(trunk.config.text, field.name), getattr(model.config.text, field.name)
+            if field.name not in DEPTH | SPELLINGS | TOKENS and here != there:
+                raise InputError(
+                    f"{name}: {field.name} is {there!r:.60} and that of {recipe.trunk} is {here!r:.60}; "
+                    "stack parents of one size."
+                )
+        check_dtype(name, model, recipe.dtype or dtype_of(trunk))
+    return models
+
+
+def dtype_of(model: Model) -> str:
+    return str(model.weights["embed_tokens.weight"].dtype)
+
+
+def check_dtype(name, model, wanted):
+    if dtype_of(model) != wanted:
+        raise InputError(f"{name}: is in {dtype_of(model)}, not {wanted}; a stack copies bytes, so convert it before.")
+
+
+def slot_table(recipe: Recipe, models: Mapping[str, Model]):
+    """The slots from the bottom up."""
+    index = 0
+    for part in recipe.slices:
+        layers = models[part.parent].config.text.layers
+        if not part.first <= part.last < len(layers):
+            raise InputError(
+                f"{part.parent}: has no layers {part.first}-{part.last}, only 0-{len(layers) - 1}; correct the slice."
+            )
+        for spec in layers[part.first : part.last + 1]:
+            yield Slot(index, part.parent, models[part.parent], spec)
+            index += 1
+
+
+def trailing_run(slots) -> int:
+    """How many slots at the end come from layers that shared."""
+    run = 0
+    for slot in reversed(slots):
+        if not slot.shared:
+            break
+        run += 1
+    return run
+
+
+# the config
+
+
+def child_config(trunk: Model, slots, shared: int) -> dict[str, Any]:
+    """The trunk's config.json with another depth."""
+    kinds = [slot.spec.kind for slot in slots]
+    check_kinds(slots, kinds, shared)
+    raw = trunk.checkpoint.config
+    nested = "text_config" in raw
+    text = dict(raw["text_config"] if nested else raw)
+    text |= {"num_hidden_layers": len(slots), "layer_types": kinds, "num_kv_shared_layers": shared}
+    if text.get("per_layer_config") is not None:
+        text["per_layer_config"] = spelled_out(slots)
+    return raw | {"text_config": text} if nested else text
+
+
+def check_kinds(slots, kinds, shared):
+    last = slots[-1]
+    if last.spec.kind != "full_attention":
+        full = [spec.index for spec in last.model.config.text.layers if spec.kind == "full_attention"]
+        raise InputError(
+            f"The last slot would be {last.source}, a sliding one, and Gemma 4 ends with a full layer; "
+            f"end the last slice at one of {', '.join(map(str, full))}."
+        )
+    if not 0 <= shared <= len(slots):
+        raise InputError(f"{shared} of {len(slots)} slots cannot share keys; choose another --shared.")
+    makers = set(kinds[: len(slots) - shared])
+    for slot in slots[len(slots) - shared :]:
+        if slot.spec.kind not in makers:
+            raise InputError(
+                f"Slot {slot.index}, {slot.source}, shares the keys of an earlier {slot.spec.kind} layer, and no slot "
+                f"before {len(slots) - shared} makes any; begin with earlier layers, or share fewer with --shared."
+            )
+
+
+def spelled_out(slots) -> dict[str, dict[str, int]]:
+    """per_layer_config, as Transformers writes it: what a layer has other than the config's own widths."""
+    digits = len(str(len(slots) - 1))
+    found = {}
+    for slot in slots:
+        c = slot.model.config.text
+        usual = {"head_dim": c.head_dim, "num_key_value_heads": c.num_key_value_heads}
+        own = {"head_dim": slot.spec.H, "num_key_value_heads": slot.spec.K}
+        if own != usual:
+            found[str(slot.index).zfill(digits)] = own
+    return found
+
+
+def check_slot(slot: Slot, spec: LayerSpec) -> None:
+    """The child's row is the source's row, its place aside.  spec: of the child"""
+    if spec.F != slot.spec.F:
+        was, now = ("shared", "make") if slot.shared else ("made", "share")
+        raise InputError(
+            f"Slot {slot.index} comes from {slot.source}, which {was} keys and has an MLP of width {slot.spec.F}; one "
+            f"that has to {now} keys has {spec.F} (use_double_wide_mlp); choose slices, or --shared, that keep roles."
+        )
+    moved = replace(slot.spec, index=spec.index, kv_from=spec.kv_from)
+    for field in fields(LayerSpec):
+        if getattr(spec, field.name) != getattr(moved, field.name):
+            raise InputError(
+                f"Slot {slot.index} would have {field.name} = {getattr(spec, field.name)}, and {slot.source} has "
+                f"{getattr(moved, field.name)}; stack parents of one shape."
+            )
+
+
+# the tensors
+
+
+def trunk_tensors(trunk: Model) -> dict[str, Tensor]:
+    """All that belongs to no layer, verbatim: embeddings, last norm, head, towers."""
+    w = trunk.weights
+    return {name: copied(w[name]) for name in w if not name.startswith("layers.") and name not in (TABLE, PROJECTION)}
+
+
+def layer_tensors(slot: Slot, spec: LayerSpec, kv_from_donor: bool) -> dict[str, Tensor]:
+    """The source layer's tensors under the slot's number.  spec: of the child"""
+    w, scope = slot.model.weights, f"layers.{slot.spec.index}"
+    found = {name: w.at(scope)[name] for name in w.at(scope)}
+    if slot.shared and spec.kv_from == spec.index:
+        donor = w.at(f"layers.{slot.spec.kv_from}.self_attn")
+        names = layout.key_value_shapes(spec, slot.model.config.text.hidden_size)
+        if kv_from_donor:
+            found |= {f"self_attn.{name}": donor[name] for name in names}
+        elif any(f"self_attn.{name}" not in found for name in names):
+            raise InputError(
+                f"{slot.parent}: layer {slot.spec.index} read the keys of layer {slot.spec.kv_from}, and slot "
+                f"{slot.index} has to make its own, but this file has no k_proj there (a file saved by Transformers "
+                "lacks them); take the released file, or those of the layer it read with --kv-from-donor."
+            )
+    return {f"layers.{slot.index}.{name}": copied(x) for name, x in found.items()}
+
+
+def per_layer_embeddings(slots, trunk: Model) -> dict[str, Tensor]:
+    """The table and the projection of the per-layer inputs, a block per slot; nothing where the model has none."""
+    c = trunk.config.text
+    P, L = c.hidden_size_per_layer_input, len(slots)
+    if not P:
+        return {}
+    V, dtype = c.vocab_size_per_layer_input, trunk.weights[TABLE].dtype
+    table = by_rows((V, L * P), dtype, lambda start, stop: table_rows(slots, P, start, stop))
+
+    def projection():
+        for slot in slots:
+            j = slot.spec.index
+            yield from copied(slot.model.weights[PROJECTION][j * P : (j + 1) * P]).pieces()
+
+    return {TABLE: table, PROJECTION: Tensor((L * P, c.hidden_size), dtype, projection)}
+
+
+def table_rows(slots, P, start, stop) -> np.ndarray:
+    """Rows of the child's table: of each slot the columns of its source layer.  -> rows LP"""
+    tables = {slot.parent: slot.model.weights[TABLE][start:stop] for slot in slots}
+    some = next(iter(tables.values()))
+    bits = np.dtype(f"u{some.dtype.itemsize}")  # plain integers copy much faster than bfloat16
+    rows = np.empty((stop - start, len(slots), P), bits)
+    for slot in slots:
+        j = slot.spec.index
+        rows[:, slot.index] = tables[slot.parent].view(bits)[:, j * P : (j + 1) * P]
+    for part in tables.values():
+        release(part)
+    return rows.reshape(stop - start, -1).view(some.dtype)
+
+
+def check_shapes(tensors: Mapping[str, Tensor], config: Config) -> None:
+    """Every tensor of the child's text model is planned, in its shape."""
+    for name, shape in layout.text_shapes(config.text).items():
+        if name not in tensors or tensors[name].shape != shape:
+            found = list(tensors[name].shape) if name in tensors else "missing"
+            raise InputError(f"The stack's {name} is {found}, not {list(shape)}; stack parents of one shape.")

@@ -1,0 +1,175 @@
+"""A checkpoint of any supported shape with plausible random weights: real names, real files, nothing to download.
+
+Nothing is left at a value that a fault could hide behind: norms, scalars, scales and bounds are all away from 1, 0 and
+infinity.  Each tensor has a generator of its own, seeded by its name, so neither the order nor the size of the pieces
+in which a checkpoint is written changes a bit of it.
+"""
+
+import hashlib
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from numgemma import layout
+from numgemma.checkpoint import parse_object, read_object
+from numgemma.config import Config, read_config
+from numgemma.errors import InputError
+from numgemma.model import DATA
+from numgemma.surgery.gemma3 import gemma3_shapes, read_gemma3
+from numgemma.surgery.shrink import SCALES, move_tokens, shrunk, token_moves
+from numgemma.surgery.tokens import byte_tokenizer, tokenizer_config
+from numgemma.surgery.writer import PIECE, Tensor, as_json, companions, write_checkpoint
+
+DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": np.dtype(np.float32)}
+
+# What Gemma 4's own generation_config.json says.
+GENERATION = {"do_sample": True, "temperature": 1.0, "top_k": 64, "top_p": 0.95, "bos_token_id": 2, "pad_token_id": 0}
+
+
+def generator(name: str, seed: int) -> np.random.Generator:
+    """The random numbers of one tensor."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return np.random.Generator(np.random.SFC64(int.from_bytes(digest, "little")))
+
+
+def draw(name: str, shape: tuple[int, ...], per_layer: int | None):
+    """What makes n numbers of that tensor: a function of a generator and n.  per_layer: width of a per-layer input
+
+    Matrices are scaled by their fan-in, so that a stream of size 1 stays one; vectors lie around what training finds.
+    """
+    leaf = name.removesuffix(".weight").rpartition(".")[2]
+    if leaf in ("input_min", "output_min", "input_max", "output_max"):
+        sign = -1 if leaf.endswith("min") else 1
+        return lambda rng, n: sign * rng.uniform(2, 4, n)  # normed values reach them now and then
+    if leaf == "k_norm":  # stands in for the scale that attention lacks: 1/8 in released models, of width 256
+        return lambda rng, n: rng.uniform(1, 3, n) * shape[0] ** -0.5
+    if leaf in ("per_dim_scale", "std_bias", "bias", "position_embedding_table"):
+        return lambda rng, n: 0.3 * normal(rng, n)
+    if leaf == "layer_scalar":
+        return lambda rng, n: rng.uniform(0.6, 0.95, n)
+    if len(shape) <= 1:
+        return lambda rng, n: rng.uniform(0.5, 1.5, n)
+    if name.endswith("router.proj.weight"):
+        return normal  # it reads a vector of length 1, so fan-in is taken care of
+    if leaf == "embed_tokens_per_layer":
+        return lambda rng, n: (per_layer or 1) ** -0.5 * normal(rng, n)  # multiplied by sqrt(P) when it is read
+    fan_in = math.prod(shape[1:]) if "conv" in leaf else shape[-1]
+    return lambda rng, n: np.float32(fan_in**-0.5) * normal(rng, n)
+
+
+def normal(rng, n):
+    return rng.standard_normal(n, np.float32)
+
+
+def random_tensor(name: str, shape: tuple[int, ...], dtype: np.dtype, seed: int, per_layer: int | None) -> Tensor:
+    """The tensor of that short name."""
+    make, size, step = draw(name, shape, per_layer), math.prod(shape), PIECE // 4
+
+    def pieces():
+        rng = generator(shared_bounds(name), seed)
+        for start in range(0, size, step):
+            yield np.asarray(make(rng, min(step, size - start))).astype(dtype)
+
+    return Tensor(shape, dtype, pieces)
+
+
+def shared_bounds(name: str) -> str:
+    """One name for the bounds that several linears share because they clip the same input."""
+    name = re.sub(r"\.[qkv]_proj\.(input_m\w+)$", r".qkv_proj.\1", name)
+    return re.sub(r"\.(gate|up)_proj\.(input_m\w+)$", r".gate_up_proj.\2", name)
+
+
+def random_tensors(config: Config, dtype: np.dtype, seed: int, unread: bool = True) -> dict[str, Tensor]:
+    """Short name -> Tensor for all that this config calls for.
+
+    unread: also the keys and values of layers that share, which released files hold and nobody reads.
+    """
+    shapes = layout.tensor_shapes(config) | (layout.unread_by_sharing_layers(config.text) if unread else {})
+    P = config.text.hidden_size_per_layer_input
+    return {name: random_tensor(name, shape, dtype, seed, P) for name, shape in shapes.items()}
+
+
+def find_config(name: str) -> tuple[dict[str, Any], str, Path | None]:
+    """A config.json: by its path, by the directory it is in, or an official one by its bare name.
+
+    Returns the parsed file, its name for messages, and the directory whose other files belong to it.
+    """
+    path, official = Path(name), DATA / "configs" / f"{name}.json"
+    if path.is_dir():
+        return read_object(path / "config.json", "name a directory that has one"), str(path / "config.json"), path
+    if path.exists():
+        return read_object(path, "name a config.json"), name, None
+    if official.exists():
+        return parse_object(official.read_bytes(), str(official)), official.name, None
+    known = ", ".join(sorted(p.stem for p in (DATA / "configs").glob("gemma-4-*.json")))
+    raise InputError(f"{name}: no such config.json, and no official config of that name; known are: {known}.")
+
+
+def synth(name: str, target: str | Path, scale="full", seed=0, dtype="bfloat16", unread=True, **how) -> dict[str, Any]:
+    """Write a random checkpoint of that config; returns the config.json it has.
+
+    name: of a config.json, its directory, or an official config.  how: shard, force, progress of `write_checkpoint`.
+    """
+    raw, where, folder = find_config(name)
+    if raw.get("model_type") == "gemma3_text":
+        small, tensors = raw, gemma3_tensors(raw, where, scale, DTYPES[dtype], seed)
+    else:
+        small = raw if scale == "full" else shrunk(raw, SCALES[scale], where)
+        tensors = random_tensors(read_config(small, where), DTYPES[dtype], seed, unread)
+    stored = {layout.stored_name(short, family(small)): tensor for short, tensor in tensors.items()}
+    files = generation(raw, small) | tokenizer(raw, small) | processor(small)
+    if folder and scale == "full":
+        files = {**files, **companions(folder)}
+    small = with_dtype(small, dtype)
+    write_checkpoint(target, small, stored, files, parents=[folder] if folder else [], **how)
+    return small
+
+
+def family(raw: dict[str, Any]) -> str:
+    return "gemma4" if raw.get("text_config") else "gemma4_text"
+
+
+def vocabulary(raw: dict[str, Any]) -> int:
+    return (raw.get("text_config") or raw)["vocab_size"]
+
+
+def gemma3_tensors(raw, where, scale, dtype, seed) -> dict[str, Tensor]:
+    """A Gemma 3 text model's, as a parent for `transplant`."""
+    if scale != "full":
+        raise InputError(f"{where}: a Gemma 3 is not shrunk; leave out --scale, or shrink its config by hand.")
+    shapes = gemma3_shapes(read_gemma3(raw, where))
+    return {name: random_tensor(name, shape, dtype, seed, None) for name, shape in shapes.items()}
+
+
+def with_dtype(raw: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The config with its dtype told, in each of its parts."""
+    parts = {key: with_dtype(part, dtype) for key, part in raw.items() if key.endswith("_config") and part}
+    return raw | parts | {"dtype": dtype}
+
+
+def generation(raw, small) -> dict[str, bytes | Path]:
+    """generation_config.json with the stop tokens of the config; instruction-tuned models also stop at 50."""
+    eos = raw.get("eos_token_id") or (raw.get("text_config") or {}).get("eos_token_id") or 1
+    eos = [*eos, 50] if eos == [1, 106] and family(raw) == "gemma4" else eos
+    moved = token_moves(raw, vocabulary(small), vocabulary(raw))
+    return {"generation_config.json": as_json(move_tokens(GENERATION | {"eos_token_id": eos}, moved))}
+
+
+def tokenizer(raw, small) -> dict[str, bytes | Path]:
+    """A byte tokenizer where the vocabulary was shrunk; an unshrunk model takes Gemma's own."""
+    size = vocabulary(small)
+    if size == vocabulary(raw) or size < 512:
+        return {}
+    return {
+        "tokenizer.json": as_json(byte_tokenizer(small, size)),
+        "tokenizer_config.json": as_json(tokenizer_config(small)),
+    }
+
+
+def processor(small) -> dict[str, bytes | Path]:
+    """The official processor_config.json, which fits every scale: a shrunk tower keeps its patches and its pooling."""
+    return {"processor_config.json": DATA / "processor" / "gemma-4.json"} if small.get("vision_config") else {}

@@ -1,0 +1,559 @@
+"""The noise floor, and what a comparison under it says: noise is no fault, damage is, however small a part it hits."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tiny
+
+from numgemma import ops, ops_numpy
+from numgemma.debug import floor as floors
+from numgemma.debug import metrics
+from numgemma.debug.align import NameMap, parse_map
+from numgemma.debug.diff import diff, render, verdict
+from numgemma.debug.floor import Floor, Noise, measure_floor, read_floor
+from numgemma.debug.inherit import hands_on
+from numgemma.debug.judge import bench
+from numgemma.debug.perturb import jitter, perturbed
+from numgemma.debug.precision import EPS, TOLERANCES, of_run
+from numgemma.dump import Dump, new_meta
+from numgemma.errors import InputError, NonFiniteError
+
+TOKENS = 16
+
+
+def recorded(model, precision, seed=None, tokens=TOKENS):
+    """One run; seed: with perturbed rounding."""
+    run, ids = replace(model, dtype=np.dtype(precision)), tiny.prompt(tiny.TEXT, tokens)
+    if seed is None:
+        return run.record(ids)
+    with perturbed(seed):
+        return run.record(ids)
+
+
+@pytest.fixture(scope="module")
+def measured(models):
+    """Floors by (checkpoint, precision), measured when they are first asked for."""
+    found: dict = {}
+
+    def get(name, precision):
+        if (name, precision) not in found:
+            found[name, precision] = measure_floor(models[name], tiny.prompt(tiny.TEXT, TOKENS), precision)
+        return found[name, precision]
+
+    return get
+
+
+def changed(dump, name, change):
+    """A dump in which one tensor is changed in place."""
+    x = np.array(dump[name])
+    change(x)
+    return Dump(dump.meta, dict(dump) | {name: x}, dump.axes)
+
+
+def state(a, b, name, floor):
+    return next(p for p in diff(a, b, floor=floor).points if p.name == name)
+
+
+# -- runs that are right ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dense", "ple", "moe"])
+@pytest.mark.parametrize(("a", "b"), [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")])
+def test_two_right_runs_differ_by_noise_alone(models, measured, name, a, b):
+    found = diff(recorded(models[name], a), recorded(models[name], b, seed=77), floor=measured(name, b))
+    assert found.verdict == "same"
+    assert found.count("FAULT", "UNMEASURED", "NON-FINITE", "NOT COMPARABLE") == 0
+    assert found.count("SUSPECT") <= 0.02 * len(found.points)
+
+
+def test_a_run_is_bit_exact_with_itself_under_a_floor(models, measured):
+    a = recorded(models["moe"], "bfloat16")
+    found = diff(a, a, floor=measured("moe", "bfloat16"))
+    assert {p.state for p in found.points} == {"BIT-EXACT"}
+
+
+def test_the_calibration_in_the_repository_has_no_false_alarm():
+    """Remake it: python benchmarks/calibration.py --hf"""
+    tree = json.loads((Path(__file__).parents[1] / "benchmarks" / "calibration.json").read_text())
+    total = tree["clean, all"]
+    assert total["pairs"] >= 200
+    assert total["states"].get("FAULT", 0) == 0
+    assert total["states"].get("SUSPECT", 0) < 0.01 * sum(total["states"].values())
+    assert any("sdpa" in kind for kind in tree["clean"])
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize(("precision", "how"), [("float32", "eager"), ("bfloat16", "eager"), ("bfloat16", "sdpa")])
+@pytest.mark.parametrize("name", ["dense", "moe", "ple"])
+def test_transformers_differs_by_noise_alone(models, measured, monkeypatch, name, precision, how):
+    pytest.importorskip("transformers")
+    from numgemma.debug import capture
+
+    original = capture.load_hf
+
+    def load_hf(*args, **kwargs):
+        hf = original(*args, **kwargs)
+        hf.set_attn_implementation(how)
+        return hf
+
+    monkeypatch.setattr(capture, "load_hf", load_hf)
+    ids = tiny.prompt(tiny.TEXT, TOKENS)
+    theirs = Dump(capture.describe(models[name], ids, precision))
+    capture.capture(models[name], ids, theirs, precision)
+    for reference in ("float32", precision):
+        found = diff(recorded(models[name], reference), theirs, floor=measured(name, precision))
+        assert found.verdict == "same", verdict(found)
+        assert found.count("FAULT") == 0
+        assert found.count("SUSPECT") <= 0.02 * len(found.points)
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def rounded(x, precision, rng):
+    """x with one perturbed rounding."""
+    y = x.astype(precision)
+    return jitter(y, rng) if precision != "float32" else (y * (1 + 6e-8 * rng.standard_normal(x.shape))).astype("f4")
+
+
+def made_floor(x, precision, axes="T D"):
+    """The floor of one tensor whose only error is one rounding."""
+    rng = np.random.default_rng(5)
+    row = TOLERANCES[precision].channel_floor
+    found = [metrics.measure(x, rounded(x, precision, rng), axes, row) for _ in range(8)]
+    return Floor(precision, {"config": "c"}, list(range(len(x))), 8, {"x": floors.noise(found)})
+
+
+def single(x, precision="float32", axes="T D"):
+    meta = new_meta("numgemma", "0", {"config": "c"}, range(len(x)), precision)
+    return Dump(meta, {"x": x}, {"x": axes})
+
+
+def massive(x):
+    """One channel three hundred times larger than the others, as Gemma's residual streams have."""
+    y = x.copy()
+    y[:, 77] *= 300
+    return y
+
+
+DAMAGE = {
+    "one dead channel of 1536": (lambda x: x, lambda y, _: y.__setitem__((slice(None), 900), 0)),
+    "one garbage token of 64": (lambda x: x, lambda y, z: y.__setitem__(17, z[17])),
+    "a lost factor 1.05": (lambda x: x, lambda y, _: np.multiply(y, 1.05, out=y)),
+    "100 bad channels beside one 300 times larger": (
+        massive,
+        lambda y, z: y.__setitem__((slice(None), slice(200, 300)), z[:, 200:300]),
+    ),
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_to_a_small_part_is_a_fault(kind, precision):
+    shape, damage = DAMAGE[kind]
+    x = shape(normal(64, 1536))
+    y = x.copy()
+    damage(y, normal(64, 1536, seed=1))
+    floor, rng = made_floor(x, precision), np.random.default_rng(9)
+    clean = single(rounded(x, precision, rng), precision)
+    assert state(single(x), clean, "x", floor).state == "NOISE"
+    damaged = single(rounded(y, precision, rng).astype(precision), precision)
+    found = diff(single(x), damaged, floor=floor)
+    assert (found.points[0].state, found.first, found.exit_code) == ("FAULT", "x", 1)
+    assert "x the noise floor" in verdict(found)
+    assert found.least_xfloor() == found.points[0].xfloor > 5
+
+
+def exact_gelu(x):
+    y = x.astype(ops_numpy.wide(x.dtype))
+    return (y / 2 * (1 + np.vectorize(math.erf)(y / math.sqrt(2)))).astype(x.dtype)
+
+
+def test_the_wrong_gelu_of_a_float32_run_is_a_fault_and_would_hide_under_a_bfloat16_floor(
+    models, measured, monkeypatch
+):
+    a = recorded(models["dense"], "float32")
+    monkeypatch.setattr(ops, "gelu_tanh", exact_gelu)
+    b = recorded(models["dense"], "float32")
+    monkeypatch.undo()
+    found = diff(a, b, floor=measured("dense", "float32"))
+    assert (found.first, found.verdict) == ("layers.0.mlp.down_proj", "differs")
+    error = found.points[list(a).index("layers.0.mlp.down_proj")].rel
+    assert error < measured("dense", "bfloat16").points["layers.0.mlp.down_proj"].rel[1]
+    with pytest.raises(InputError, match="--precision float32"):
+        diff(a, b, floor=measured("dense", "bfloat16"))
+
+
+def test_a_bfloat16_run_that_was_widened_for_its_file_is_judged_as_one(models, measured):
+    a, b = (recorded(models["dense"], precision) for precision in ("float32", "bfloat16"))
+    wide = Dump(b.meta | {"precision": "float32"}, {n: x.astype(np.float32) for n, x in b.items()}, b.axes)
+    assert [of_run(dump) for dump in (a, b, wide)] == ["float32", "bfloat16", "bfloat16"]
+    found = diff(a, wide, floor=[measured("dense", p) for p in ("float32", "bfloat16")])
+    assert (found.verdict, found.floor["precision"]) == ("same", "bfloat16")
+    assert any("B says float32, but its values are rounded to bfloat16" in line for line in found.warnings)
+
+
+def test_the_floor_of_a_difference_counts_both_sides(models, measured):
+    floor = measured("dense", "float32")
+    one, two = bench([floor], ["float64", "float32"]), bench([floor], ["float32", "float32"])
+    for name in floor.points:
+        median, high = floor.points[name].rel
+        for both, sides in ((one, 1), (two, 2)):
+            expected = max(math.sqrt(sides) * (2 * high - median), EPS["float32"] / 2)
+            assert both.limits(name).rel == pytest.approx(expected)
+
+
+def test_what_reads_a_fault_is_inherited_and_a_parallel_branch_is_not(models, measured):
+    a = recorded(models["dense"], "float32")
+    b = recorded(models["dense"], "float32")
+    for name in b:
+        if name.startswith(("layers.2.self_attn.q_proj", "layers.2.self_attn.k_norm", "layers.2.out", "layers.3")):
+            b.arrays[name] = b[name] * np.float32(1.2)
+    found = {p.name: p.state for p in diff(a, b, floor=measured("dense", "float32")).points}
+    assert found["layers.2.self_attn.q_proj"] == found["layers.2.self_attn.k_norm"] == "FAULT"
+    assert found["layers.2.out"] == found["layers.3.input_layernorm"] == "INHERITED"
+    assert found["layers.1.out"] == "BIT-EXACT"
+
+
+@pytest.mark.parametrize(
+    ("fault", "later", "expected"),
+    [
+        ("embed_tokens", "layers.0.input_layernorm", True),
+        ("embed_tokens", "rotary_emb.full_attention.cos", False),
+        ("embed_tokens", "per_layer_model_projection", True),
+        ("embed_tokens", "embed_tokens_per_layer", False),
+        ("embed_tokens_per_layer", "layers.0.mlp.down_proj", False),
+        ("embed_tokens_per_layer", "layers.0.per_layer_projection", True),
+        ("embed_tokens_per_layer", "layers.1.input_layernorm", True),
+        ("rotary_emb.full_attention.cos", "layers.0.self_attn.q_norm", False),
+        ("rotary_emb.full_attention.cos", "layers.0.self_attn.q_rope", True),
+        ("vision_tower.out", "embed_tokens", False),
+        ("vision_tower.out", "inputs_embeds", True),
+        ("audio_tower.out", "vision_tower.out", False),
+        ("layers.1.self_attn.k_proj", "layers.1.self_attn.v_norm", False),
+        ("layers.2.self_attn.k_proj", "layers.2.self_attn.v_norm", True),
+        ("layers.1.mlp.gate_proj", "layers.1.mlp.up_proj", False),
+        ("layers.1.mlp.down_proj", "layers.1.router.proj", False),
+        ("layers.1.router.ids", "layers.1.experts", True),
+        ("layers.1.self_attn.o_proj", "layers.1.after_attention", True),
+        ("layers.4.out", "norm", True),
+    ],
+)
+def test_errors_flow_along_the_figures_arrows(fault, later, expected):
+    assert hands_on(fault, later, {"layers.1.self_attn.v_proj"}) == expected
+
+
+# -- discrete choices -------------------------------------------------------------------------------------------------
+
+
+def routed(ids, weights=None, rest=None):
+    """A dump of one layer with experts, over the tokens of `ids`."""
+    ids = np.asarray(ids)
+    points = {"layers.0.router.weights": np.ones(ids.shape, np.float32) if weights is None else weights}
+    points |= {"layers.0.router.ids": ids, "layers.0.experts": normal(len(ids), 32) if rest is None else rest}
+    meta = new_meta("numgemma", "0", {"config": "c"}, range(len(ids)), "float32")
+    return Dump(meta, points, dict.fromkeys(points, "T J") | {"layers.0.experts": "T D"})
+
+
+def router_floor(tokens, close):
+    small = Noise((1e-6, 2e-6), (2e-6, 3e-6), (2e-6, 3e-6))
+    points = {"layers.0.router.weights": small, "layers.0.experts": small}
+    return Floor("float32", {"config": "c"}, list(range(tokens)), 8, points, close={"layers.0.router.ids": close})
+
+
+IDS = [[1, 2], [3, 4], [5, 6], [0, 7]]
+
+
+def test_a_flip_between_near_equals_is_a_tie_and_what_it_changed_is_judged_apart():
+    a = routed(IDS)
+    rest = a["layers.0.experts"].copy()
+    rest[2] = normal(32, seed=4)
+    weights = a["layers.0.router.weights"].copy()
+    weights[2] = [0.2, 1.8]
+    b = routed([[2, 1], [3, 4], [5, 9], [0, 7]], weights, rest)
+    found = diff(a, b, floor=router_floor(4, {2: 1.2}))
+    states = {p.name.removeprefix("layers.0."): p.state for p in found.points}
+    assert states == {"router.weights": "INHERITED", "router.ids": "TIE", "experts": "INHERITED"}
+    assert found.verdict == "same"
+    rest[0] *= 1.01
+    found = diff(a, routed([[2, 1], [3, 4], [5, 9], [0, 7]], weights, rest), floor=router_floor(4, {2: 1.2}))
+    assert found.first == "layers.0.experts"
+
+
+def test_a_flip_with_a_margin_is_a_fault():
+    found = diff(routed(IDS), routed([[1, 2], [3, 4], [5, 9], [0, 7]]), floor=router_floor(4, {1: 0.5, 2: 5.9}))
+    assert (found.first, found.points[1].state) == ("layers.0.router.ids", "FAULT")
+    assert "tokens 2 choose otherwise" in verdict(found)
+
+
+def test_a_floor_knows_the_near_ties_of_its_prompt(models, measured):
+    found = measured("moe", "bfloat16").close
+    assert any(name.endswith("router.ids") for name in found)
+    assert "logits" in found
+    assert not any(name.endswith("router.ids") for name in measured("moe", "float32").close)
+    assert measured("moe", "bfloat16").rough
+    assert not measured("moe", "float32").rough
+
+
+def test_a_fault_of_a_router_is_found_although_ties_are_not_counted(models, measured, monkeypatch):
+    original = ops.expert_probs
+    a = recorded(models["moe"], "float32")
+    monkeypatch.setattr(ops, "expert_probs", lambda scores: original(-scores))
+    b = recorded(models["moe"], "bfloat16")
+    monkeypatch.undo()
+    found = diff(a, b, floor=measured("moe", "bfloat16"))
+    assert found.first in ("layers.0.router.weights", "layers.0.router.ids")
+
+
+# -- states without numbers, three sides, maps, exit codes ------------------------------------------------------------
+
+
+def test_a_point_that_is_missing_is_unmeasured_and_no_pass_unless_it_is_allowed(models, measured):
+    a, b = recorded(models["dense"], "float32"), recorded(models["dense"], "float32", seed=3)
+    del b.arrays["layers.1.self_attn.o_proj"]
+    floor = measured("dense", "float32")
+    found = diff(a, b, floor=floor)
+    assert (found.verdict, found.first, found.exit_code) == ("differs", "layers.1.self_attn.o_proj", 1)
+    assert found.count("UNMEASURED") == 1
+    assert diff(a, b, floor=floor, allow_missing=["*.o_proj"]).verdict == "same"
+    assert diff(a, b, floor=floor, allow_missing=["*.q_proj"]).verdict == "differs"
+
+
+def test_a_nan_is_non_finite_and_what_reads_it_too(models, measured):
+    a = recorded(models["dense"], "float32")
+    b = changed(a, "layers.1.out", lambda x: x.__setitem__((3, 5), np.nan))
+    found = diff(a, b, floor=measured("dense", "float32"))
+    assert (found.first, found.exit_code, found.count("NON-FINITE")) == ("layers.1.out", 4, 1)
+
+
+def test_three_runs_tell_which_side_is_off(models, measured):
+    truth, a = recorded(models["dense"], "float64"), recorded(models["dense"], "float32")
+    b = changed(a, "layers.1.mlp.down_proj", lambda x: np.multiply(x, 1.01, out=x))
+    floor = measured("dense", "float32")
+    for left, right, off in ((a, b, "b"), (b, a, "a"), (b, b, "both"), (a, a, "neither")):
+        for judged in ((), floor):
+            found = {p.name: p.truth for p in diff(left, right, floor=judged, truth=truth).points}
+            assert found["layers.1.mlp.down_proj"]["off"] == off
+            assert found["layers.1.mlp.up_proj"]["off"] == "neither"
+    assert "B is off" in render(diff(a, b, floor=floor, truth=truth), width=300)
+    with pytest.raises(InputError, match="other tokens"):
+        diff(a, b, truth=recorded(models["dense"], "float64", tokens=5))
+
+
+def test_a_layer_map_compares_layers_under_other_numbers(models, measured):
+    a = recorded(models["dense"], "float32")
+    moved = {n.replace("layers.1.", "layers.4."): x for n, x in a.items() if not n.startswith("layers.4.")}
+    axes = {n.replace("layers.1.", "layers.4."): x for n, x in a.axes.items() if not n.startswith("layers.4.")}
+    kinds = a.meta["model"] | {"layer_kinds": a.meta["model"]["layer_kinds"] * 2, "config": "another"}
+    b = Dump(a.meta | {"model": kinds}, moved, axes)
+    assert diff(a, b).verdict == "not comparable"
+    found = diff(a, b, mapping=parse_map("1:4,5-5:5-5"), floor=measured("dense", "float32"))
+    layers = {p.name.split(".")[1] for p in found.points if p.name.startswith("layers.")}
+    assert (found.verdict, layers) == ("same", {"1", "5"})
+    assert next(p for p in found.points if p.name == "layers.1.out").name_b == "layers.4.out"
+    assert found.left_out == 2 * sum(n.startswith(("layers.0.", "layers.2.", "layers.3.")) for n in a) + sum(
+        n.startswith("layers.4.") for n in a
+    )
+
+
+def test_a_map_file_gives_b_other_names(tmp_path):
+    x = normal(4, 8)
+    meta = new_meta("numgemma", "0", {"config": "c"}, range(4), "float32")
+    a = Dump(meta, {"layers.3.out": x, "norm": x}, dict.fromkeys(("layers.3.out", "norm"), "T D"))
+    b = Dump(meta, {"l_out-3": x, "result_norm": 2 * x}, dict.fromkeys(("l_out-3", "result_norm"), "T D"))
+    (tmp_path / "map").write_text("layers.*.out  l_out-*   # the stream\n\nnorm result_norm\n")
+    found = diff(a, b, mapping=parse_map(str(tmp_path / "map")))
+    assert [(p.name, p.name_b, p.state) for p in found.points] == [
+        ("layers.3.out", "l_out-3", "SAME"),
+        ("norm", "result_norm", "DIFFERS"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["1", "1:2:3", "1-3:2-3", "x:y", "", "3-1:3-1"])
+def test_a_layer_map_that_is_none_is_one_sentence(text):
+    with pytest.raises(InputError, match="--layer-map"):
+        parse_map(text)
+
+
+def test_a_map_file_with_three_words_names_its_line(tmp_path):
+    (tmp_path / "map").write_text("a b\na b c\n")
+    with pytest.raises(InputError, match="line 2"):
+        parse_map(str(tmp_path / "map"))
+    assert not NameMap()
+
+
+def test_the_exit_code_follows_what_it_shall_fail_on(models, measured):
+    a, floor = recorded(models["dense"], "float32"), measured("dense", "float32")
+    inner = changed(a, "layers.1.out", lambda x: np.multiply(x, 2, out=x))
+    outer = changed(inner, "logits", lambda x: np.multiply(x, -1, out=x))
+    codes = [
+        [diff(a, b, floor=f).exit_code_for(on) for on in ("point", "logits", "never")]
+        for f in ((), floor)
+        for b in (a, inner, outer)
+    ]
+    assert codes == [[0, 0, 0], [1, 0, 0], [1, 1, 0]] * 2
+    assert diff(a, inner, points=["layers.*"]).exit_code_for("logits") == 3
+
+
+def test_values_with_four_decimals_are_judged_as_such():
+    x = 0.02 * normal(16, 256)
+    short = np.round(x, 4)
+    floor = made_floor(x, "float32")
+    b = single(short)
+    assert state(single(x), b, "x", floor).state == "FAULT"
+    b.meta["fidelity"] = "rounded:4dp"
+    assert state(single(x), b, "x", floor).state == "NOISE"
+    b.arrays["x"] = np.round(1.05 * x, 4)
+    assert state(single(x), b, "x", floor).state == "FAULT"
+
+
+def test_a_point_without_a_floor_is_judged_by_the_table(models, measured):
+    a = recorded(models["dense"], "float32")
+    floor = replace(measured("dense", "float32"), points={})
+    assert diff(a, recorded(models["dense"], "float32", seed=1), floor=floor).verdict == "same"
+    assert diff(a, changed(a, "norm", lambda x: np.multiply(x, 1.01, out=x)), floor=floor).first == "norm"
+
+
+# -- logits -----------------------------------------------------------------------------------------------------------
+
+
+def test_logits_are_compared_as_probabilities():
+    meta = new_meta("numgemma", "0", {"config": "c"}, range(5), "float32")
+    x, y = normal(5, 40), normal(5, 40) + 0.2 * normal(5, 40, seed=2)
+    y[3] = x[3]
+    y[3, x[3].argmin()] = x[3].max() + 1
+    (found,) = diff(Dump(meta, {"logits": x}, {"logits": "T V"}), Dump(meta, {"logits": y}, {"logits": "T V"})).logits
+    p, q = (np.exp(z.astype(np.float64)) / np.exp(z.astype(np.float64)).sum(-1, keepdims=True) for z in (x, y))
+    assert found.kl_ab == pytest.approx((p * np.log(p / q)).sum(-1).mean())
+    assert found.kl_ba == pytest.approx((q * np.log(q / p)).sum(-1).mean())
+    assert found.kl_worst_at == 3
+    assert found.overlap["1"] == pytest.approx((x.argmax(-1) == y.argmax(-1)).mean())
+    flip = next(f for f in found.flips if f.token == 3)
+    assert (flip.a, flip.b) == (int(x[3].argmax()), int(x[3].argmin()))
+    assert flip.margin == pytest.approx(np.ptp(x[3]))
+    assert len(found.flips) == (x.argmax(-1) != y.argmax(-1)).sum()
+
+
+def test_a_constant_added_to_all_logits_of_a_token_changes_no_probability():
+    meta = new_meta("numgemma", "0", {"config": "c"}, range(3), "float32")
+    x = normal(3, 50)
+    a, b = (Dump(meta, {"logits": z}, {"logits": "T V"}) for z in (x, x + np.float32(5)))
+    (found,) = diff(a, b).logits
+    assert found.kl_ab < 1e-12
+    assert found.centred < 1e-6
+    assert diff(a, b).points[0].rel > 1
+
+
+def test_logits_of_noise_are_noise_and_flips_inside_it_are_ties(models, measured):
+    floor = measured("dense", "bfloat16")
+    found = diff(recorded(models["dense"], "float32"), recorded(models["dense"], "bfloat16", seed=8), floor=floor)
+    capped = found.logits[-1]
+    assert [x.point for x in found.logits] == ["lm_head", "logits"]
+    assert capped.xfloor < 1.5
+    assert all(flip.tie for flip in capped.flips)
+
+
+# -- the floor itself -------------------------------------------------------------------------------------------------
+
+
+def test_a_floor_grows_with_the_step_of_its_precision(measured):
+    sizes = [measured("dense", p).points["layers.5.out"].rel[0] for p in ("float32", "bfloat16")]
+    assert 1e3 < sizes[1] / sizes[0] < 1e6
+    for noise in measured("dense", "bfloat16").points.values():
+        assert 0 < noise.rel[0] <= noise.rel[1] < 0.5
+        assert noise.rel[1] <= noise.worst_token[1]
+
+
+def test_a_precision_that_cannot_hold_the_numbers_is_said_so(tmp_path):
+    tensors = tiny.random_tensors(tiny.DENSE)
+    tensors["layers.2.mlp.down_proj.weight"] *= 1e5
+    from numgemma import load
+
+    model = load(tiny.write(tmp_path / "wide", tiny.DENSE, tensors))
+    with pytest.raises(NonFiniteError, match=r"layers\.2\.mlp\.down_proj"):
+        measure_floor(model, [5, 6, 7], "float16", runs=1)
+
+
+def test_a_floor_in_float64_is_refused(models):
+    with pytest.raises(InputError, match="'float64'"):
+        measure_floor(models["dense"], [5, 6], "float64")
+
+
+def test_a_floor_survives_its_file(measured, tmp_path):
+    for name, precision in (("dense", "float32"), ("moe", "bfloat16")):
+        measured(name, precision).save(tmp_path / "f.json")
+        assert read_floor(tmp_path / "f.json") == measured(name, precision)
+        assert (tmp_path / "f.json").stat().st_size < 100_000
+    assert [p.name for p in tmp_path.iterdir()] == ["f.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"schema": "numgemma.dump/1"}', '{"schema": "numgemma.floor/1"}'])
+def test_a_file_that_is_no_floor_is_one_sentence(tmp_path, text):
+    (tmp_path / "f.json").write_text(text)
+    with pytest.raises(InputError, match=r"f\.json.*numgemma floor"):
+        read_floor(tmp_path / "f.json")
+    with pytest.raises(InputError, match="No such file"):
+        read_floor(tmp_path / "none.json")
+
+
+def test_a_floor_of_another_prompt_or_model_is_refused(models, measured):
+    a = recorded(models["dense"], "float32", tokens=5)
+    with pytest.raises(InputError, match="another prompt"):
+        diff(a, a, floor=measured("dense", "float32"))
+    b = recorded(models["ple"], "float32")
+    with pytest.raises(InputError, match="another model"):
+        diff(b, b, floor=measured("dense", "float32"))
+
+
+def test_a_floor_is_measured_once_and_then_read_from_the_cache(models, monkeypatch, tmp_path):
+    monkeypatch.setenv("NUMGEMMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(floors, "RUNS", 2)
+    calls = []
+    first = floors.cached_floor(models["dense"], [5, 6, 7], "float32", told=calls.append)
+    assert calls == list(range(9))
+    again = floors.cached_floor(models["dense"], [5, 6, 7], "float32", told=calls.append)
+    assert (again, len(calls)) == (first, 9)
+    floors.cached_floor(models["dense"], [5, 6, 8], "float32", told=calls.append)
+    assert len(calls) == 18
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+# -- perturbed rounding -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
+def test_jitter_moves_a_few_numbers_by_one_unit_in_the_last_place_and_no_zero(dtype):
+    x = normal(200, 300).astype(dtype)
+    x[:, 7] = 0
+    y = jitter(x, np.random.default_rng(0))
+    moved = x != y
+    assert 0.5 / 32 < moved.mean() < 2 / 32
+    assert not moved[:, 7].any()
+    wide_x, wide_y = x.astype(np.float64), y.astype(np.float64)
+    assert np.abs(wide_y - wide_x).max() <= (np.abs(wide_x) * float(ml_dtypes.finfo(dtype).eps)).max()
+    assert ((wide_y > wide_x).sum() / moved.sum()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_operations_are_themselves_again_after_a_perturbed_run(models):
+    before = {name: getattr(ops, name) for name in ops.__all__}
+    a = models["dense"].logits([5, 6, 7])
+    with perturbed(2):
+        assert ops.linear is not before["linear"]
+        assert not np.array_equal(models["dense"].logits([5, 6, 7]), a)
+    with pytest.raises(InputError), perturbed(1):
+        models["dense"].logits([])
+    assert {name: getattr(ops, name) for name in ops.__all__} == before
+    np.testing.assert_array_equal(models["dense"].logits([5, 6, 7]), a)
+    with perturbed(1):
+        one = models["dense"].logits([5, 6, 7])
+    with perturbed(1):
+        np.testing.assert_array_equal(models["dense"].logits([5, 6, 7]), one)

@@ -1,0 +1,153 @@
+"""What is looked at before numbers are: tokens, model, inputs, precision; and when a comparison would mean nothing."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from numgemma.cli import main
+from numgemma.debug.diff import diff
+from numgemma.debug.precheck import precheck, render
+from numgemma.dump import Dump, new_meta
+
+KINDS = ["sliding_attention", "full_attention"]
+MODEL = {"config": "c", "shards": {"model.safetensors": "h"}, "layer_kinds": KINDS}
+
+
+def dump(ids=(2, 5, 6, 7), points=None, axes=None, **meta):
+    about = new_meta("numgemma", "0.1.0", MODEL, ids, "float32", text="some text") | {"cache": "none"} | meta
+    x = np.random.default_rng(0).normal(size=(len(ids), 8)).astype(np.float32)
+    points = {"embed_tokens": x} | (points or {})
+    return Dump(about, points, {"embed_tokens": "T D"} | (axes or {}))
+
+
+def finding(a, b, what):
+    return next(f for f in precheck(a, b).findings if f.what == what)
+
+
+def test_nothing_differs_between_a_dump_and_itself():
+    found = precheck(dump(), dump())
+    assert {f.state for f in found.findings} == {"same"}
+    assert (found.comparable, found.exit_code, found.reason) == (True, 0, "")
+    assert render(found).startswith("COMPARABLE: nothing differs.")
+
+
+FATAL = {
+    "another token": (dump((2, 5, 9, 7)), "token ids", "position 2: 6 in A, 9 in B"),
+    "a second bos": (dump((2, 2, 5, 6, 7)), "token ids", "B begins with a second 2"),
+    "no bos": (dump((5, 6, 7)), "token ids", "A begins with one more token, 2"),
+    "one token more": (dump((2, 5, 6, 7, 8)), "token ids", "B ends with one more token, 8"),
+    "shifted positions": (dump(positions=[1, 2, 3, 4]), "positions", "B's are A's +1"),
+    "another number of layers": (
+        dump(model=MODEL | {"layer_kinds": KINDS * 2}),
+        "configuration",
+        "2 layers in A and 4 in B; give a --layer-map",
+    ),
+    "another layer pattern": (
+        dump(model=MODEL | {"layer_kinds": KINDS[::-1]}),
+        "configuration",
+        "layer 0 is sliding attention in A and full attention in B",
+    ),
+    "no image": (dump(inputs={"pixel_values": "abc"}), "pixel_values", "only B has pixel_values"),
+}
+
+
+@pytest.mark.parametrize("case", FATAL)
+def test_a_difference_that_makes_numbers_meaningless_is_told_and_exits_with_3(case):
+    b, what, says = FATAL[case]
+    found = precheck(dump(), b)
+    assert says in found.reason
+    assert (finding(dump(), b, what).state, found.exit_code) == ("differs", 3)
+    compared = diff(dump(), b)
+    assert (compared.verdict, compared.exit_code, compared.points) == ("not comparable", 3, [])
+    assert says in compared.reason
+
+
+HARMLESS = {
+    "the text": (dump(text="some test"), "text", "character 7: 'xt' in A, 'st' in B"),
+    "a config": (dump(model=MODEL | {"config": "other"}), "configuration", "configurations differ"),
+    "a shard": (
+        dump(model=MODEL | {"shards": {"model.safetensors": "k"}}),
+        "weights",
+        "model.safetensors is not the same file",
+    ),
+    "other shards": (dump(model=MODEL | {"shards": {"x": "k"}}), "weights", "only A has model.safetensors"),
+    "fidelity": (dump(fidelity="rounded:4dp"), "fidelity of B", "not exact (rounded:4dp)"),
+    "the cache": (dump(cache="prefill 2"), "cache", "none in A, prefill 2 in B"),
+    "precision": (dump(precision="bfloat16"), "precision", "float32 in A, bfloat16 in B"),
+}
+
+
+@pytest.mark.parametrize("case", HARMLESS)
+def test_a_difference_that_leaves_numbers_their_meaning_is_told_in_words(case):
+    b, what, says = HARMLESS[case]
+    found = finding(dump(), b, what)
+    assert (found.state, found.fatal) == ("differs", False)
+    assert says in found.says
+    assert precheck(dump(), b).exit_code == 0
+    assert says in render(precheck(dump(), b))
+
+
+@pytest.mark.parametrize("key", ["ids", "positions", "text", "cache", "model"])
+def test_what_a_dump_does_not_say_is_unknown_and_no_difference(key):
+    b = dump()
+    del b.meta[key]
+    found = precheck(dump(), b)
+    assert found.comparable
+    assert "unknown" in {f.state for f in found.findings}
+    assert "differs" not in {f.state for f in found.findings}
+
+
+def test_a_dump_without_ids_still_has_a_number_of_tokens():
+    b = dump((2, 5, 6))
+    del b.meta["ids"]
+    found = precheck(dump(), b)
+    assert "B has 3 tokens, the other side 4" in found.reason
+
+
+def test_a_run_that_was_rounded_shows_it_in_its_bits():
+    x = np.random.default_rng(1).normal(size=(4, 64)).astype(ml_dtypes.bfloat16).astype(np.float32)
+    b = dump(points={"embed_tokens": x})
+    says = finding(dump(), b, "precision of B").says
+    assert says == "B says float32, but its values are rounded to bfloat16"
+    assert says in diff(dump(), b).warnings
+
+
+def test_layers_that_hold_the_last_token_alone_are_noticed():
+    points = {f"layers.{i}.out": np.ones((1, 8), np.float32) for i in (15, 34)}
+    b = dump(points=points, axes=dict.fromkeys(points, "T D"))
+    says = finding(dump(), b, "tokens of B").says
+    assert "1 of 4 tokens in layers 15 to 34" in says
+    assert "logits_to_keep is 0" in says
+
+
+def pixels(change=0.0, shape=(9, 12)):
+    x = np.random.default_rng(2).uniform(size=shape).astype(np.float32)
+    return dump(points={"pixel_values": x + np.float32(change)}, axes={"pixel_values": "I D"})
+
+
+def test_pixels_of_another_preprocessing_are_not_comparable_and_rounded_ones_are():
+    assert finding(pixels(), pixels(), "pixel_values").state == "same"
+    close = finding(pixels(), pixels(1e-4), "pixel_values")
+    assert (close.state, close.fatal) == ("differs", False)
+    for other in (pixels(0.5), pixels(shape=(6, 12))):
+        assert precheck(pixels(), other).exit_code == 3
+        assert "pixel_values" in precheck(pixels(), other).reason
+    assert precheck(pixels(), dump()).comparable
+
+
+def test_the_verb_prints_writes_and_exits(tmp_path, capsys):
+    paths = []
+    for name, d in (("a", dump()), ("b", dump((2, 2, 5, 6, 7))), ("c", dump(precision="bfloat16"))):
+        paths.append(str(tmp_path / f"{name}.safetensors"))
+        d.save(paths[-1])
+    a, b, c = paths
+    assert main(["precheck", a, c, "--json", str(tmp_path / "c.json")]) == 0
+    assert "x precision" in capsys.readouterr().out
+    assert main(["precheck", a, b, "--json", str(tmp_path / "b.json")]) == 3
+    assert capsys.readouterr().out.startswith("NOT COMPARABLE: the token ids first differ at position 1")
+    trees = [json.loads((tmp_path / f"{name}.json").read_text()) for name in "bc"]
+    assert [t["verdict"] for t in trees] == ["not comparable", "comparable"]
+    assert all(t["schema"] == "numgemma.precheck/1" for t in trees)
+    assert {"what", "state", "says", "fatal"} == set(trees[0]["findings"][0])
