@@ -130,8 +130,8 @@ def table(found):
     lines = [
         "# Mutation score",
         "",
-        "Remade by `python benchmarks/mutation_score.py`.  Every known fault, in every small checkpoint where it can act,",
-        "as a float32 and as a bfloat16 engine that dumps what its modules return.",
+        "Remade by `python benchmarks/mutation_score.py`.  Every known fault, in every small checkpoint where it can",
+        "act, as a float32 and as a bfloat16 engine that dumps what its modules return.",
         "",
         f"- {len(found)} cases of {len({c.fault for c in found})} faults; {len(above)} have an effect above the noise.",
         f"- localised to the right layer and module: {share([c for c in above if c.localised], above)}",

@@ -27,7 +27,7 @@ The files, in the order in which they read best:
     generate     the cache, sampling, the loops
     dump         a recorded run, in memory or in a file
     model        what `load` returns
-    debug        capture from Transformers, compare, plot
+    debug        capture, read other engines' dumps, compare, measure the noise, replay, name the fault, report
     plots        the course's figures of a run
     surgery      checkpoints made: random, stacked, transplanted
     cli          the command line

@@ -10,6 +10,7 @@ import pytest
 
 from numgemma.debug import metrics
 from numgemma.debug.diff import diff, render, verdict
+from numgemma.debug.floor import Floor, Noise
 from numgemma.debug.plot import plot
 from numgemma.debug.precision import TOLERANCES
 from numgemma.dump import Dump, new_meta, read_dump
@@ -377,3 +378,20 @@ def test_a_picture_that_cannot_be_written_is_one_sentence(tmp_path):
 def test_comparing_does_not_import_matplotlib():
     code = "import sys, numgemma.debug.plot; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_picture_with_a_floor_shows_every_state(tmp_path):
+    a, b = deep(), deep(noise=0.5)
+    del b.arrays["layers.0.out"]
+    b.arrays["layers.1.out"] = np.nextafter(b["layers.1.out"], np.float32(9))
+    b.arrays["norm"][0, 0] = np.nan
+    small = Noise((1e-7, 2e-7), (1e-7, 2e-7), (1e-7, 2e-7))
+    floor = Floor("float32", {"config": "c"}, list(range(8)), 8, dict.fromkeys(a, small))
+    found = diff(a, b, floor=floor)
+    assert {"BIT-EXACT", "NOISE", "FAULT", "INHERITED", "NON-FINITE", "UNMEASURED"} == {p.state for p in found.points}
+    plot(found, tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    text = render(found, all=True, width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(state in text for state in ("BIT-EXACT", "NOISE", "FAULT", "INHERITED", "NON-FINITE", "UNMEASURED"))
+    json.dumps(found.to_json(), allow_nan=False)

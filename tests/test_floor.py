@@ -557,3 +557,72 @@ def test_operations_are_themselves_again_after_a_perturbed_run(models):
         one = models["dense"].logits([5, 6, 7])
     with perturbed(1):
         np.testing.assert_array_equal(models["dense"].logits([5, 6, 7]), one)
+
+
+# -- the verbs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Run a verb in a folder of its own, with a cache of its own; returns (exit code, stdout, stderr)."""
+    from numgemma.cli import main
+
+    monkeypatch.setenv("NUMGEMMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        return main([str(word) for word in words]), *capsys.readouterr()
+
+    return call
+
+
+def test_the_floor_of_a_dump_is_measured_cached_and_used(run, folders, tmp_path):
+    for name, more in (("a", []), ("b", ["--precision", "bfloat16"])):
+        assert run("dump", folders["dense"], "--ids", "5,6,7,8,9", "-o", f"{name}.safetensors", *more)[0] == 0
+    files = "a.safetensors", "b.safetensors"
+    code, out, err = run("diff", *files, "--floor", "auto")
+    assert (code, out) == (2, "")
+    assert "no bfloat16 floor of these dumps is in the cache; add --ckpt" in err
+    code, out, _ = run("floor", folders["dense"], files[1], "-o", "f.json")
+    assert code == 0
+    assert out.startswith("The floor of bfloat16 over 5 tokens: 126 points, 8 runs.")
+    assert read_floor("f.json").precision == "bfloat16"
+    for words in (["auto"], ["f.json"], ["auto", "--ckpt", folders["dense"]]):
+        code, out, _ = run("diff", *files, "--floor", *words, "--json", "d.json", "--plot", "d.png", "--all")
+        assert code == 0, out
+        assert out.startswith("SAME (126 points)")
+        assert "NOISE" in out
+    tree = json.loads(Path("d.json").read_text())
+    assert tree["floor"] == {"precision": "bfloat16", "runs": 8, "sides": 1}
+    assert {p["state"] for p in tree["points"]} <= {"BIT-EXACT", "NOISE", "SUSPECT"}
+    assert Path("d.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_diff_verb_takes_a_truth_a_layer_map_missing_points_and_what_to_fail_on(run, folders, models):
+    ids = [5, 6, 7, 8]
+    models["dense"].record(ids).save("a.safetensors")
+    wrong = models["dense"].record(ids, edits={"layers.1.mlp.down_proj": lambda x: x * np.float32(1.5)})
+    del wrong.arrays["layers.2.self_attn.o_proj"]
+    wrong.save("b.safetensors")
+    replace(models["dense"], dtype=np.dtype("float64")).record(ids).save("t.safetensors")
+    files = "a.safetensors", "b.safetensors"
+    code, out, _ = run("diff", *files, "--truth", "t.safetensors")
+    assert code == 1
+    assert "DIFFERS first at layers.1.mlp.down_proj" in out
+    assert "B is off" in " ".join(out.split())
+    assert run("diff", *files, "--fail-on", "never")[0] == 0
+    assert run("diff", *files, "--points", "layers.2.self_attn.o_proj", "layers.0.*")[0] == 1
+    only = ["--points", "layers.2.self_attn.o_proj", "layers.0.*", "--allow-missing", "*.o_proj"]
+    assert run("diff", *files, *only)[0] == 0
+    assert run("diff", *files, "--layer-map", "0:0", "--fail-on", "point", "--points", "layers.*")[0] == 0
+    assert run("diff", *files, "--tolerance", "10", "--allow-missing", "*.o_proj")[0] == 0
+    assert run("diff", *files, "--layer-map", "0-1:0")[0] == 2
+
+
+def test_a_floor_needs_a_prompt(run, folders):
+    code, _, err = run("floor", folders["dense"])
+    assert code == 2
+    assert "give --prompt, --chat, --ids or --inputs, or a DUMP" in err
+    code, _, err = run("floor", folders["dense"], "--ids", "5", "--precision", "float32", "bfloat16", "-o", "f.json")
+    assert code == 2
+    assert "one --precision" in err

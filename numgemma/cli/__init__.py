@@ -27,8 +27,9 @@ from numgemma.cli import (
 from numgemma.errors import InputError, NonFiniteError
 from numgemma.version import __version__
 
-VERBS = (inspect, generate, preprocess, dump, capture, precheck, floor, diff, replay, whatif, show, demo)
-VERBS += (synth, stack, transplant, lint, lineage, seams)
+RUN = (inspect, generate, preprocess, dump, capture, precheck, floor, diff, replay, whatif, show, demo)
+MAKE = (synth, stack, transplant, lint, lineage, seams)
+VERBS = RUN + MAKE
 
 EPILOG = """exit codes: 0 same or done, 1 the dumps differ, 2 wrong usage or input, 3 not comparable, 4 NaN or infinity
 

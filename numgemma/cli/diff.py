@@ -6,6 +6,7 @@ With --floor every error is judged by what rounding alone makes of that point; w
 import json
 from pathlib import Path
 
+from numgemma.cli import seams
 from numgemma.cli.report import add_report, write_report
 from numgemma.debug.align import NameMap, parse_map
 from numgemma.debug.diff import diff, render
@@ -31,7 +32,9 @@ def add_arguments(parser):
     parser.add_argument("--truth", metavar="T", help="a third dump, in float64 at best: says which side is off")
     parser.add_argument("--tolerance", type=float, metavar="X", help="the relative error to allow without a floor")
     parser.add_argument(
-        "--layer-map", metavar="MAP", help="A's layers and B's, as 18:10,20-22:11-13, or a file with pairs of names"
+        "--layer-map",
+        metavar="MAP",
+        help="A's layers and B's, as 18:10,20-22:11-13, or a file with pairs of names; auto: A and B are checkpoints",
     )
     parser.add_argument("--map", metavar="FILE", help="names of another engine's dump -> ours, for A or B or both")
     parser.add_argument("--allow-missing", nargs="+", metavar="GLOB", default=[], help="these need not be in both")
@@ -44,6 +47,8 @@ def add_arguments(parser):
 
 
 def run(args):
+    if args.layer_map == "auto":
+        return seams.from_diff(args)
     config = load(args.ckpt).config.text if args.ckpt else None
     a, b = (read_any(path, args.map, config) for path in (args.a, args.b))
     found = diff(

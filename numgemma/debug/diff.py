@@ -196,7 +196,8 @@ def measured(name, a, b, channel_floor):
     if known.part(a, name) or known.part(b, name):
         return known.measure(name, a, b, channel_floor)
     if name.endswith("router.weights"):
-        return metrics.measure(*metrics.in_one_order(name, a, b), a.axes[name], channel_floor)
+        x, y = metrics.in_one_order(name, a, b)
+        return metrics.measure(x, y, a.axes[name], channel_floor)
     x, axes, y, _ = known.both(name, a, b)
     return metrics.measure(x, y, axes, channel_floor)
 

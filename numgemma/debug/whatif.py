@@ -22,6 +22,7 @@ from numgemma.media import NO_MEDIA
 
 SCHEMA = "numgemma.whatif/1"
 KEPT = 3  # candidates for the first step that are followed up in a search for pairs
+HELPS = 1.5  # a fault that divides an error by so much may be part of the answer
 HEAD = ("lm_head", "logits")
 
 
@@ -133,7 +134,14 @@ class Trial:
         return np.inf if m.rel is None else score(m, limits_at(self.subject, after, name))[0]
 
     def singles(self, step) -> Iterator[Outcome]:
-        return (self.outcome([fault], layers_of([step])) for fault in self.possible(step))
+        return (self.tried([fault], step) for fault in self.possible(step))
+
+    def tried(self, faults, step) -> Outcome:
+        """The step under faults.  Where they help and do not quite fix it, it may be that they make more noise."""
+        quick = self.outcome(faults, layers_of([step]))
+        left = quick.left.get(step.name, np.inf)
+        unsure = not self.fixes(quick, step) and left < step.xfloor / HELPS
+        return self.outcome(faults, layers_of([step]), RUNS) if unsure else quick
 
     def fixes(self, outcome, step):
         """Whether a step is as the faults make it: what was far above the floor is near it."""
@@ -147,7 +155,7 @@ class Trial:
 
     def pairs(self, step) -> list[Outcome]:
         """Pairs that together fix a step which no fault fixes alone."""
-        tried = (self.outcome(pair, layers_of([step])) for pair in combinations(self.possible(step), 2))
+        tried = (self.tried(pair, step) for pair in combinations(self.possible(step), 2))
         return [self.everywhere(o.faults) for o in tried if self.fixes(o, step)]
 
     def second(self, whole) -> list[Outcome]:
@@ -157,7 +165,7 @@ class Trial:
             rest = next(step for step in self.bad if not self.fixes(first, step))
             for other in self.possible(rest):
                 if other not in first.faults:
-                    both = self.outcome([*first.faults, other], layers_of([rest]))
+                    both = self.tried([*first.faults, other], rest)
                     found += [self.everywhere(both.faults)] if self.fixes(both, rest) else []
         return found
 

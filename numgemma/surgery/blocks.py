@@ -65,7 +65,7 @@ def assembled(children: Iterable[Sketch], parents: dict[str, dict[str, Sketch]])
         some = [Lines(axis, "", child) for child in left.values() if is_matrix(child)]
         pool = [Lines(axis, parent, one) for parent, held in parents.items() for one in held.values() if is_matrix(one)]
         for child, sources in probe(some, pool):
-            if relation := described(child, sources, list(trace(child, sources))):
+            if relation := together(child, list(trace(child, sources))):
                 found[child.sketch.name] = relation
                 left.pop(child.sketch.name)
     return found
@@ -155,7 +155,7 @@ def follow(child: Lines, at: int, source: Lines, place: int, most: int) -> int:
 # what the runs are together
 
 
-def described(child: Lines, sources: list[Lines], runs: list) -> Relation | None:
+def together(child: Lines, runs: list) -> Relation | None:
     """One relation for all runs; None where they are too few to be more than an accident."""
     n = len(child.raw)
     spans, error = fitted(child, runs)
@@ -164,18 +164,24 @@ def described(child: Lines, sources: list[Lines], runs: list) -> Relation | None
         return None
     first, scales = spans[0], {span.scale for span in spans}
     scale = scales.pop() if len(scales) == 1 else 1.0
-    one = len({(span.parent, span.source) for span in spans}) == 1
-    facts = {"axis": child.axis, "spans": spans, "error": error, "new": n - held, "scale": scale}
-    source = runs[0][2]
-    if one and held < n and spans[-1].stop == len(source.raw) == held and is_mean(child, source):
-        return Relation("resized", first.parent, first.source, **facts)
-    times = repeats(spans, len(source.raw)) if one and held == n else 1
+    kind, times = manner(child, runs, spans, scale)
+    return Relation(kind, first.parent, first.source, scale, False, times, child.axis, spans, n - held, error)
+
+
+def manner(child: Lines, runs: list, spans: tuple[Span, ...], scale: float) -> tuple[str, int]:
+    """What the runs are together, and how often each line of the source is there."""
+    source, n = runs[0][2], len(child.raw)
+    lines, held = len(source.raw), sum(span.stop - span.start for span in spans)
+    if len({(span.parent, span.source) for span in spans}) > 1:
+        return child.axis, 1
+    if held < n and spans[-1].stop == lines == held and is_mean(child, source):
+        return "resized", 1
+    times = repeats(spans, lines) if held == n else 1
     if times > 1:
-        kind = "split" if abs(scale * times - 1) < 1e-3 else "tiled"
-        return Relation(kind, first.parent, first.source, times=times, **facts)
-    if one and n == len(source.raw) and all(span.start == span.place for span in spans):  # but for some new lines
-        return Relation("copy" if scale == 1 else "scaled", first.parent, first.source, **facts)
-    return Relation(child.axis, first.parent, first.source, **facts)
+        return ("split" if abs(scale * times - 1) < 1e-3 else "tiled"), times
+    if n == lines and all(span.start == span.place for span in spans):  # the same, but for some new lines
+        return ("copy" if scale == 1 else "scaled"), 1
+    return child.axis, 1
 
 
 def fitted(child: Lines, runs) -> tuple[tuple[Span, ...], float]:

@@ -72,7 +72,7 @@ def slices(found: Lineage) -> list[tuple[int, int, Origin]]:
 
 def strangers(found: Lineage) -> list[str]:
     """Tensors of decoder layers that are from another layer than the rest of theirs."""
-    homes = {o.slot: (o.parent, o.layer) for o in found.slots if o.layer is not None}
+    homes = {o.slot: (o.parent, o.layer) for o in found.slots}
     out = []
     for name, r in found.tensors.items():
         slot = decoder_layer(scope(name))

@@ -146,15 +146,20 @@ Home = tuple[str, str]  # a parent, and a scope in it
 
 
 def home_layers(options: dict[str, list[Relation]], child: Sketches) -> dict[str, Home]:
-    """Scope of the child -> where most of its tensors are from; of equals, what goes on from the layer before."""
+    """Scope of the child -> where at least half of it is from; of equals, what goes on from the layer before."""
     votes: dict[str, Counter[Home]] = defaultdict(Counter)
     for name, some in options.items():
         for home in {(r.parent, scope(r.source)) for r in some if r.parent and r.source}:
             if stem(home[1]) == stem(scope(name)):  # layers come from layers, and each tower from its like
-                votes[scope(name)][home] += 1
+                votes[scope(name)][home] += child[name].size
+    sizes: Counter[str] = Counter()
+    for name, one in child.items():
+        sizes[scope(name)] += one.size
     homes: dict[str, Home] = {}
     for place in sorted(votes, key=natural):
         most = max(votes[place].values())
+        if 2 * most < sizes[place] and place:
+            continue
         equals = [home for home, n in votes[place].items() if n == most]
         parent, last = homes.get(moved(place, -1), ("", ""))
         following = parent, moved(last, 1)

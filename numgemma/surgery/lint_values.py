@@ -44,7 +44,8 @@ def examine(name: str, x: np.ndarray) -> Facts:
     m = as_matrix(x) if x.ndim > 1 else x.reshape(1, -1)
     magnitude = np.array((1 << 8 * x.dtype.itemsize - 1) - 1, f"u{x.dtype.itemsize}")
     step = max(1, PIECE // (m.shape[1] * x.dtype.itemsize))
-    broken, nan, zeros, dead = 0, False, 0, []
+    broken, nan, zeros = 0, False, 0
+    dead: list[int] = []
     for start in range(0, len(m), step):
         piece = m[start : start + step]
         largest = (bits(piece) & magnitude).max(1)

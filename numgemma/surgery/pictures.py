@@ -5,7 +5,7 @@ from pathlib import Path
 
 from numgemma.errors import InputError
 from numgemma.surgery.lineage import Lineage, decoder_layer, scope
-from numgemma.surgery.seams import REWIND, Seams
+from numgemma.surgery.seams import REWIND, Seams, seam
 
 # Okabe and Ito's colours, which stay apart for every kind of colour vision; the markers differ as well.
 BLUE, ORANGE, RED, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#C8C8C8"
@@ -96,8 +96,7 @@ def borrowed(found: Lineage, parent: str) -> list[tuple[int, int]]:
 
 def rewinds(found: Lineage) -> list[int]:
     """Slots whose layer does not come after the one before it in the same parent."""
-    pairs = zip(found.slots, found.slots[1:], strict=False)
-    return [b.slot for a, b in pairs if None not in (a.layer, b.layer) and a.parent == b.parent and b.layer <= a.layer]
+    return [o.slot for i, o in enumerate(found.slots) if seam(found.slots, i) == REWIND]
 
 
 # the seams

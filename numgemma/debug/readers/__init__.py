@@ -1,4 +1,11 @@
-"""Other engines' dumps, read into ours: names mapped, batch axis dropped, and how exact they are carried along."""
+"""Other engines' dumps, read into ours: names mapped, batch axis dropped, and how exact they are carried along.
+
+Transformers   with model_addition_debugger_context(model, debug_path="folder", use_repr=False): model.forward(...)
+llama.cpp      llama-eval-callback -m model.gguf -p "text" -ctk f32 -ctv f32 -fa off > log.txt 2>&1
+               llama-debug -m model.gguf -p "text" --save-logits
+sglang         --debug-tensor-dump-output-folder FOLDER
+any other      np.save, np.savez, torch.save or safetensors, under module paths or with a map file
+"""
 
 from pathlib import Path
 

@@ -95,8 +95,8 @@ def from_tree(path) -> Iterator[Seen]:
     if path.is_dir():
         path = max(path.glob("*_debug_tree_*.json"), key=lambda p: "FULL_TENSORS" in p.name)
     with explained(path):
-        if path.stat().st_size > 20 * MAX_HEADER:
-            raise InputError(f"{path}: is larger than {20 * MAX_HEADER} bytes; dump with use_repr=False instead.")
+        if path.stat().st_size > 2 * MAX_HEADER:
+            raise InputError(f"{path}: is larger than {2 * MAX_HEADER} bytes; dump with use_repr=False instead.")
         text = Path(path).read_bytes()
     try:
         tree = json.loads(text)

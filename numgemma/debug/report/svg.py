@@ -124,7 +124,7 @@ def mark(p, px, py, linked):
 # -- the heat map -----------------------------------------------------------------------------------------------------
 
 SHADES = 9  # of a heat map, the first for noise
-CELL, LABEL, FOOT = 14, 150, 74
+CELL, LABEL = 14, 150
 
 
 def heat(found: Heat, words, said="") -> str:
@@ -146,12 +146,14 @@ def heat(found: Heat, words, said="") -> str:
                     f'width="{width - (width > 5)}" height="{CELL - 1}"><title>{escape(said_here)}</title></rect>'
                 )
     every = max(1, math.ceil(13 / width))
+    longest = 1
     for c in range(0, columns, every):
         place = LABEL + c * width + width / 2
         word = shortened(words[c * found.width]) if words else str(c * found.width)
+        longest = max(longest, len(word))
         turned = f"translate({place + 3:.0f} {rows * CELL + 6}) rotate(90)"
         parts.append(f'<text class="tick" transform="{turned}">{escape(word)}</text>')
-    return picture(max(LABEL + columns * width + 10, 420), rows * CELL + FOOT, parts, said)
+    return picture(max(LABEL + columns * width + 10, WIDTH), rows * CELL + 14 + 7 * longest, parts, said)
 
 
 def step(found: Heat) -> float:

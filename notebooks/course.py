@@ -1,0 +1,209 @@
+"""Reads the notebooks, fills their blanks with the solutions, runs them, and writes them out as pages.
+
+`python notebooks/course.py build/course` executes all notebooks, solutions filled in, and writes one HTML page each and
+an index that opens from disk.  How a notebook is built stands in README.md.
+"""
+
+import copy
+import html
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+MARKER = re.compile(r"# (exercise|check) (\d+\.\d+)\b")
+
+STYLE = """
+:root { color-scheme: light; }
+body { margin: 0 auto; padding: 0 1rem 4rem; max-width: 56rem; font: 1rem/1.55 system-ui, sans-serif; color: #1b1b1b; }
+nav { padding: 0.8rem 0; border-bottom: 1px solid #d0d0d0; }
+a { color: #00588a; }
+h1, h2, h3 { line-height: 1.25; }
+pre, code { font: 0.86rem/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
+pre { overflow-x: auto; margin: 0; }
+p code, li code, td code { background: #f3f3f3; padding: 0.1em 0.25em; overflow-wrap: anywhere; }
+table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1rem 0; }
+th, td { border: 1px solid #d0d0d0; padding: 0.25rem 0.6rem; text-align: left; }
+math[display="block"] { overflow-x: auto; overflow-y: hidden; padding: 0.2rem 0; }
+img { max-width: 100%; height: auto; }
+.anchor-link, .jp-InputPrompt, .jp-OutputPrompt, .prompt { display: none; }
+.jp-CodeCell { margin: 1rem 0; }
+.jp-InputArea .highlight { background: #f6f8fa; border-left: 3px solid #0072b2; padding: 0.6rem 0.8rem; }
+.jp-OutputArea { padding: 0.4rem 0.8rem; }
+.cards { display: grid; gap: 1rem; padding: 0; }
+.cards { grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); }
+.cards li { list-style: none; border: 1px solid #d0d0d0; border-radius: 6px; overflow: hidden; }
+.cards a { display: block; padding: 0.8rem; color: inherit; text-decoration: none; height: 100%; }
+.cards a:hover { background: #f3f8fb; }
+.cards img { display: block; width: 100%; height: 11rem; object-fit: contain; background: #fff; }
+.cards h2 { font-size: 1.1rem; margin: 0.7rem 0 0.3rem; color: #00588a; }
+.cards p { margin: 0.3rem 0; }
+.small { color: #555; font-size: 0.88rem; }
+.index { max-width: 78rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One code cell: what it says, and which exercise or check it is."""
+
+    source: str
+    role: str = ""  # "exercise", "check" or neither
+    number: str = ""
+
+
+def notebooks() -> list[Path]:
+    """The course in its order: numbered ones first."""
+    return sorted(HERE.glob("*.ipynb"), key=lambda path: (not path.name[0].isdigit(), path.name))
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def step(text: str) -> Step:
+    match = MARKER.match(text)
+    return Step(text, *match.groups()) if match else Step(text)
+
+
+def steps(notebook: dict) -> list[Step]:
+    """Its code cells."""
+    return [step(source(cell)) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def solutions(path: Path) -> dict[str, str]:
+    """Number of an exercise -> its cell, filled."""
+    file = HERE / "solutions" / f"{path.stem}.py"
+    if not file.exists():
+        return {}
+    _, *sections = re.split(r"^(?=# exercise )", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    found = [step(section.strip()) for section in sections]
+    assert len({s.number for s in found}) == len(found), f"{file.name}: an exercise is solved twice"
+    return {s.number: s.source for s in found}
+
+
+def filled(notebook: dict, solved: dict[str, str]) -> dict:
+    """The notebook with solutions in place of the blanks."""
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook["cells"]:
+        this = step(source(cell))
+        if cell["cell_type"] == "code" and this.role == "exercise":
+            cell["source"] = solved[this.number]
+    return notebook
+
+
+# what the index shows of a notebook, from its first cell
+
+
+@dataclass(frozen=True)
+class Card:
+    title: str
+    question: str
+    facts: str
+
+
+def card(notebook: dict) -> Card:
+    title, question, facts = re.split(r"\n\s*\n", source(notebook["cells"][0]).strip())[:3]
+    return Card(title.removeprefix("# "), " ".join(question.split()), facts.strip("*"))
+
+
+# pages
+
+
+def with_mathml(text: str) -> str:
+    """Markdown whose $...$ and $$...$$ are MathML, which browsers draw without a script; code is left alone."""
+    from latex2mathml.converter import convert
+
+    def draw(match):
+        code, block, line = match.groups()
+        if code:
+            return code
+        drawn = convert(block or line, display="block" if block else "inline")
+        return drawn.replace("*", "&#42;").replace("_", "&#95;").replace("|", "&#124;")
+
+    return re.sub(r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|\$([^$\n]+?)\$", draw, text, flags=re.DOTALL)
+
+
+def execute(notebook: dict, folder: Path):
+    """Run all cells in a fresh kernel, and keep what they show.  Raises where a cell fails."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    node = nbformat.from_dict(notebook)
+    NotebookClient(node, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    return node
+
+
+def pictures(node) -> list[str]:
+    """The PNG pictures among the outputs, in base64."""
+    outputs = [output for cell in node.cells for output in cell.get("outputs", ())]
+    return [output["data"]["image/png"].strip() for output in outputs if "image/png" in output.get("data", {})]
+
+
+def page(title: str, body: str, kind: str = "") -> str:
+    from pygments.formatters import HtmlFormatter
+
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    colours = HtmlFormatter(style="default").get_style_defs(".highlight")
+    style = f"<style>{STYLE}{colours}</style>"
+    title = f"<title>{html.escape(title)}</title>"
+    return (
+        f'<!doctype html><html lang="en"><head>{head}{title}{style}</head><body class="{kind}">{body}</body></html>\n'
+    )
+
+
+def render(node, title: str) -> str:
+    """An executed notebook as one HTML page that needs nothing beside it."""
+    from nbconvert import HTMLExporter
+
+    for cell in node.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.html)", with_mathml(cell.source))
+    body, _ = HTMLExporter(template_name="basic").from_notebook_node(node)
+    body = body.replace("No description has been provided for this image", f"Plot of {html.escape(title)}")
+    return page(title, f'<nav><a href="index.html">The course</a></nav><main>{body}</main>')
+
+
+def index(cards: list[tuple[str, Card, str]]) -> str:
+    """The page of cards.  cards: file name, what it shows, picture in base64."""
+    items = [
+        f'<li><a href="{name}"><img alt="" src="data:image/png;base64,{picture}"><h2>{html.escape(c.title)}</h2>'
+        f'<p>{with_code(c.question)}</p><p class="small">{with_code(c.facts)}</p></a></li>'
+        for name, c, picture in cards
+    ]
+    intro = "<h1>Gemma 4, computed by you</h1><p>Each page is a notebook, run with its exercises solved.</p>"
+    return page("Gemma 4, computed by you", f'{intro}<ul class="cards">{"".join(items)}</ul>', "index")
+
+
+def with_code(text: str) -> str:
+    """Plain text of a first cell, its `code` marked and its links as their words."""
+    text = html.escape(re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", text))
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
+
+
+def build(out: Path) -> None:
+    """Execute the course and write its pages."""
+    import tempfile
+
+    out.mkdir(parents=True, exist_ok=True)
+    cards = []
+    for path in notebooks():
+        notebook = read(path)
+        with tempfile.TemporaryDirectory() as folder:
+            node = execute(filled(notebook, solutions(path)), Path(folder))
+        this = card(notebook)
+        (out / f"{path.stem}.html").write_text(render(node, this.title), encoding="utf-8")
+        cards.append((f"{path.stem}.html", this, pictures(node)[-1]))
+        print(f"{out / path.stem}.html", flush=True)
+    (out / "index.html").write_text(index(cards), encoding="utf-8")
+    print(out / "index.html")
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]))

@@ -1,0 +1,174 @@
+"""The course: every notebook runs, every solution passes its check, and every blank fails it."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+spec = importlib.util.spec_from_file_location("course", FOLDER / "course.py")
+course = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(course)
+
+NOTEBOOKS = course.notebooks()
+NUMBERED = [path for path in NOTEBOOKS if path.name[0].isdigit()]
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_numbered = pytest.mark.parametrize("path", NUMBERED, ids=lambda path: path.stem)
+runs = pytest.mark.notebooks
+
+
+@each
+def test_it_is_stored_without_outputs(path):
+    notebook = course.read(path)
+    assert notebook["metadata"].keys() <= {"kernelspec", "language_info"}
+    for cell in notebook["cells"]:
+        assert not cell["metadata"]
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            assert cell["execution_count"] is None
+    names = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(names)) == len(names)
+
+
+@each_numbered
+def test_it_has_15_to_40_cells_and_opens_with_title_question_and_facts(path):
+    notebook = course.read(path)
+    assert 15 <= len(notebook["cells"]) <= 40
+    card = course.card(notebook)
+    assert card.title.startswith(path.name[:2])
+    assert re.fullmatch(r"\d+ minutes · explains .+ · before it: .+", card.facts)
+
+
+@each
+def test_every_exercise_has_a_blank_a_check_behind_it_and_a_solution(path):
+    steps, solved = course.steps(course.read(path)), course.solutions(path)
+    exercises = [(i, step) for i, step in enumerate(steps) if step.role == "exercise"]
+    assert [step.number for _, step in exercises] == list(solved)
+    assert [step.number for _, step in exercises] == [step.number for step in steps if step.role == "check"]
+    for i, step in exercises:
+        assert "..." in step.source
+        assert (steps[i + 1].role, steps[i + 1].number) == ("check", step.number)
+        assert solved[step.number].splitlines()[0] == step.source.splitlines()[0]
+
+
+@each_numbered
+def test_it_has_two_exercises_or_more_numbered_in_order(path):
+    numbers = list(course.solutions(path))
+    assert numbers == [f"{int(path.name[:2])}.{n + 1}" for n in range(len(numbers))]
+    assert len(numbers) >= 2
+
+
+@each
+def test_it_neither_shells_out_nor_uses_magic_nor_the_network(path):
+    for step in course.steps(course.read(path)):
+        assert not re.search(r"^\s*[%!]|urllib|requests|subprocess|http", step.source, re.MULTILINE), step.source
+
+
+@each
+def test_its_links_lead_somewhere(path):
+    for cell in course.read(path)["cells"]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", course.source(cell)):
+            assert (FOLDER / target).exists(), target
+
+
+def test_the_teachers_page_lists_every_notebook():
+    listed = re.findall(r"\]\((\w+\.ipynb)\)", (FOLDER / "README.md").read_text())
+    assert listed == [path.name for path in NOTEBOOKS]
+
+
+def execute(source, names, where):
+    exec(compile(source, where, "exec"), names)
+
+
+def blank_fails(exercise, check, names, where):
+    """Run the blank and its check beside the notebook, whose names stay as they were."""
+    names = dict(names)
+    execute(exercise.source, names, f"{where}, blank")
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - an assertion, or what NumPy makes of an Ellipsis
+        execute(check.source, names, f"{where}, check on the blank")
+    assert not isinstance(caught.value, NameError | ImportError | SyntaxError), caught.value
+
+
+def unlabelled(figure):
+    """Axes that do not say what they show; a colour bar has one label."""
+    bars = [ax for ax in figure.axes if ax.get_label() == "<colorbar>"]
+    plots = [ax for ax in figure.axes if ax not in bars]
+    wrong = [ax for ax in plots if not (ax.get_xlabel() and ax.get_ylabel())]
+    return wrong + [ax for ax in bars if not (ax.get_ylabel() or ax.get_xlabel())]
+
+
+@runs
+@each
+def test_it_runs_with_its_solutions_and_no_blank_passes_its_check(path, tmp_path, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    monkeypatch.chdir(tmp_path)
+    steps, solved = course.steps(course.read(path)), course.solutions(path)
+    names = {"__name__": "__main__"}
+    try:
+        for i, step in enumerate(steps):
+            where = f"{path.name}, code cell {i}"
+            if step.role == "exercise":
+                blank_fails(step, steps[i + 1], names, where)
+            execute(solved[step.number] if step.role == "exercise" else step.source, names, where)
+        figures = [pyplot.figure(number) for number in pyplot.get_fignums()]
+        assert figures
+        assert not [ax for figure in figures for ax in unlabelled(figure)]
+        for figure in figures:
+            figure.canvas.draw()
+    finally:
+        pyplot.close("all")
+    assert not list(tmp_path.iterdir()), "a notebook leaves nothing behind"
+
+
+# the runner
+
+
+def written(folder, *cells):
+    """A notebook with these code cells."""
+    cells = [{"cell_type": "code", "source": text} for text in cells]
+    path = folder / "00_sample.ipynb"
+    path.write_text(json.dumps({"cells": cells}))
+    return path
+
+
+def test_filling_puts_solutions_in_place_of_the_blanks_and_nowhere_else(tmp_path):
+    notebook = course.read(written(tmp_path, "# exercise 0.1: one\nx = ...", "# check 0.1\nassert x == 1", "y = 2"))
+    filled = course.filled(notebook, {"0.1": "# exercise 0.1: one\nx = 1"})
+    sources = [step.source for step in course.steps(filled)]
+    assert sources == ["# exercise 0.1: one\nx = 1", "# check 0.1\nassert x == 1", "y = 2"]
+    assert "..." in course.steps(notebook)[0].source
+
+
+def test_a_blank_that_passes_its_check_is_caught():
+    blank, check = course.step("# exercise 0.1: one\nx = ..."), course.step("# check 0.1\nassert x")
+    with pytest.raises(pytest.fail.Exception):
+        blank_fails(blank, check, {}, "here")
+
+
+def test_a_check_that_lacks_a_name_does_not_count_as_failing_on_the_blank():
+    blank, check = course.step("# exercise 0.1: one\nx = ..."), course.step("# check 0.1\nassert x == y")
+    with pytest.raises(AssertionError, match="'y' is not defined"):
+        blank_fails(blank, check, {}, "here")
+
+
+def test_equations_become_mathml_and_code_stays():
+    pytest.importorskip("latex2mathml")
+    text = course.with_mathml("With `$x$` and $x_i^2$:\n\n$$y = \\frac{x}{2}$$\n")
+    assert "`$x$`" in text
+    assert text.count("<math") == 2
+    assert 'display="block"' in text
+    assert "_" not in text
+
+
+def test_the_index_escapes_what_a_notebook_says():
+    pytest.importorskip("pygments")
+    card = course.Card("00 · <b>", "Is `a<b`?", "see [01](01.ipynb)")
+    page = course.index([("00.html", card, "")])
+    assert "00 · &lt;b&gt;" in page
+    assert "<code>a&lt;b</code>" in page
+    assert "ipynb" not in page

@@ -1,0 +1,358 @@
+"""Step by step: a right run has no local fault, and a wrong tensor is named where it was made, not where it hurts."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+import numgemma
+from numgemma.cli import main
+from numgemma.debug import flow
+from numgemma.debug.faults import applied
+from numgemma.debug.local import Subject, Watch, fed
+from numgemma.debug.render_replay import render
+from numgemma.debug.replay import replay
+from numgemma.debug.result import BIT_EXACT, FAULT, INHERITED, NOISE, NON_FINITE, SUSPECT, TIE, UNMEASURED
+from numgemma.dump import Dump
+from numgemma.errors import InputError
+
+STORED = Path(__file__).parents[1] / "reference_outputs"
+INTERIOR = ("q_rope", "k_rope", "scores", "probs", "context", "after_attention", "after_mlp", "per_layer_inputs")
+INTERIOR += ("cos", "sin", "router.weights", "router.ids")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """Floors measured here stay here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUMGEMMA_CACHE", str(tmp_path_factory.mktemp("floors")))
+        yield
+
+
+def part(dump, keep):
+    return Dump(dump.meta, {name: dump[name] for name in dump if keep(name)}, dump.axes)
+
+
+def modules(dump):
+    return part(dump, lambda name: not name.endswith(INTERIOR))
+
+
+def changed(dump, name, change):
+    """The same dump with another tensor at one point: change(a copy of it) -> tensor."""
+    return Dump(dump.meta, dump.arrays | {name: change(np.array(dump[name]))}, dump.axes)
+
+
+def stored(name):
+    return numgemma.read_dump(STORED / f"{name}.safetensors")
+
+
+def model_of(name, models):
+    return numgemma.load("tiny") if name.startswith("tiny") else models[name.split("_")[0]]
+
+
+def by_name(found):
+    return {step.name: step for step in found.points}
+
+
+# -- right runs
+
+
+@pytest.mark.parametrize("name", ["tiny_float32", "tiny_bfloat16", "dense_float32", "moe_float32", "ple_float32"])
+def test_transformers_makes_no_local_fault(models, name):
+    dump = stored(name)
+    for some in (dump, modules(dump), part(dump, lambda p: p.endswith(".out"))):
+        found = replay(model_of(name, models), some)
+        states = [step.state for step in found.points]
+        assert set(states) <= {NOISE, BIT_EXACT, SUSPECT}
+        assert states.count(SUSPECT) <= 1
+        assert (found.first, found.exit_code) == (None, 0)
+        assert len(found.points) == len(some)
+
+
+def test_a_dump_with_four_decimals_is_judged_as_such(models):
+    dump = stored("dense_float32")
+    rounded = {name: np.round(dump[name], 4) if dump[name].dtype.kind == "f" else dump[name] for name in dump}
+    found = replay(models["dense"], Dump(dump.meta | {"fidelity": "rounded:4dp"}, rounded, dump.axes))
+    assert not [s for s in found.points if s.state in (FAULT, SUSPECT)]
+    assert replay(models["dense"], Dump(dump.meta, rounded, dump.axes)).exit_code == 1  # if it claims to be exact
+
+
+def test_a_bfloat16_run_widened_to_float32_is_judged_as_bfloat16(models):
+    dump = stored("tiny_bfloat16")
+    wide = Dump(dump.meta | {"precision": "float32"}, {name: dump[name].astype(np.float32) for name in dump}, dump.axes)
+    found = replay(numgemma.load("tiny"), wide)
+    assert (found.precision, found.first) == ("bfloat16", None)
+
+
+def test_scores_may_hide_what_the_mask_hides_in_any_way(models):
+    model = models["dense"]
+    dump = model.record(tiny.prompt(tiny.DENSE, 12), ["*"])
+    for hidden in (-np.inf, np.finfo(np.float32).min, -1e9):
+        arrays = {n: np.where(x == 0, np.float32(hidden), x) if n.endswith("scores") else x for n, x in dump.items()}
+        assert replay(model, Dump(dump.meta, arrays, dump.axes)).exit_code == 0
+
+
+# -- one wrong tensor
+
+PLACES = [
+    ("dense", "embed_tokens"),
+    ("dense", "layers.2.self_attn.k_rope"),
+    ("dense", "layers.3.self_attn.o_proj"),
+    ("moe", "layers.4.experts"),
+    ("ple", "per_layer_inputs"),
+    ("ple", "layers.6.after_attention"),
+    ("ple", "logits"),
+]
+
+
+@pytest.fixture(scope="module")
+def runs(models):
+    return {name: models[name].record(tiny.prompt(tiny.VARIANTS[name], 14)) for name in ("dense", "moe", "ple")}
+
+
+@pytest.mark.parametrize(("variant", "point"), PLACES)
+@pytest.mark.parametrize("how", ["lost factor", "dead channel", "garbage token", "bad channels beside a loud one"])
+def test_damage_is_a_fault_of_the_step_that_made_it(models, runs, variant, point, how):
+    def damage(x):
+        flat = x.reshape(len(x), -1)
+        if how == "lost factor":
+            flat *= 1.05
+        elif how == "dead channel":
+            flat[:, 7] = 0
+        elif how == "garbage token":
+            flat[9] = flat[2]
+        else:
+            flat[:, 1:4] *= -1
+        return flat.reshape(x.shape)
+
+    found = replay(models[variant], changed(runs[variant], point, damage))
+    assert found.first == point
+    steps = by_name(found)
+    children = [name for name in steps if point in flow.parents(name, models[variant].config.text)]
+    # what comes next is computed from the damaged tensor, and so is itself at fault: the dump has the right one
+    assert {name for name, s in steps.items() if s.state == FAULT} == {point, *children}
+
+
+def test_what_follows_a_fault_is_inherited_and_not_at_fault(models):
+    model = models["ple"]
+    ids = tiny.prompt(tiny.PLE, 14)
+    with applied(model, "T15-silu", layers=[1]):
+        found = replay(model, model.record(ids))
+    assert found.first == "layers.1.mlp.down_proj"
+    states = [step.state for step in found.points]
+    at = [step.name for step in found.points].index(found.first)
+    assert set(states[:at]) <= {NOISE, BIT_EXACT}
+    assert states.count(FAULT) == 1
+    later = by_name(found)["logits"]
+    assert later.state == INHERITED
+    assert later.global_xfloor > 5 > later.xfloor
+    assert found.verdict.startswith("first local fault: layers.1.mlp.down_proj, ")
+    assert f"; {states.count(INHERITED)} later points INHERITED" in found.verdict
+
+
+def test_a_step_over_unrecorded_points_is_named_with_its_sources(models):
+    model = models["ple"]
+    ids = tiny.prompt(tiny.PLE, 14)
+    with applied(model, "T07"):
+        dump = model.record(ids)
+    assert replay(model, dump).first == "layers.2.self_attn.q_rope"
+    step = next(s for s in replay(model, modules(dump)).points if s.state == FAULT)
+    assert step.arrow == "layers.2.self_attn.{q_norm, k_norm, v_norm -> o_proj}"
+    assert "layers.2.self_attn.k_rope" in step.between
+    with applied(model, "K01"):
+        shared = replay(model, modules(model.record(ids)))
+    assert (
+        "layers.5.self_attn.{layers.3.self_attn.k_norm, layers.3.self_attn.v_norm, q_norm -> o_proj}" in shared.verdict
+    )
+
+
+# -- arrows
+
+
+@pytest.mark.parametrize("variant", ["dense", "moe", "ple"])
+def test_the_arrows_of_the_figure_are_those_of_the_code(models, variant):
+    """Disturb one tensor, feed all others: only the points that the arrows name are computed differently."""
+    model = models[variant]
+    ids = tiny.prompt(tiny.VARIANTS[variant], 9)
+    clean = model.record(ids, ["*"])
+
+    def computed(dump):
+        seen = {}
+
+        def look(name, y, axes):
+            seen[name] = y
+            return fed(dump, name, y)
+
+        Subject(model, dump, ids, "float32").run("float64", look)
+        return seen
+
+    before = computed(clean)
+    for name in clean:
+        if clean[name].dtype.kind == "i":
+            other = changed(clean, name, lambda x: (x + 1) % model.config.text.num_experts)
+        else:
+            other = changed(clean, name, lambda x: x * np.linspace(0.9, 1.2, x.shape[-1], dtype=x.dtype))
+        after = computed(other)
+        moved = {p for p in clean if not np.array_equal(before[p], after[p])}
+        children = {p for p in clean if name in flow.parents(p, model.config.text)}
+        assert moved <= children, name
+        assert all(p.endswith("router.ids") for p in children - moved), name  # the same experts may still be best
+
+
+# -- experts
+
+
+def test_the_order_in_which_experts_are_listed_does_not_count(models, runs):
+    dump = runs["moe"]
+    backwards = {n: x[:, ::-1] if n.endswith(("router.ids", "router.weights")) else x for n, x in dump.items()}
+    found = replay(models["moe"], Dump(dump.meta, backwards, dump.axes))
+    assert found.exit_code == 0
+    assert by_name(found)["layers.2.router.ids"].state == BIT_EXACT
+
+
+def test_another_expert_is_a_fault_and_a_tie_is_none(models):
+    model = models["moe"]
+    ids = tiny.prompt(tiny.MOE, 9)
+    dump = model.record(ids, ["*"])
+    name, at = "layers.3.router", 4
+    probs = np.array(dump[f"{name}.probs"])
+    chosen = dump[f"{name}.ids"][at]
+    other = next(e for e in np.argsort(-probs[at]) if e not in chosen)
+
+    def swap(x):
+        x[at, -1] = other
+        return x
+
+    wrong = by_name(replay(model, changed(dump, f"{name}.ids", swap)))
+    assert wrong[f"{name}.ids"].state == FAULT
+    assert wrong[f"{name}.ids"].reason == f"other experts at token {at}"
+
+    def level(scores):
+        scores[at, other] = scores[at, chosen[-1]]
+        return scores
+
+    tied = part(changed(changed(dump, f"{name}.ids", swap), f"{name}.proj", level), lambda p: not p.endswith("probs"))
+    assert by_name(replay(model, tied))[f"{name}.ids"].state == TIE
+
+
+# -- what cannot be measured
+
+
+def test_nan_is_named_where_it_is_born_and_what_follows_is_computed_without_it(models, runs):
+    def spoil(x):
+        x[3, 2] = np.nan
+        return x
+
+    found = replay(models["dense"], changed(runs["dense"], "layers.1.mlp.up_proj", spoil))
+    assert (found.first, found.exit_code) == ("layers.1.mlp.up_proj", 4)
+    assert {s.state for s in found.points if s.name != found.first} <= {NOISE, BIT_EXACT}
+    assert "NaN or infinity" in found.verdict
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_what_numgemma_does_not_compute_is_unmeasured_and_not_passed_over(models, runs):
+    dump = runs["dense"]
+    axes = dump.axes | {"layers.0.self_attn.kv_cache": "T D"}
+    arrays = dump.arrays | {"layers.0.self_attn.kv_cache": np.ones((14, 3), np.float32)}
+    arrays["norm"] = np.array(dump["norm"])[:, :5]
+    found = by_name(replay(models["dense"], Dump(dump.meta, arrays, axes)))
+    assert found["layers.0.self_attn.kv_cache"].state == found["norm"].state == UNMEASURED
+    assert found["norm"].reason == "shape [14, 5] in the dump, [14, 48] here"
+    assert found["lm_head"].state == NOISE
+
+
+def test_a_dump_of_nothing_known_is_refused(models):
+    dump = Dump({"ids": [5, 6]}, {"blk.0": np.ones((2, 3), np.float32)}, {"blk.0": "T D"})
+    with pytest.raises(InputError, match=r"No point .* at blk.0"):
+        replay(models["dense"], dump)
+
+
+def test_ids_that_a_dump_lacks_are_asked_for(models, runs):
+    dump = runs["dense"]
+    bare = Dump({k: v for k, v in dump.meta.items() if k not in ("ids", "positions")}, dump.arrays, dump.axes)
+    with pytest.raises(InputError, match="--ids"):
+        replay(models["dense"], bare)
+    assert replay(models["dense"], bare, ids=dump.meta["ids"]).exit_code == 0
+    late = Dump(dump.meta | {"positions": list(range(3, 17))}, dump.arrays, dump.axes)
+    with pytest.raises(InputError, match="positions"):
+        replay(models["dense"], late)
+
+
+# -- graft
+
+
+def test_a_graft_behind_the_fault_recovers_and_one_before_it_does_not(models):
+    model = models["dense"]
+    with applied(model, "T15-silu", layers=[2]):
+        dump = model.record(tiny.prompt(tiny.DENSE, 14))
+    behind = replay(model, dump, graft="layers.2.out").graft
+    assert {s.state for s in behind.points} <= {NOISE, BIT_EXACT}
+    assert "recover" in behind.verdict
+    assert all(s.global_rel > 100 * s.rel for s in behind.points)
+    before = replay(model, dump, graft="layers.1.out").graft
+    assert "still off, first layers.2.mlp.down_proj" in before.verdict
+    with pytest.raises(InputError, match=r"layers\.9\.out"):
+        replay(model, dump, graft="layers.9.out")
+
+
+# -- the command line
+
+
+def test_the_verb_prints_a_verdict_writes_json_and_exits_by_it(tmp_path, capsys):
+    model = numgemma.load("tiny")
+    ids = [2, 300, 41, 7, 555, 90]
+    model.record(ids).save(tmp_path / "right.safetensors")
+    with applied(model, "T12", layers=[3]):
+        model.record(ids).save(tmp_path / "wrong.safetensors")
+    assert main(["replay", "tiny", str(tmp_path / "right.safetensors")]) == 0
+    assert capsys.readouterr().out.startswith("No local fault in 150 steps")
+    code = main(["replay", "tiny", str(tmp_path / "wrong.safetensors"), "--json", str(tmp_path / "r.json"), "--all"])
+    shown = capsys.readouterr().out
+    assert code == 1
+    assert shown.startswith("First local fault: layers.3.out, ")
+    assert shown.count("\n") > 150
+    tree = json.loads((tmp_path / "r.json").read_text())
+    assert tree["schema"] == "numgemma.replay/1"
+    assert tree["first"] == "layers.3.out"
+    point = next(p for p in tree["points"] if p["name"] == "layers.3.out")
+    assert point["state"] == "FAULT"
+    assert point["xfloor"] > 5
+    assert point["local_rel"] > 0.01
+    assert tree["verdict"] in shown.replace("\n  ", " ").replace("First", "first")
+
+
+def test_the_verb_takes_ids_and_points_and_a_floor(tmp_path, capsys):
+    model = numgemma.load("tiny")
+    ids = [2, 300, 41]
+    dump = model.record(ids)
+    meta = {k: v for k, v in dump.meta.items() if k not in ("ids", "positions")}
+    Dump(meta, dump.arrays, dump.axes).save(tmp_path / "bare.safetensors")
+    path = str(tmp_path / "bare.safetensors")
+    assert main(["replay", "tiny", path]) == 2
+    assert "--ids" in capsys.readouterr().err
+    assert main(["replay", "tiny", path, "--ids", "2,300,41", "--points", "*.out"]) == 0
+    assert "6 steps" in capsys.readouterr().out
+    assert main(["floor", "tiny", "--ids", "2,300,41", "-o", str(tmp_path / "f.json")]) == 0
+    with applied(model, "T12"):
+        model.record(ids).save(tmp_path / "wrong.safetensors")
+    assert main(["replay", "tiny", str(tmp_path / "wrong.safetensors"), "--floor", str(tmp_path / "f.json")]) == 1
+
+
+@pytest.mark.parametrize("width", [50, 80, 140])
+def test_no_line_is_wider_than_the_terminal(models, width):
+    model = models["moe"]
+    with applied(model, "M02-sum"):
+        found = replay(model, modules(model.record(tiny.prompt(tiny.MOE, 9))), graft="layers.2.out")
+    assert max(map(len, render(found, all=True, width=width).splitlines())) <= width
+
+
+def test_a_watch_names_points_by_their_scope():
+    names = []
+    tap = Watch(lambda name, x, axes: names.append(name) or x, {"layers.0.mlp.up_proj"})
+    inner = tap.at("layers.0").at("mlp")
+    assert inner("up_proj", 5) == 5
+    assert names == ["layers.0.mlp.up_proj"]
+    assert inner.watches("up_proj")
+    assert not inner.watches("gate_proj")
