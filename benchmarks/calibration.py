@@ -179,7 +179,7 @@ def page(tree):
         "# Calibration of the bands",
         "",
         "Made by `python benchmarks/calibration.py --hf`. A point is NOISE up to 1.5 times its floor, SUSPECT up to 5,",
-        "FAULT above. The floor is where the errors of eight runs with perturbed rounding and summation end: their 95th",
+        "FAULT above. The floor is where the errors of eight runs with perturbed rounding and summing end: their 95th",
         "percentile, and once more its distance from their median, since eight runs hardly ever meet a tail.",
         "",
         f"**Runs that are right:** {counts} ({100 * off[1] / points:.2g} %).",

@@ -24,10 +24,10 @@ import tiny  # noqa: E402
 
 import numgemma  # noqa: E402
 from numgemma.debug.faults import CATALOGUE, applied  # noqa: E402
-from numgemma.debug.judge import SUSPECT_TO, score  # noqa: E402
+from numgemma.debug.judge import SUSPECT_TO  # noqa: E402
 from numgemma.debug.local import Subject, again, as_held, local  # noqa: E402
 from numgemma.debug.perturb import perturbed  # noqa: E402
-from numgemma.debug.replay import limits_at  # noqa: E402
+from numgemma.debug.replay import size_of  # noqa: E402
 from numgemma.debug.whatif import whatif  # noqa: E402
 from numgemma.dump import Dump  # noqa: E402
 
@@ -87,7 +87,7 @@ def expected_point(fault, subject, base):
     everything = {spec.index for spec in subject.model.config.text.layers} | {None}
     moved = again(subject, base, everything, lambda: applied(subject.model, fault.id))
     for name in base.errors:  # in the order of a right run
-        if name in moved.errors and score(moved.errors[name], limits_at(subject, base, name))[0] > SUSPECT_TO:
+        if name in moved.errors and size_of(subject, moved, name)[0] > SUSPECT_TO:
             return name
     return None
 

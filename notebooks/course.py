@@ -28,10 +28,12 @@ table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1re
 th, td { border: 1px solid #d0d0d0; padding: 0.25rem 0.6rem; text-align: left; }
 math[display="block"] { overflow-x: auto; overflow-y: hidden; padding: 0.2rem 0; }
 img { max-width: 100%; height: auto; }
-.anchor-link, .jp-InputPrompt, .jp-OutputPrompt, .prompt { display: none; }
-.jp-CodeCell { margin: 1rem 0; }
-.jp-InputArea .highlight { background: #f6f8fa; border-left: 3px solid #0072b2; padding: 0.6rem 0.8rem; }
-.jp-OutputArea { padding: 0.4rem 0.8rem; }
+.anchor-link, .prompt { display: none; }
+.code_cell { margin: 1rem 0; }
+.input_area .highlight { background: #f6f8fa; border-left: 4px solid #c8c8c8; padding: 0.6rem 0.8rem; }
+.celltag_exercise .highlight { border-color: #e69f00; }
+.celltag_check .highlight { border-color: #009e73; }
+.output_area { padding: 0.5rem 0.8rem 0; }
 .cards { display: grid; gap: 1rem; padding: 0; }
 .cards { grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); }
 .cards li { list-style: none; border: 1px solid #d0d0d0; border-radius: 6px; overflow: hidden; }
@@ -135,8 +137,10 @@ def execute(notebook: dict, folder: Path):
     import nbformat
     from nbclient import NotebookClient
 
-    node = nbformat.from_dict(notebook)
-    NotebookClient(node, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    node = nbformat.reads(json.dumps(notebook), as_version=4)
+    NotebookClient(
+        node, timeout=300, extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(folder)}}
+    ).execute()
     return node
 
 
@@ -163,6 +167,7 @@ def render(node, title: str) -> str:
     from nbconvert import HTMLExporter
 
     for cell in node.cells:
+        cell.metadata["tags"] = [step(cell.source).role] * bool(step(cell.source).role)  # the template's class names
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.html)", with_mathml(cell.source))
     body, _ = HTMLExporter(template_name="basic").from_notebook_node(node)
@@ -182,9 +187,9 @@ def index(cards: list[tuple[str, Card, str]]) -> str:
 
 
 def with_code(text: str) -> str:
-    """Plain text of a first cell, its `code` marked and its links as their words."""
+    """Text of a first cell, its `code` and *emphasis* marked, and its links as their words."""
     text = html.escape(re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", text))
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
+    return re.sub(r"\*([^*]+)\*", r"<em>\1</em>", re.sub(r"`([^`]+)`", r"<code>\1</code>", text))
 
 
 def build(out: Path) -> None:

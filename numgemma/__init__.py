@@ -2,6 +2,7 @@
 
 The files, in the order in which they read best:
 
+    whole        files written whole or not at all
     checkpoint   safetensors by memory map, and the tree of weights
     config       config.json, and one row per layer
     layout       every tensor's name and shape, from the config alone

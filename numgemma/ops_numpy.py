@@ -8,6 +8,10 @@ loading them into a PyTorch model of that precision would.
 """
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import cache, wraps
 
 import numpy as np
 
@@ -26,13 +30,49 @@ def stored(w, dtype):
     return w.astype(dtype, copy=False).astype(wide(dtype), copy=False)
 
 
+@cache
+def workers():
+    """As many threads as BLAS may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return ThreadPoolExecutor(min(cores, int(told)) if told.isdecimal() and int(told) else cores)
+
+
+def in_parallel(run, items):
+    """run(item) for each, on all cores; what np.errstate says here holds there."""
+    context = copy_context()
+    for _ in workers().map(lambda item: context.copy().run(run, item), items):
+        pass
+
+
+def by_rows(op):
+    """An operation on rows that know nothing of each other: large arrays in blocks, on all cores."""
+
+    @wraps(op)
+    def blocked(x, *args):
+        if x.size <= BLOCK:
+            return op(x, *args)
+        rows = max(1, BLOCK // 4 // (x.size // len(x)))  # several arrays of one block in a core's cache
+        first = op(x[:rows], *args)
+        y = np.empty((len(x), *first.shape[1:]), first.dtype)
+        y[:rows] = first
+
+        def run(i):
+            y[i : i + rows] = op(x[i : i + rows], *args)
+
+        in_parallel(run, range(rows, len(x), rows))
+        return y
+
+    return blocked
+
+
 def linear(x, w):
     """x W^T.  x: ... I   w: O I  ->  ... O"""
     a = x.astype(wide(x.dtype), copy=False)
     y = np.empty((*x.shape[:-1], len(w)), a.dtype)
     rows = max(1, BLOCK // w.shape[1])
     for i in range(0, len(w), rows):
-        y[..., i : i + rows] = a @ stored(w[i : i + rows], x.dtype).T
+        np.matmul(a, stored(w[i : i + rows], x.dtype).T, out=y[..., i : i + rows])
     return y.astype(x.dtype, copy=False)
 
 
@@ -53,24 +93,34 @@ def scale(x, factor):
     return (x.astype(wide(x.dtype)) * factor).astype(x.dtype)
 
 
+@by_rows
 def rms_norm(x, w, eps):
     """x / rms(x) * w, over the last axis; w None where the norm has no weight.  x: ... D   w: D  ->  ... D
 
     Equals Gemma4RMSNorm: the weight multiplies as stored (Gemma 3 and older multiply by 1 + weight).
     """
     y = x.astype(wide(x.dtype))
-    y = y * (1 / np.sqrt((y * y).mean(-1, keepdims=True) + y.dtype.type(eps)))
+    y *= 1 / np.sqrt((y * y).mean(-1, keepdims=True) + y.dtype.type(eps))
     if w is not None:
-        y = y * stored(w, x.dtype)
-    return y.astype(x.dtype)
+        y *= stored(w, x.dtype)
+    return y.astype(x.dtype, copy=False)
 
 
+@by_rows
 def gelu_tanh(x):
     """The tanh approximation of GELU, elementwise (Hendrycks and Gimpel 2016; `gelu_pytorch_tanh`)."""
     y = x.astype(wide(x.dtype))
     c = y.dtype.type(math.sqrt(2 / math.pi))
-    y = y / 2 * (1 + np.tanh(c * (y + y.dtype.type(0.044715) * y * y * y)))
-    return y.astype(x.dtype)
+    z = y.dtype.type(0.044715) * y  # then in place: 0.044715 y^3 + y, times c, tanh, plus 1, times y / 2
+    z *= y
+    z *= y
+    z += y
+    z *= c
+    np.tanh(z, out=z)
+    z += 1
+    y /= 2
+    z *= y
+    return z.astype(x.dtype, copy=False)
 
 
 def layer_norm(x, w, eps):
@@ -86,12 +136,14 @@ def sigmoid(y):
         return 1 / (1 + np.exp(-y))
 
 
+@by_rows
 def silu(x):
     """x sigmoid(x), elementwise."""
     y = x.astype(wide(x.dtype))
     return (y * sigmoid(y)).astype(x.dtype)
 
 
+@by_rows
 def glu(x):
     """The first half, gated by the sigmoid of the second (Dauphin et al. 2017, arXiv 1612.08083).  ... 2C -> ... C"""
     value, gate = np.split(x.astype(wide(x.dtype)), 2, -1)
@@ -102,9 +154,11 @@ def relu(x):
     return np.maximum(x, x.dtype.type(0))
 
 
+@by_rows
 def clip(x, low, high):
     """x held between two stored numbers.  low, high: 0-d"""
-    return np.minimum(np.maximum(x, low.astype(x.dtype)), high.astype(x.dtype))
+    y = np.maximum(x, low.astype(x.dtype))
+    return np.minimum(y, high.astype(x.dtype), out=y)
 
 
 def softcap(x, cap):
@@ -115,11 +169,13 @@ def softcap(x, cap):
 
 def softmax(x, mask=None):
     """exp(x) / sum exp(x) over the last axis, where mask is True; elsewhere 0."""
-    y = x.astype(wide(x.dtype))
+    y = x.astype(wide(x.dtype), copy=False)
     if mask is not None:
         y = np.where(mask, y, -np.inf)
-    y = np.exp(y - y.max(-1, keepdims=True))
-    return (y / y.sum(-1, keepdims=True)).astype(x.dtype)
+    y = y - y.max(-1, keepdims=True)
+    np.exp(y, out=y)
+    y /= y.sum(-1, keepdims=True)
+    return y.astype(x.dtype, copy=False)
 
 
 def rope_table(positions, H, theta, angles, factor, dtype):
@@ -174,10 +230,13 @@ def attend_all(q, k, v, tap=Tap()):
 def attend_in_blocks(q, k, v):
     """The same without the whole I x I map, which is 6 GB for a large image.  q, v: N I H   k: N H I  ->  N I H"""
     context = np.empty_like(q)
-    rows = max(1, BLOCK // q.shape[1])
-    for n in range(len(q)):
+    rows = max(1, BLOCK // 2 // q.shape[1])
+
+    def run(n):
         for i in range(0, q.shape[1], rows):
             context[n, i : i + rows] = matmul(softmax(matmul(q[n, i : i + rows], k[n])), v[n])
+
+    in_parallel(run, range(len(q)))
     return context
 
 

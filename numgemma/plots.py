@@ -137,7 +137,7 @@ def rope_frequencies(dump: Dump, ax=None):
 
 
 def pair_strengths(dump: Dump, layers: Sequence[int], ax=None):
-    """How much each pair of lanes moves the scores of a layer: their spread over keys, from that pair alone.  -> Axes"""
+    """How much each pair of lanes moves the scores of a layer: their spread over keys by that pair alone.  -> Axes"""
     ax = axes(ax, 7, 4)
     for layer, (colour, marker) in zip(layers, SERIES, strict=False):
         q, k = (point(dump, f"layers.{layer}.self_attn.{x}_rope").astype(np.float64) for x in "qk")

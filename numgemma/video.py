@@ -57,7 +57,8 @@ def opened(path, file):
     """FFmpeg's reader of an open file; what goes wrong while it is used becomes one sentence."""
     av = package("av", "media")
     try:
-        with av.open(file, options={"format_whitelist": FORMATS}) as container:
+        # titles are often not UTF-8, which would be an error by default
+        with av.open(file, options={"format_whitelist": FORMATS}, metadata_errors="ignore") as container:
             yield container
     except (av.FFmpegError, OSError) as error:
         raise InputError(f"{path}: is no clip that FFmpeg reads ({error.strerror}); convert it to MP4.") from None
@@ -79,6 +80,8 @@ def read_index(path, container) -> Index:
     if not container.streams.video:
         raise InputError(f"{path}: has no pictures, only sound; give it as --audio.")
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise InputError(f"{path}: has pictures in a coding that FFmpeg does not know; convert it to MP4.")
     if not 0 < stream.width * stream.height <= MAX_PIXELS:
         raise InputError(f"{path}: has frames of {stream.width} x {stream.height} pixels; scale it down.")
     packets = []

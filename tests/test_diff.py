@@ -366,7 +366,7 @@ def test_a_picture_is_written_whole_and_leaves_nothing_else(tmp_path):
 
 
 def test_a_picture_that_cannot_be_written_is_one_sentence(tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="cannot be written"):
         plot(diff(deep(), deep()), tmp_path / "none" / "x.png")
     with pytest.raises(InputError, match="nothing to draw"):
         plot(diff(dump({"x": normal(2, 2)}), dump({"y": normal(2, 2)})), tmp_path / "x.png")

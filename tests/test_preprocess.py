@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 import tiny
 import tiny_tokenizer
+from hypothesis import given
+from hypothesis import settings as few
+from hypothesis import strategies as st
 
 from numgemma import read_dump
+from numgemma.audio import sound_arrays
 from numgemma.checkpoint import open_safetensors
 from numgemma.cli import main
 from numgemma.config import read_config
 from numgemma.errors import InputError
+from numgemma.images import image_arrays
 from numgemma.processor import (
     OFFICIAL,
     Marks,
@@ -28,6 +33,7 @@ from numgemma.processor import (
     with_budget,
 )
 from numgemma.tokenizer import open_tokenizer
+from numgemma.video import video_arrays
 
 HOSTILE = Path(__file__).parent / "hostile"
 PROCESSOR = json.loads((Path(parse_processor.__globals__["__file__"]).parent / "data/processor" / OFFICIAL).read_text())
@@ -189,6 +195,31 @@ def test_a_tokenizer_that_splits_a_placeholder_is_told_of(marks):
         prepare("<|image|>", {"image": [RGB]}, read_processor(HOSTILE), marks, lambda text: [5, 6, 7])
 
 
+READERS = {
+    "picture": lambda path: image_arrays(path, SMALL.image),
+    "sound": lambda path: sound_arrays([path], SMALL.sound),
+    "clip": lambda path: video_arrays(path, SMALL.frame, 2),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+@given(data=st.data())
+@few(max_examples=25, deadline=None)
+def test_a_file_with_wrong_bytes_is_read_or_refused_in_one_sentence(tmp_path_factory, kind, data):
+    path = data.draw(st.sampled_from(sorted(HOSTILE.glob(f"{kind}_*"))))
+    raw = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 8))):
+        raw[data.draw(st.integers(0, min(len(raw), 300) - 1))] = data.draw(st.integers(0, 255))
+    wrong = tmp_path_factory.getbasetemp() / f"wrong{path.suffix}"
+    wrong.write_bytes(raw)
+    told = "read: fine."
+    try:
+        READERS[kind](wrong)
+    except InputError as error:
+        told = str(error).removeprefix(str(wrong.parent) + "/")
+    assert re.fullmatch(r"(read|wrong\.\w+): .+\.", told)
+
+
 # -- processor_config.json --------------------------------------------------------------------------------------------
 
 
@@ -221,7 +252,7 @@ def test_without_the_file_the_official_numbers_hold(tmp_path):
 
 def test_settings_in_a_file_of_older_make_are_not_passed_over(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("{}")
-    with pytest.raises(InputError, match="preprocessor_config.json: is of Transformers before 5"):
+    with pytest.raises(InputError, match=r"preprocessor_config\.json: is of Transformers before 5"):
         read_processor(tmp_path)
 
 

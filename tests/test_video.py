@@ -93,7 +93,11 @@ def test_a_clip_that_does_not_tell_its_speed_has_24_frames_a_second(monkeypatch)
         def __init__(self, container):
             self.container, self.streams = container, self
             real = container.streams.video[0]
-            self.video = [type("Stream", (), {"width": real.width, "height": real.height, "average_rate": None})]
+            self.video = [
+                type(
+                    "Stream", (), {"width": real.width, "height": real.height, "average_rate": None, "codec_context": 1}
+                )
+            ]
 
         def demux(self, stream):
             return self.container.demux(video=0)

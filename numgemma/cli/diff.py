@@ -10,11 +10,12 @@ from numgemma.cli import seams
 from numgemma.cli.report import add_report, write_report
 from numgemma.debug.align import NameMap, parse_map
 from numgemma.debug.diff import diff, render
-from numgemma.debug.floor import cache_path, cached_floor, read_floor, write_whole
+from numgemma.debug.floor import cache_path, cached_floor, read_floor
 from numgemma.debug.precision import coarser, of_run
 from numgemma.debug.readers import read_any, summary
 from numgemma.errors import InputError
 from numgemma.model import load
+from numgemma.whole import write_whole
 
 
 def add_arguments(parser):

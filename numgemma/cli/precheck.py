@@ -6,9 +6,9 @@ Exit code 3 where a comparison would mean nothing.  `diff` looks at the same thi
 import json
 from pathlib import Path
 
-from numgemma.debug.floor import write_whole
 from numgemma.debug.precheck import precheck, render
 from numgemma.debug.readers import read_any
+from numgemma.whole import write_whole
 
 
 def add_arguments(parser):

@@ -1,20 +1,18 @@
 """Turn a prompt and its files into the arrays that enter the model: what Transformers' processor returns."""
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from numgemma.chat import attachments, read_chat, render_chat
 from numgemma.checkpoint import read_object
 from numgemma.cli.common import add_chat
 from numgemma.cli.files import add_files, chat_files, given_files, join, place
 from numgemma.config import read_config
-from numgemma.errors import InputError
 from numgemma.model import resolve
 from numgemma.tokenizer import open_tokenizer
+from numgemma.whole import whole
 
 
 def add_arguments(parser):
@@ -56,15 +54,5 @@ def prepared(args, folder, config, tokenizer):
 
 
 def write(arrays, path):
-    """The whole file or none."""
-    try:
-        handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        os.close(handle)
-        try:
-            save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, partial)
-            os.chmod(partial, 0o644)
-            os.replace(partial, path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another -o.") from None
+    with whole(path) as partial:
+        partial.write_bytes(save({name: np.ascontiguousarray(x) for name, x in arrays.items()}))

@@ -24,6 +24,7 @@ from numgemma.debug.precision import EPS, TOLERANCES
 from numgemma.dump import DumpWriter, read_dump
 from numgemma.errors import InputError
 from numgemma.trace import EVERYTHING_BUT_MAPS, selects
+from numgemma.whole import write_whole
 
 SCHEMA = "numgemma.floor/1"
 RUNS = 8
@@ -271,19 +272,3 @@ def hash_of(inputs):
                 found = True
                 total.update(f"{name}.{field_name} {array.dtype} {array.shape}".encode() + array.tobytes())
     return total.hexdigest() if found else ""
-
-
-def write_whole(path, text):
-    """The whole file or none."""
-    path = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another file.") from error

@@ -48,7 +48,7 @@ def parallel(here, there, group):
 
 def from_before_the_layers(fault, later):
     """`hands_on` for a fault in an embedding, a rotary table, a per-layer input, a tower, or behind the last layer."""
-    room, other, layer = fault.split(".")[0], later.split(".")[0], layer_of(later)
+    room, other, layer = room_of(fault), room_of(later), layer_of(later)
     if is_source(other) and other != room:
         return False
     if room == "rotary_emb":
@@ -58,6 +58,11 @@ def from_before_the_layers(fault, later):
     if room.startswith(("embed_tokens_per_layer", "per_layer_")):
         return (math.inf if layer is None else layer) > 0 or leaf_of(later) in PER_LAYER_INPUT
     return True
+
+
+def room_of(name):
+    """The module at the top of a name; vision_tower@1 is the tower's run over the second picture."""
+    return name.split(".")[0].split("@")[0]
 
 
 def is_source(room):

@@ -7,7 +7,7 @@ few times, each rounding and summing in a way of its own (perturb.py).
 """
 
 import math
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -217,8 +217,12 @@ def noisily(subject, seed, found, under=nullcontext):
         y = fed(dump, name, y)
         return y + jitter(y, step, rng) if step and name in dump else y
 
-    loop = summed_in_a_loop(rng)
-    with swapped("ops.linear", loop), swapped("ops_numpy.matmul", loop), perturbed(seed), under():
+    loop, norm = summed_in_a_loop(rng), with_roots_of_its_own(rng)
+    with ExitStack() as stack:
+        for name, change in (("ops.linear", loop), ("ops_numpy.matmul", loop), ("ops.rms_norm", norm)):
+            stack.enter_context(swapped(name, change))
+        stack.enter_context(perturbed(seed))
+        stack.enter_context(under())
         subject.run(subject.precision, look)
     for name in found.truth.keys() - found.limits.keys():  # what is chosen has no noise; its weights come of a division
         widen(found, name, [4 * EPS[subject.precision]] * len(KEYS))
@@ -238,6 +242,18 @@ def summed_in_a_loop(rng):
         size = np.sqrt(np.square(y).mean(-1, keepdims=True))
         unit = LOOP * math.sqrt(x.shape[-1]) * np.finfo(y.dtype).eps / 2
         return y + (unit * size * rng.standard_normal(y.shape)).astype(y.dtype)
+
+    return change
+
+
+def with_roots_of_its_own(rng):
+    """A change of rms_norm: the mean and its root err by a unit in the last place, the same for a whole row."""
+
+    def change(rms_norm, x, w, eps):
+        y = rms_norm(x, w, eps)
+        if y.dtype.itemsize < 4:
+            return y
+        return y * (1 + np.finfo(y.dtype).eps / 2 * rng.standard_normal((*y.shape[:-1], 1))).astype(y.dtype)
 
     return change
 

@@ -4,7 +4,6 @@ Takes a dump and the file.  Which tokens stand for the file is found in the dump
 long as the file has soft tokens.
 """
 
-import os
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from numgemma import audio, images
 from numgemma.dump import Dump
 from numgemma.errors import InputError
 from numgemma.processor import Processor, with_budget
+from numgemma.whole import whole
 
 WHITE, ORANGE = "#FFFFFF", "#D55E00"
 HEAT = "cividis"  # even for every kind of colour vision
@@ -233,12 +233,5 @@ def show_mel(figure, ax, mel, hop, borders, p: Processor):
 
 def write_png(figure, path) -> None:
     """The whole PNG file or none.  Raises InputError where it cannot be written."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole(path) as partial:
         figure.savefig(partial, format="png", dpi=130)
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot write there ({error.strerror}); choose another -o.") from None
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,15 +1,14 @@
 """A comparison as a picture: relative error against depth, one dot per point."""
 
 import math
-import os
 import re
 import textwrap
-from pathlib import Path
 
 from numgemma.debug.judge import NOISE_TO
 from numgemma.debug.render import layer_kind, verdict
 from numgemma.debug.result import DIFFERS, FAULT, GOOD, INHERITED, MISSING, SUSPECT, UNMEASURED, Diff
 from numgemma.errors import InputError
+from numgemma.whole import whole
 
 # Okabe and Ito's colours, which stay apart for every kind of colour vision; the markers differ as well.
 BLUE, RED, ORANGE, BLACK, SHADE, BAND = "#0072B2", "#D55E00", "#E69F00", "#000000", "#E8E8E8", "#BFDDEE"
@@ -21,18 +20,9 @@ def plot(diff: Diff, path, title: str | None = None) -> None:
     """Draw the comparison into a PNG file, whole or not at all.  Raises InputError where it cannot be written."""
     if not diff.points:
         raise InputError(f"{path}: there is nothing to draw, for {diff.reason}.")
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the directory {path.parent} does not exist; create it or choose another file.")
     figure = draw(diff, title)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot write there ({error.strerror}); choose another file.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def draw(diff: Diff, title: str | None = None):

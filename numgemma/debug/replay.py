@@ -21,6 +21,8 @@ from numgemma.media import NO_MEDIA
 from numgemma.trace import selects
 
 SCHEMA = "numgemma.replay/1"
+LOOKED_UP = ("embed_tokens", "embed_tokens_per_layer")
+SIGMAS = 4  # by which the mean of many roundings may be off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +178,25 @@ def judged(subject, base):
 
 
 def scored(subject, base, name, way):
-    m, limits = base.errors[name], limits_at(subject, base, name)
-    xfloor, by = score(m, limits)
-    reason = base.reasons.get(name, "")
+    m, reason = base.errors[name], base.reasons.get(name, "")
+    xfloor, by = size_of(subject, base, name)
     state = TIE if reason.endswith("a tie") and xfloor == 0 else state_of(m, xfloor)
-    return Step(state=state, reason=reason, xfloor=xfloor, by=by, floor=vars(limits), **way, **vars(m))
+    return Step(
+        state=state, reason=reason, xfloor=xfloor, by=by, floor=vars(limits_at(subject, base, name)), **way, **vars(m)
+    )
+
+
+def size_of(subject, base, name) -> tuple[float, str]:
+    """The largest error of a step in units of its noise, and which it is.
+
+    Of a table that was looked up and scaled the common factor counts too: every number is rounded by itself, once, so
+    over many of them a wrong factor shows that is smaller than one rounding.
+    """
+    m, limits = base.errors[name], limits_at(subject, base, name)
+    found = score(m, limits)
+    if name in LOOKED_UP and m.scale is not None:
+        found = max(found, (abs(m.scale - 1) * base.truth[name].size ** 0.5 / (SIGMAS * limits.rel), "scale"))
+    return found
 
 
 def limits_at(subject, base, name) -> Limits:

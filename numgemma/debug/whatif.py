@@ -13,9 +13,9 @@ import numpy as np
 
 from numgemma.debug.faults import CATALOGUE, Fault, applied
 from numgemma.debug.faults.fault import LAYERS, of_sort
-from numgemma.debug.judge import NOISE_TO, SUSPECT_TO, score
+from numgemma.debug.judge import NOISE_TO, SUSPECT_TO
 from numgemma.debug.local import RUNS, Local, Subject, again
-from numgemma.debug.replay import Replay, Step, counted, limits_at, replay, subject_of
+from numgemma.debug.replay import Replay, Step, counted, replay, size_of, subject_of
 from numgemma.debug.result import FAULT, plain
 from numgemma.debug.ties import layer_of
 from numgemma.media import NO_MEDIA
@@ -131,7 +131,7 @@ class Trial:
 
     def left(self, after, name, m):
         """The error that is left at a step, in units of the floor."""
-        return np.inf if m.rel is None else score(m, limits_at(self.subject, after, name))[0]
+        return np.inf if m.rel is None else size_of(self.subject, after, name)[0]
 
     def singles(self, step) -> Iterator[Outcome]:
         return (self.tried([fault], step) for fault in self.possible(step))

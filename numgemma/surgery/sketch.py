@@ -89,6 +89,7 @@ def sketch(name: str, x: np.ndarray, progress: Callable[[int], None] = lambda si
         release(piece)
         progress(piece.nbytes)
     columns = m[places(len(m))] if m.shape[1] > 1 else np.empty((0, 1), x.dtype)
+    release(m)  # a page that is touched brings its neighbours along
     return Sketch(name, x.shape, x.dtype, digest.digest(), rows, columns)
 
 

@@ -4,7 +4,6 @@ Every part comes from data that may be absent, and is then absent itself.  Text 
 forbids itself to fetch anything.  Without scripts it still shows everything: they only sort, filter and open.
 """
 
-import os
 import re
 from html import escape
 from pathlib import Path
@@ -14,23 +13,15 @@ from numgemma.debug.report.cards import cards, scroll
 from numgemma.debug.report.glossary import GLOSSARY
 from numgemma.debug.report.subject import Subject
 from numgemma.debug.report.table import table
-from numgemma.errors import InputError
 from numgemma.version import __version__
+from numgemma.whole import write_whole
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def write_html(path, subject: Subject) -> None:
     """Write the page, whole or not at all.  Raises InputError where it cannot be written."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(to_html(subject), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --html.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, to_html(subject))
 
 
 def to_html(subject: Subject) -> str:

@@ -1,6 +1,5 @@
 """The report's pictures as PNG files."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from numgemma.debug.report import chart
 from numgemma.debug.result import Diff
 from numgemma.errors import InputError
+from numgemma.whole import whole
 
 # Okabe and Ito's colours, which stay apart for every kind of colour vision; the markers differ as well.
 COLOURS = {
@@ -41,13 +41,8 @@ def write_png(folder, subject) -> list[Path]:
 
 
 def save(figure, path):
-    """The whole file or none."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -1,0 +1,162 @@
+"""Which mistake it was: the catalogue names what was planted, alone or in pairs, and nothing where it knows nothing."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+import numgemma
+from numgemma.cli import main
+from numgemma.debug.faults import applied
+from numgemma.debug.local import again, local
+from numgemma.debug.perturb import perturbed
+from numgemma.debug.render_replay import render_whatif
+from numgemma.debug.replay import subject_of
+from numgemma.debug.whatif import whatif
+from numgemma.dump import Dump
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import mutation_score  # noqa: E402
+from mutation_score import modules_only  # noqa: E402
+
+TOKENS = 14
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """Floors measured here stay here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUMGEMMA_CACHE", str(tmp_path_factory.mktemp("floors")))
+        yield
+
+
+def wrong(model, variant, *faults, layers=None):
+    """What the modules of another engine return that makes these mistakes and rounds in its own way."""
+    with perturbed(99), applied(model, *faults, layers=layers):
+        return modules_only(model.record(tiny.prompt(tiny.VARIANTS[variant], TOKENS), ["*"]))
+
+
+NAMED = [  # one of each sort; all of them: benchmarks/mutation_score.py
+    ("ple", "T07", "full"),
+    ("ple", "P05", None),
+    ("ple", "K01", (5, 6)),
+    ("ple", "K06-rope", "shared"),
+    ("dense", "T18", "sliding"),
+    ("dense", "T12", "all"),
+    ("dense", "T17-product", None),
+    ("moe", "M02-order", "all"),
+    ("moe", "M05-halves", "all"),
+]
+
+
+@pytest.mark.parametrize(("variant", "fault", "layers"), NAMED)
+def test_a_planted_fault_is_named_with_the_layers_where_it_acts(models, variant, fault, layers):
+    found = whatif(models[variant], wrong(models[variant], variant, fault))
+    best = found.candidates[0]
+    assert (best.faults, best.layers) == ((fault,), layers)
+    assert best.explains == best.of
+    assert best.xfloor < 2
+
+
+def test_a_fault_in_a_few_layers_is_named_with_those(models):
+    best = whatif(models["dense"], wrong(models["dense"], "dense", "T03", layers=[1, 4])).candidates[0]
+    assert (best.faults, best.layers, best.spares) == (("T03",), (1, 4), 4)
+    assert "T03: V is not normalised, in layers 1, 4." in best.says
+
+
+def test_the_answer_is_a_sentence_with_a_residual_and_a_fix(models):
+    best = whatif(models["ple"], wrong(models["ple"], "ple", "T07")).candidates[0]
+    assert best.says == (
+        "T07: proportional rope rotated as a prefix, paired within it, in full layers. "
+        f"Residual after applying it: {best.xfloor:.2g} x floor. Fix: pair lane i with i + H/2."
+    )
+
+
+@pytest.mark.parametrize("faults", [("T15-silu", "T07"), ("T03", "T04")])
+def test_two_faults_are_named_as_a_pair(models, faults):
+    best = whatif(models["dense"], wrong(models["dense"], "dense", *faults)).candidates[0]
+    assert set(best.faults) == set(faults)
+    assert best.explains == best.of
+    assert len(best.layers) == 2
+
+
+def test_two_faults_in_one_step_are_named_though_neither_fits_alone(models):
+    best = whatif(models["dense"], wrong(models["dense"], "dense", "T04", "T18")).candidates[0]
+    assert set(best.faults) == {"T04", "T18"}
+
+
+def test_the_outputs_of_layers_alone_are_enough(models):
+    dump = wrong(models["ple"], "ple", "T15-silu")
+    blocks = Dump(dump.meta, {n: x for n, x in dump.items() if n.endswith(".out")}, dump.axes)
+    assert whatif(models["ple"], blocks).candidates[0].faults == ("T15-silu",)
+
+
+def test_a_bfloat16_engine_is_understood_too(folders):
+    model = numgemma.load(folders["moe"], "bfloat16")
+    found = whatif(model, wrong(model, "moe", "M01"))
+    assert found.replay.precision == "bfloat16"
+    assert found.candidates[0].faults == ("M01",)
+
+
+def test_damage_that_no_fault_makes_has_no_candidate(models):
+    dump = wrong(models["dense"], "dense")
+    x = np.array(dump["layers.2.mlp.down_proj"])
+    x[:, 5:9] = x[:, 9:13]
+    found = whatif(models["dense"], Dump(dump.meta, dump.arrays | {"layers.2.mlp.down_proj": x}, dump.axes))
+    assert found.candidates == ()
+    assert found.replay.first == "layers.2.mlp.down_proj"
+    assert "No known fault, and no pair" in render_whatif(found)
+
+
+def test_a_right_run_leaves_nothing_to_explain(models):
+    found = whatif(models["dense"], wrong(models["dense"], "dense"))
+    assert found.candidates == ()
+    assert found.verdict.startswith("Nothing to explain: no local fault")
+
+
+def test_the_numbers_are_reproduced_by_the_layers_in_question_alone(models):
+    """`again` on one layer gives that layer's numbers of the whole pass, and runs no other."""
+    model = models["ple"]
+    dump = wrong(model, "ple", "T12")
+    subject = subject_of(model, dump)
+    base = local(subject, runs=1)
+    one = again(subject, base, {5})
+    inside = [name for name in base.errors if name.startswith("layers.5.")]
+    assert [name for name in one.errors if name.startswith("layers.")] == inside
+    assert all(one.errors[name] == base.errors[name] for name in inside)
+    fixed = again(subject, base, {5}, lambda: applied(model, "T12"))
+    assert fixed.errors["layers.5.out"].rel < 1e-6 < base.errors["layers.5.out"].rel
+
+
+def test_the_verb_names_the_fault_writes_json_and_exits_by_the_dump(tmp_path, capsys, models, folders):
+    wrong(models["dense"], "dense", "T08").save(tmp_path / "wrong.safetensors")
+    wrong(models["dense"], "dense").save(tmp_path / "right.safetensors")
+    code = main(["whatif", str(folders["dense"]), str(tmp_path / "wrong.safetensors"), "--json", str(tmp_path / "w")])
+    shown = capsys.readouterr().out
+    assert code == 1
+    assert shown.startswith("First local fault: layers.2.self_attn.{q_norm, k_norm, v_norm -> o_proj}")
+    tree = json.loads((tmp_path / "w").read_text())
+    assert tree["schema"] == "numgemma.whatif/1"
+    best = tree["candidates"][0]
+    assert (best["faults"], best["layers"]) == (["T08"], "full")
+    assert best["says"] in " ".join(shown.split())
+    assert 0 < best["xfloor"] < 2
+    assert (
+        main(["whatif", str(folders["dense"]), str(tmp_path / "right.safetensors"), "--json", str(tmp_path / "w")]) == 0
+    )
+    assert json.loads((tmp_path / "w").read_text())["candidates"] == []
+
+
+def test_the_score_counts_what_it_says(monkeypatch):
+    monkeypatch.setattr(mutation_score.tiny, "VARIANTS", {"dense": tiny.DENSE})
+    found = list(mutation_score.cases(["T15-erf", "T05-norm"]))
+    seen = {(c.fault, c.variant, c.precision): (c.expected, c.localised, c.first) for c in found}
+    assert seen["T15-erf", "dense", "float32"] == ("layers.0.mlp.down_proj", True, True)
+    assert seen["T15-erf", "dense", "bfloat16"][0] is None  # 2e-4 hides under a bfloat16 floor
+    assert seen["T05-norm", "dense", "bfloat16"] == ("layers.2.self_attn.v_norm", True, True)
+    text = mutation_score.table(found)
+    assert "| T05-norm | V is copied from K after k_norm | 2 | 2 | 2 |  |  |" in text
+    assert "- named first by `whatif`: 4 of 4 (100%)" in text
