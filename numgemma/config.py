@@ -171,7 +171,7 @@ class Config:
 
 def read_config(raw: dict, where: str) -> Config:
     """A parsed config.json of family gemma4 or gemma4_text; `where` names the file in errors."""
-    family = raw.get("model_type")
+    family = raw["model_type"] if isinstance(raw.get("model_type"), str) else "absent"
     if family == "gemma4_text":
         text = read_text_config(raw, where)
         return Config(text=text, tie_word_embeddings=text.tie_word_embeddings)
@@ -181,7 +181,7 @@ def read_config(raw: dict, where: str) -> Config:
             "it runs 'gemma4' and 'gemma4_text'."
         )
     if family != "gemma4":
-        raise InputError(f"{where}: model_type is {family!r}; numgemma runs 'gemma4' and 'gemma4_text'.")
+        raise InputError(f"{where}: model_type is {family}; numgemma runs 'gemma4' and 'gemma4_text'.")
     parts = {"text": read_text_config(section(raw, "text_config", where), f"{where}, text_config")}
     for name, cls, check in (("vision", VisionConfig, check_vision_config), ("audio", AudioConfig, check_audio_config)):
         tower = section(raw, f"{name}_config", where)

@@ -371,7 +371,7 @@ def test_a_picture_that_cannot_be_written_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match="nothing to draw"):
         plot(diff(dump({"x": normal(2, 2)}), dump({"y": normal(2, 2)})), tmp_path / "x.png")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match="cannot be written"):
         plot(diff(deep(), deep()), tmp_path / "folder")
 
 
