@@ -30,7 +30,7 @@ The files, in the order in which they read best:
     model        what `load` returns
     debug        capture, read other engines' dumps, compare, measure the noise, replay, name the fault, report
     plots        the course's figures of a run
-    surgery      checkpoints made: random, stacked, transplanted
+    surgery      checkpoints made (random, stacked, transplanted), checked and traced to their parents
     cli          the command line
 """
 

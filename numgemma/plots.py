@@ -21,34 +21,34 @@ HEAT = "cividis"
 LABELLED = 64  # tokens that fit along an axis with their text; of longer runs the positions are shown
 
 
-def attention_map(dump: Dump, layer: int, head: int, tokens: Sequence[str] | None = None, ax=None):
-    """How much each token attends to each earlier one, in one head.  tokens: T texts for the axes  ->  Axes
+def attention_map(dump: Dump, layer: int, head: int | None = None, tokens: Sequence[str] | None = None, ax=None):
+    """How much each token attends to each earlier one.  head None: the mean of all.  tokens: T texts  ->  Axes
 
     Raises InputError where the dump lacks the layer's probs, which `numgemma dump` keeps only when asked.
     """
-    probs = point(dump, f"layers.{layer}.self_attn.probs")
-    if not 0 <= head < len(probs):
-        raise InputError(f"Head {head} is not one of the {len(probs)} heads of layer {layer}; count from 0.")
-    T, S = probs.shape[1:]
+    maps = point(dump, f"layers.{layer}.self_attn.probs").astype(np.float32)
+    if head is not None and not 0 <= head < len(maps):
+        raise InputError(f"Head {head} is not one of the {len(maps)} heads of layer {layer}; count from 0.")
+    probs, who = (maps.mean(0), f"mean of {len(maps)} heads") if head is None else (maps[head], f"head {head}")
+    T, S = probs.shape
     labels = texts(dump, tokens)
     side = min(9.0, 2.5 + 0.15 * T)
     ax = axes(ax, side + 0.8, side)
     hidden = np.arange(S) > np.arange(S - T, S)[:, None]
-    shown = np.ma.masked_where(hidden, probs[head].astype(np.float32))
-    image = ax.imshow(shown, cmap=HEAT, vmin=0, vmax=1, interpolation="nearest")
+    image = ax.imshow(np.ma.masked_where(hidden, probs), cmap=HEAT, vmin=0, vmax=1, interpolation="nearest")
     ax.set_facecolor("#F2F2F2")
     name_ticks(ax.xaxis, labels[:S], rotation=90)
     name_ticks(ax.yaxis, labels[S - T :])
     ax.set_xlabel("key: the token that is read")
     ax.set_ylabel("query: the token that reads")
-    ax.set_title(f"{kind_of(dump, layer)}layer {layer}, head {head}", loc="left", fontsize=10)
+    ax.set_title(f"{kind_of(dump, layer)}layer {layer}, {who}", loc="left", fontsize=10)
     ax.figure.colorbar(image, ax=ax, label="share of attention (a row sums to 1)", shrink=0.7)
     return ax
 
 
 def surprise(dump: Dump, tokens: Sequence[str] | None = None, ax=None):
     """How unexpected each token was, given those before it.  tokens: T texts for the axis  ->  Axes"""
-    logits, ids = point(dump, "logits").astype(np.float64), np.array(dump.meta["ids"])
+    logits, ids = point(dump, "logits").astype(np.float64), np.array(token_ids(dump))
     labels = texts(dump, tokens)
     ax = axes(ax, min(14.0, 3 + 0.13 * len(ids)), 3)
     with np.errstate(divide="ignore"):
@@ -79,13 +79,14 @@ def cosine_map(dump: Dump, name: str, tokens: Sequence[str] | None = None, ax=No
 
 def residual_norms(dump: Dump, ax=None):
     """Size of the stream after each layer, and of what each branch adds to it.  -> Axes"""
-    ax, layers = axes(ax, 7, 4), depth(dump)
+    layers = depth(dump)
     branches = {
         "added by attention": "post_attention_layernorm",
         "added by the feed-forward": "post_feedforward_layernorm",
         "added by the per-layer input": "post_per_layer_input_norm",
     }
     stream = [rms(point(dump, "embed_tokens")), *(rms(point(dump, f"layers.{i}.out")) for i in layers)]
+    ax = axes(ax, 7, 4)
     ax.plot(range(-1, len(layers)), stream, color=BLUE, marker="o", label="the stream x, after the layer")
     for (label, name), (colour, marker) in zip(branches.items(), SERIES[1:], strict=False):
         if f"layers.0.{name}" in dump:
@@ -100,9 +101,9 @@ def residual_norms(dump: Dump, ax=None):
 
 def channel_norms(dump: Dump, names: Sequence[str], ax=None):
     """Size of every channel of points with axes "T D", over all tokens; the largest is named.  -> Axes"""
+    channels = {name: rms(point(dump, name), 0) for name in names}
     ax = axes(ax, 8, 3.5)
-    for name, (colour, marker) in zip(names, SERIES, strict=False):
-        sizes = rms(point(dump, name), 0)
+    for (name, sizes), (colour, marker) in zip(channels.items(), SERIES, strict=False):
         top = int(sizes.argmax())
         ax.plot(sizes, color=colour, linewidth=1, label=f"{name}: largest {sizes[top]:.1f} in channel {top}")
         ax.plot(top, sizes[top], color=colour, marker=marker)
@@ -115,11 +116,11 @@ def channel_norms(dump: Dump, names: Sequence[str], ax=None):
 
 def rope_frequencies(dump: Dump, ax=None):
     """How many tokens each pair of lanes takes for a full turn, for each kind of layer.  -> Axes"""
-    ax = axes(ax, 7, 4)
     kinds = [match[1] for name in dump if (match := re.fullmatch(r"rotary_emb\.(\w+)\.cos", name))]
     if not kinds or len(point(dump, f"rotary_emb.{kinds[0]}.cos")) < 2:
         raise InputError("The dump shows no turn: it needs the points 'rotary_emb.*' of a run over two tokens or more.")
     spans = {kind: turns(dump, kind) for kind in kinds}
+    ax = axes(ax, 7, 4)
     ceiling = 10 * max(tokens[np.isfinite(tokens)].max() for tokens in spans.values())
     for (kind, tokens), (colour, marker) in zip(spans.items(), SERIES, strict=False):
         pairs, label = np.arange(len(tokens)), kind.replace("_", " ")
@@ -138,9 +139,9 @@ def rope_frequencies(dump: Dump, ax=None):
 
 def pair_strengths(dump: Dump, layers: Sequence[int], ax=None):
     """How much each pair of lanes moves the scores of a layer: their spread over keys by that pair alone.  -> Axes"""
+    turned = [[point(dump, f"layers.{i}.self_attn.{x}_rope").astype(np.float64) for x in "qk"] for i in layers]
     ax = axes(ax, 7, 4)
-    for layer, (colour, marker) in zip(layers, SERIES, strict=False):
-        q, k = (point(dump, f"layers.{layer}.self_attn.{x}_rope").astype(np.float64) for x in "qk")
+    for layer, (q, k), (colour, marker) in zip(layers, turned, SERIES, strict=False):
         label = f"layer {layer}, {kind_of(dump, layer)}".removesuffix(", ")
         ax.plot(spread_by_pair(q, k), color=colour, marker=marker, label=label)
     ax.set_ylim(bottom=0)
@@ -182,12 +183,17 @@ def routing_histogram(dump: Dump, layer: int, ax=None):
 
 def error_against_depth(truth: Dump, runs: Mapping[str, Dump], ax=None):
     """Relative error of the stream after each layer, for each of several runs of the same tokens.  -> Axes"""
-    ax, layers = axes(ax, 7, 4), depth(truth)
+    layers = depth(truth)
     names = ["embed_tokens", *(f"layers.{i}.out" for i in layers)]
-    for (label, run), (colour, marker) in zip(runs.items(), SERIES, strict=False):
-        errors = [measure(point(truth, n), point(run, n), truth.axes[n]).rel for n in names]
-        ax.plot(range(-1, len(layers)), errors, color=colour, marker=marker, label=label)
-    ax.set_yscale("log")
+    errors = {
+        label: [measure(point(truth, n), point(run, n), truth.axes[n]).rel for n in names]
+        for label, run in runs.items()
+    }
+    ax = axes(ax, 7, 4)
+    for (label, found), (colour, marker) in zip(errors.items(), SERIES, strict=False):
+        ax.plot(range(-1, len(layers)), found, color=colour, marker=marker, label=label)
+    if any(map(any, errors.values())):  # a logarithm cannot show runs that are all equal
+        ax.set_yscale("log")
     layer_axis(ax, layers, "embedding")
     ax.set_ylabel("relative error of the stream (1e-2 is 1 %)")
     ax.legend(fontsize=8, frameon=False)
@@ -209,7 +215,7 @@ def axes(ax, width, height):
 def point(dump: Dump, name: str):
     """One point of the dump.  Raises InputError where it was not recorded."""
     if name not in dump:
-        raise InputError(f"The dump has no point '{name}'; record it again with --points '{name}' among the globs.")
+        raise InputError(f"The dump has no point '{name}'; if the model has it, dump again with it among the --points.")
     return dump[name]
 
 
@@ -219,6 +225,14 @@ def depth(dump: Dump) -> range:
     if not found:
         raise InputError("The dump has no point of any layer; record it again with --points 'layers.*' '*'.")
     return range(max(found) + 1)
+
+
+def last_map(dump: Dump) -> int:
+    """The last full-attention layer with probs, or the last layer with probs."""
+    maps = [i for i in depth(dump) if f"layers.{i}.self_attn.probs" in dump]
+    if not maps:
+        raise InputError("The dump has no *.self_attn.probs; dump again with --points '*.probs' among the globs.")
+    return max((i for i in maps if kind_of(dump, i).startswith("full")), default=maps[-1])
 
 
 def rms(x, axis=None):
@@ -254,9 +268,15 @@ def kind_of(dump, layer) -> str:
     return f"{kinds[layer].replace('_', ' ')}, " if layer < len(kinds) else ""
 
 
+def token_ids(dump) -> list[int]:
+    if dump.meta.get("ids") is None:
+        raise InputError("The dump does not say which token ids were run; dump again with an engine that does.")
+    return dump.meta["ids"]
+
+
 def texts(dump, tokens) -> list[str]:
     """A label for each token: its text where that is given, or else its id."""
-    ids = dump.meta["ids"]
+    ids = token_ids(dump)
     if tokens is not None and len(tokens) != len(ids):
         raise InputError(f"There are {len(tokens)} texts for the {len(ids)} tokens of the dump; give one for each.")
     plain = [str(token).strip(" ") or "␣" for token in (ids if tokens is None else tokens)]

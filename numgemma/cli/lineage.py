@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from numgemma.cli.building import progress
-from numgemma.debug.floor import write_whole
 from numgemma.surgery.inventory import inventory, misplaced_inputs, slices, strangers, to_recipe
 from numgemma.surgery.lineage import lineage
+from numgemma.whole import write_whole
 
 
 def add_arguments(parser):

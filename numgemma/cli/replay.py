@@ -8,22 +8,29 @@ import sys
 from pathlib import Path
 
 from numgemma.cli.common import Prompt, parse_ids, read_inputs
-from numgemma.debug.floor import read_floor, write_whole
+from numgemma.cli.report import add_report, write_report
+from numgemma.debug.floor import read_floor
 from numgemma.debug.readers import read_any, summary
 from numgemma.debug.render_replay import render
 from numgemma.debug.replay import replay
+from numgemma.dump import Dump
 from numgemma.errors import InputError
 from numgemma.model import load
+from numgemma.whole import write_whole
 
 
 def add_arguments(parser):
     add_subject(parser)
+    parser.add_argument(
+        "--floor", metavar="F", default="auto", help="noise of the whole run, by `numgemma floor` (default: auto)"
+    )
     parser.add_argument("--points", nargs="+", metavar="GLOB", default=["*"], help="report only these (default: all)")
     parser.add_argument("--all", action="store_true", help="print every point, not a dozen")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument(
         "--graft", metavar="POINT", help="also run numgemma with the dump's tensor there: does the rest recover?"
     )
+    add_report(parser)
 
 
 def add_subject(parser):
@@ -34,28 +41,28 @@ def add_subject(parser):
     group.add_argument("--ids", metavar="2,105,9", help="token ids, where the dump has none")
     group.add_argument("--inputs", metavar="FILE", help="ids and media: what Transformers' processor returns")
     parser.add_argument("--map", metavar="FILE", help="names of another engine's dump -> ours")
-    parser.add_argument(
-        "--floor", metavar="F", default="auto", help="noise of the whole run, by `numgemma floor` (default: auto)"
-    )
 
 
 def run(args):
-    found = replay(**subject(args), points=args.points, graft=args.graft)
+    given = subject(args)
+    floor = None if args.floor == "auto" else read_floor(args.floor)
+    found = replay(**given, floor=floor, points=args.points, graft=args.graft)
     print(render(found, args.all))
+    truth = Dump(given["dump"].meta, found.base.truth, found.base.axes)
+    write_report(args, given["model"], truth, given["dump"], replay=found)
     if args.json:
         write_whole(args.json, json.dumps(found.to_json(), indent=1, allow_nan=False))
     return found.exit_code
 
 
 def subject(args):
-    """The arguments of `replay` that the options name."""
+    """The arguments that `replay` and `whatif` share."""
     model = load(args.ckpt)
     dump = read_any(args.dump, args.map, model.config.text)
     if summary(dump):
         print(summary(dump))
     prompt = prompt_of(args, dump)
-    floor = None if args.floor == "auto" else read_floor(args.floor)
-    return {"model": model, "dump": dump, "ids": prompt.ids, "media": prompt.media, "floor": floor, "told": progress()}
+    return {"model": model, "dump": dump, "ids": prompt.ids, "media": prompt.media, "told": progress()}
 
 
 def prompt_of(args, dump) -> Prompt:

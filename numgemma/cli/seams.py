@@ -9,9 +9,9 @@ import numpy as np
 
 from numgemma.cli.building import progress
 from numgemma.cli.common import parse_ids
-from numgemma.debug.floor import write_whole
 from numgemma.model import PRECISIONS, load
 from numgemma.surgery.seams import TEXTS, compare, origins
+from numgemma.whole import write_whole
 
 RANDOM = (6, 24)  # prompts, and tokens of each, where there is no tokenizer
 

@@ -1,11 +1,25 @@
-"""Draw what the model sees of a picture, or hears of a recording, that a dump was made with."""
+"""Draw a run: who attends to whom, how the stream grows; or what the model sees of a picture, hears of a recording."""
 
 from pathlib import Path
 
+from numgemma import plots
 from numgemma.debug.overlay import Look, draw_picture, draw_sound, write_png
 from numgemma.dump import read_dump
+from numgemma.errors import InputError
 from numgemma.images import BUDGETS
+from numgemma.model import resolve
 from numgemma.processor import read_processor, with_budget
+from numgemma.tokenizer import open_tokenizer
+
+# What --what draws, and which options it takes.
+WHAT = {
+    "attention": ("layer", "head"),
+    "surprise": (),
+    "residual": (),
+    "rope": (),
+    "gates": (),
+    "routing": ("layer",),
+}
 
 
 def add_arguments(parser):
@@ -13,12 +27,20 @@ def add_arguments(parser):
     file = parser.add_mutually_exclusive_group(required=True)
     file.add_argument("--image", type=Path, metavar="FILE", help="a picture: its patches, soft tokens, attention")
     file.add_argument("--audio", type=Path, metavar="FILE", help="a recording: its spectrogram and soft tokens")
+    file.add_argument(
+        "--what",
+        choices=WHAT,
+        help="attention: the map of a layer; surprise at each token; residual: sizes of the stream; rope: its "
+        "frequencies; gates of the per-layer inputs; routing: tokens of each expert",
+    )
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="OUT.png", help="the drawing to write")
     parser.add_argument(
         "--index", type=int, default=0, metavar="K", help="which, where several are as long (default: 0)"
     )
     parser.add_argument("--token", type=int, metavar="T", help="whose attention (default: the last token's)")
-    parser.add_argument("--layer", type=int, metavar="L", help="default: the last full-attention layer with probs")
+    parser.add_argument(
+        "--layer", type=int, metavar="L", help="default: the last full-attention layer with probs; of routing, the last"
+    )
     parser.add_argument("--head", type=int, metavar="N", help="default: the mean of all")
     parser.add_argument(
         "--soft-tokens",
@@ -27,11 +49,19 @@ def add_arguments(parser):
         help="the budget at which the dump was made (default: the one that fits its ids)",
     )
     parser.add_argument(
-        "--ckpt", type=Path, metavar="CKPT", default=Path(), help="for its processor_config.json, where it has its own"
+        "--ckpt",
+        type=Path,
+        metavar="CKPT",
+        default=Path(),
+        help="for its processor_config.json, where it has its own; with --what, to write tokens as text, not as ids",
     )
 
 
 def run(args):
+    if args.what is not None:
+        draw_run(args)
+        print(f"{args.out}: drawn")
+        return 0
     dump, settings = read_dump(args.dump), read_processor(args.ckpt)
     if args.soft_tokens is not None:
         settings = with_budget(settings, args.soft_tokens)
@@ -40,3 +70,40 @@ def run(args):
     write_png(draw(args.image or args.audio, dump, settings, args.index, look), args.out)
     print(f"{args.out}: drawn")
     return 0
+
+
+def draw_run(args):
+    """One of the figures of numgemma.plots, to a PNG file."""
+    import matplotlib
+
+    matplotlib.use("agg")  # a file, whatever windows there could be
+    from matplotlib import pyplot
+
+    for option in ("layer", "head", "token", "soft_tokens"):
+        if getattr(args, option) is not None and option not in WHAT[args.what]:
+            raise InputError(f"--{option.replace('_', '-')} is no option of --what {args.what}; leave it out.")
+    ax = plot_of(args.what, read_dump(args.dump), args)
+    try:
+        write_png(ax.figure, args.out)
+    finally:
+        pyplot.close(ax.figure)
+
+
+def plot_of(what, dump, args):
+    """-> matplotlib Axes"""
+    tokens = token_texts(dump, args.ckpt)
+    if what == "attention":
+        layer = plots.last_map(dump) if args.layer is None else args.layer
+        return plots.attention_map(dump, layer, args.head, tokens)
+    if what == "routing":
+        return plots.routing_histogram(dump, plots.depth(dump)[-1] if args.layer is None else args.layer)
+    if what in ("residual", "rope"):
+        return {"residual": plots.residual_norms, "rope": plots.rope_frequencies}[what](dump)
+    return {"surprise": plots.surprise, "gates": plots.gate_strengths}[what](dump, tokens)
+
+
+def token_texts(dump, ckpt):
+    """The text of each token, where a checkpoint was named whose tokenizer knows it; else None."""
+    if ckpt == Path():
+        return None
+    return open_tokenizer(resolve(ckpt)).pieces(plots.token_ids(dump))

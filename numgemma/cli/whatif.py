@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from numgemma.cli.replay import add_subject, subject
-from numgemma.debug.floor import write_whole
 from numgemma.debug.render_replay import render_whatif
 from numgemma.debug.whatif import whatif
+from numgemma.whole import write_whole
 
 
 def add_arguments(parser):

@@ -105,23 +105,33 @@ def replay(model, dump, *, ids=None, media=NO_MEDIA, floor=None, points=("*",), 
     """
     told = told or (lambda text: None)
     subject = subject_of(model, dump, ids, media)
+    found = locally(subject, points, told)
+    if found.first:
+        steps = inherited(subject, found.points, floor_of(subject, floor, told), told)
+        found = replace(found, points=steps, verdict=verdict(steps))
+    return replace(found, graft=grafted(subject, graft, floor_of(subject, floor, told), told)) if graft else found
+
+
+def locally(subject, points=("*",), told=lambda text: None) -> Replay:
+    """The local errors alone, which need no run of numgemma's own and no floor of one."""
     base = local(subject, told=lambda run: told(f"step by step, run {run + 1} of {RUNS + 1}"))
-    steps = [s for s in judged(subject, base) if selects(points, s.name)]
+    steps = tuple(s for s in judged(subject, base) if selects(points, s.name))
     if not any(s.rel is not None or s.nonfinite for s in steps):
         raise InputError(f"No point of the dump can be recomputed: {unusable(steps)}.")
-    if any(s.state in (FAULT, NON_FINITE) for s in steps):
-        steps = inherited(subject, steps, floor_of(subject, floor, told), told)
-    found = next((s for s in steps if s.state in (FAULT, NON_FINITE)), None)
+    first = first_fault(steps)
     return Replay(
-        verdict=verdict(steps, found),
-        first=found.name if found else None,
-        points=tuple(steps),
+        verdict=verdict(steps),
+        first=first.name if first else None,
+        points=steps,
         precision=subject.precision,
-        engine=engine(dump),
-        layer_kinds=model.config.text.layer_types,
-        graft=grafted(subject, graft, floor_of(subject, floor, told), told) if graft else None,
+        engine=engine(subject.dump),
+        layer_kinds=subject.model.config.text.layer_types,
         base=base,
     )
+
+
+def first_fault(steps):
+    return next((s for s in steps if s.state in (FAULT, NON_FINITE)), None)
 
 
 def subject_of(model, dump, ids=None, media=NO_MEDIA) -> Subject:
@@ -228,7 +238,7 @@ def inherited(subject, steps, floor, told):
     """The same steps; those that are locally right, but not what numgemma's own run has, are INHERITED."""
     told("numgemma's own run")
     errors = global_errors(subject, bench([floor], [subject.precision]))
-    return [marked(step, *errors.get(step.name, (None, None))) for step in steps]
+    return tuple(marked(step, *errors.get(step.name, (None, None))) for step in steps)
 
 
 def marked(step, rel, xfloor):
@@ -261,24 +271,27 @@ def global_errors(subject, judge, put_in=None):
 # -- words
 
 
-def verdict(steps, found):
+def verdict(steps):
     """One sentence: the first local fault, or that there is none."""
-    measured = [s for s in steps if s.state != UNMEASURED]
+    measured, found = [s for s in steps if s.state != UNMEASURED], first_fault(steps)
     rest = f"; {counted(len(steps) - len(measured), 'point')} UNMEASURED" if len(measured) < len(steps) else ""
     if found is None:
-        suspects = [s for s in measured if s.state == SUSPECT]
-        worst = max(measured, key=lambda s: s.xfloor or 0)
-        if not suspects:
-            return (
-                f"no local fault in {counted(len(measured), 'step')}: the largest is {worst.xfloor:.2g} x floor{rest}"
-            )
-        names = f"{len(suspects)} SUSPECT, most {worst.arrow}, {worst.xfloor:.2g} x floor"
-        return f"no clear local fault in {counted(len(measured), 'step')}; {names}{rest}"
+        return no_fault(measured) + rest
     later = sum(s.state == INHERITED for s in steps[steps.index(found) + 1 :])
     others = sum(s.state in (FAULT, NON_FINITE) for s in steps) - 1
     what = found.reason or "NaN or infinity" if found.state == NON_FINITE else f"{found.xfloor:.2g} x floor"
     more = f"; {counted(others, 'more local fault')}" if others else ""
-    return f"first local fault: {found.arrow}, {what}{more}; {counted(later, 'later point')} INHERITED{rest}"
+    more += f"; {counted(later, 'later point')} INHERITED" if any(s.global_rel is not None for s in steps) else ""
+    return f"first local fault: {found.arrow}, {what}{more}{rest}"
+
+
+def no_fault(measured):
+    suspects = [s for s in measured if s.state == SUSPECT]
+    worst = max(measured, key=lambda s: s.xfloor or 0)
+    size, steps = f"{worst.xfloor:.2g} x floor", counted(len(measured), "step")
+    if suspects:
+        return f"no clear local fault in {steps}; {len(suspects)} SUSPECT, most {worst.arrow}, {size}"
+    return f"no local fault in {steps}: the largest is {size}"
 
 
 def counted(n, word):

@@ -15,7 +15,7 @@ from numgemma.debug.faults import CATALOGUE, Fault, applied
 from numgemma.debug.faults.fault import LAYERS, of_sort
 from numgemma.debug.judge import NOISE_TO, SUSPECT_TO
 from numgemma.debug.local import RUNS, Local, Subject, again
-from numgemma.debug.replay import Replay, Step, counted, replay, size_of, subject_of
+from numgemma.debug.replay import Replay, Step, counted, locally, size_of, subject_of
 from numgemma.debug.result import FAULT, plain
 from numgemma.debug.ties import layer_of
 from numgemma.media import NO_MEDIA
@@ -74,11 +74,12 @@ class Outcome:
     left: dict[str, float]
 
 
-def whatif(model, dump, *, ids=None, media=NO_MEDIA, floor=None, told=None) -> WhatIf:
+def whatif(model, dump, *, ids=None, media=NO_MEDIA, told=None) -> WhatIf:
     """Name the known faults that reproduce a dump.  Arguments as those of `replay`."""
     told = told or (lambda text: None)
-    found = replay(model, dump, ids=ids, media=media, floor=floor, told=told)
-    return WhatIf(found, tuple(explain(subject_of(model, dump, ids, media), found, told)))
+    subject = subject_of(model, dump, ids, media)
+    found = locally(subject, told=told)
+    return WhatIf(found, tuple(explain(subject, found, told)))
 
 
 def explain(subject: Subject, found: Replay, told=lambda text: None) -> list[Candidate]:

@@ -14,12 +14,16 @@ from numgemma.surgery.stack import PROJECTION, TABLE, Stack, plan
 
 
 def component(name: str) -> str:
-    """The row of the inventory that a tensor belongs to: towers as wholes, layers by leaf."""
+    """The row of the inventory that a tensor belongs to: towers as wholes, layers by branch, attention by tensor."""
     top = name.split(".")[0]
     if top.endswith("_tower"):
         return top
     leaf = name.removeprefix(scope(name)).removeprefix(".").removesuffix(".weight")
-    return f"layers: {leaf}" if scope(name) else leaf
+    if not scope(name) or leaf.startswith("self_attn.") or leaf == "layer_scalar":
+        return f"layers: {leaf}" if scope(name) else leaf
+    if "per_layer" in leaf:
+        return "layers: per-layer input"
+    return "layers: norms" if "norm" in leaf else f"layers: {leaf.split('.')[0]}"
 
 
 def described(r: Relation) -> str:

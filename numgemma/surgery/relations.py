@@ -60,7 +60,7 @@ FRESH = Relation("fresh")
 
 
 def fresh(sketch: Sketch) -> Relation:
-    constant = sketch.distinct == 1 and sketch.values.size == sketch.size
+    constant = sketch.distinct == 1 and sketch.values.size == sketch.size and np.isfinite(float(sketch.rows[0, 0]))
     return Relation("fresh", constant=float(sketch.values[0]) if constant else None)
 
 
@@ -139,7 +139,10 @@ def allowed(child: Sketch) -> float:
 
 
 def fit(y: np.ndarray, x: np.ndarray) -> tuple[float, bool, float]:
-    """The best of y = s x and y = s (1 + x): s, whether one is added, and the RMS of what is left."""
+    """The best of y = s x and y = s (1 + x): s, whether one is added, and the RMS of what is left.
+
+    s is told to ten times its standard error: the noise need not be of one size, nor without a bias.
+    """
     found = []
     for plus_one in (False, True):
         base = x + plus_one
