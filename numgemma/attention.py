@@ -33,7 +33,8 @@ def attention(x, w, spec, rope, mask, kvs, tap=Tap()):
     q = tap("q_rope", ops.rope(q, *rope), "T N H")
 
     if spec.kv_from == spec.index:
-        append(kvs, spec.index, *keys_and_values(x, w, spec, rope, tap))
+        k, v = keys_and_values(x, w, spec, rope, tap)
+        append(kvs, spec.index, k, v)
     k, v = kvs[spec.kv_from]
 
     context = tap("context", ops.attend(q, k, v, mask, tap), "T N H")

@@ -365,14 +365,15 @@ def overrides(c, where=""):
 def layer_table(c: TextConfig) -> tuple[LayerSpec, ...]:
     """One row per decoder layer; every choice that depends on depth is made here, once."""
     first_shared = c.num_hidden_layers - c.num_kv_shared_layers
-    wide = overrides(c)
+    changes = overrides(c)
+    E, J = (c.num_experts or 0, c.top_k_experts or 0) if c.enable_moe_block else (0, 0)
     maker: dict[str, int] = {}  # kind -> the last layer that made its own keys and values
     rows = []
     for i, kind in enumerate(c.layer_types):
         full, shares = kind == "full_attention", i >= first_shared
         if not shares:
             maker[kind] = i
-        H = wide.get(i, {}).get("head_dim", c.head_dim)
+        H = changes.get(i, {}).get("head_dim", c.head_dim)
         rope = c.rope_parameters[kind]
         rows.append(
             LayerSpec(
@@ -380,13 +381,13 @@ def layer_table(c: TextConfig) -> tuple[LayerSpec, ...]:
                 kind=kind,
                 window=None if full else c.sliding_window,
                 N=c.num_attention_heads,
-                K=wide.get(i, {}).get("num_key_value_heads", c.num_key_value_heads),
+                K=changes.get(i, {}).get("num_key_value_heads", c.num_key_value_heads),
                 H=H,
                 F=c.intermediate_size * (2 if shares and c.use_double_wide_mlp else 1),
                 kv_from=maker.get(kind, i),
                 k_eq_v=full and c.attention_k_eq_v,
-                E=c.num_experts or 0 if c.enable_moe_block else 0,
-                J=c.top_k_experts or 0 if c.enable_moe_block else 0,
+                E=E,
+                J=J,
                 theta=float(rope["rope_theta"]),
                 angles=int(rope.get("partial_rotary_factor", 1.0) * H // 2),
                 rope_factor=float(rope.get("factor", 1.0)),

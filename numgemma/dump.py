@@ -18,6 +18,7 @@ import numpy as np
 from numgemma.checkpoint import open_safetensors
 from numgemma.errors import InputError
 from numgemma.trace import EVERYTHING_BUT_MAPS
+from numgemma.whole import target
 
 SCHEMA = "numgemma.dump/1"
 TYPES = {
@@ -85,7 +86,7 @@ class DumpWriter:
     """
 
     def __init__(self, path, meta):
-        self.path, self.meta = Path(path), meta
+        self.path, self.meta = target(path), meta
         self.start, self.total = 0, len(meta.get("ids", ()))
         self.entries, self.axes = {}, {}
 
@@ -93,7 +94,7 @@ class DumpWriter:
         try:
             handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.parent)
         except OSError as error:
-            raise InputError(f"{self.path}: cannot write there ({error.strerror}); choose another -o.") from error
+            raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another -o.") from error
         self.file, self.partial = os.fdopen(handle, "r+b"), Path(name)
         layers = len(self.meta.get("model", {}).get("layer_kinds", ()))
         self.room = 1 << 16 | 24 * self.total + 16384 * layers  # for the header; `finish` copes when it is too small
@@ -194,8 +195,11 @@ def read_dump(path) -> Dump:
         raise InputError(f"{path}: is not a dump; write one with `numgemma dump` or `numgemma capture`.") from error
 
 
-def new_meta(engine, version, model, ids, precision, points=EVERYTHING_BUT_MAPS, text=None):
-    """The description that a dump carries.  ids: the token ids of the run, from position 0."""
+def new_meta(engine, version, model, ids, precision, points=EVERYTHING_BUT_MAPS, text=None, prefill=None):
+    """The description that a dump carries.  ids: the token ids of the run, from position 0.
+
+    prefill: how many tokens were run at once, before the others went through the cache; None: all of them.
+    """
     return {
         "schema": SCHEMA,
         "engine": {"name": engine, "version": version},
@@ -204,6 +208,7 @@ def new_meta(engine, version, model, ids, precision, points=EVERYTHING_BUT_MAPS,
         "positions": list(range(len(ids))),
         "text": text,
         "precision": precision,
+        "cache": "none" if prefill is None else f"after {prefill} tokens",
         "fidelity": "exact",
         "coverage": list(points),
     }

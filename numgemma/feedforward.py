@@ -19,7 +19,8 @@ def router(x, w, spec, tap=Tap()):
     It reads the raw residual stream, under a norm of its own.  (Equals Gemma4TextRouter.)
     """
     h = tap("norm", ops.rms_norm(x, None, spec.eps), "T D")
-    h = ops.scale(ops.scale(h, w["scale"]), x.shape[-1] ** -0.5)
+    h = ops.scale(h, w["scale"])
+    h = ops.scale(h, x.shape[-1] ** -0.5)  # the sum over D numbers of size 1 is of size 1 again
     scores = tap("proj", ops.linear(h, w["proj.weight"]), "T E")
     probs = tap("probs", ops.expert_probs(scores), "T E")
     weights, ids = ops.choose_experts(probs, spec.J, w["per_expert_scale"], x.dtype)

@@ -44,8 +44,8 @@ def decoder(x, ple, masks, w, config, kvs, start=0, tap=Tap()):
     masks: kind of layer -> T S.
     """
     positions = np.arange(start, start + len(x))
-    ropes = {kind: rope(positions, spec, x.dtype, tap) for kind, spec in config.kinds.items()}
-    last_reader = {spec.kv_from: spec.index for spec in config.layers}
+    ropes = {kind: rope_table(positions, spec, x.dtype, tap) for kind, spec in config.kinds.items()}
+    last_reader = {spec.kv_from: spec.index for spec in config.layers}  # of several, the last one stays
     for spec in config.layers:
         scope = f"layers.{spec.index}"
         own = None if ple is None else ple[:, spec.index]
@@ -96,7 +96,7 @@ def norm(name, x, w, eps, tap):
     return tap(name, ops.rms_norm(x, w[f"{name}.weight"], eps), "T D")
 
 
-def rope(positions, spec, dtype, tap=Tap()):
+def rope_table(positions, spec, dtype, tap=Tap()):
     """The rotary table that all layers of one kind share.  positions: T  ->  cos T H, sin T H"""
     cos, sin = ops.rope_table(positions, spec.H, spec.theta, spec.angles, spec.rope_factor, dtype)
     tap = tap.at(f"rotary_emb.{spec.kind}")

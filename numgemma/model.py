@@ -54,7 +54,7 @@ class Model:
         tensor is born.  prefill: run so many tokens at once and the others one by one through the cache.  media: what
         stands at the placeholders.
         """
-        dump = Dump(self.describe(ids, points, text))
+        dump = Dump(self.describe(ids, points, text, prefill))
         self.record_into(dump, ids, points, edits, prefill, media)
         return dump
 
@@ -105,17 +105,19 @@ class Model:
         """Token ids as an array, none outside the vocabulary, and a placeholder for every soft token of media."""
         ids = np.asarray(ids)
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-            raise InputError("Token ids should be a list of at least one integer; a batch is a loop outside.")
+            raise InputError(
+                "Token ids should be a list of at least one integer below 2^63; a batch is a loop outside."
+            )
         V = self.config.text.vocab_size
         if ids.min() < 0 or ids.max() >= V:
             raise InputError(f"Token id {ids[(ids < 0) | (ids >= V)][0]} is outside the vocabulary of {V} tokens.")
         multimodal.check(ids, media, self.weights, self.config)
         return ids
 
-    def describe(self, ids, points=EVERYTHING_BUT_MAPS, text=None):
+    def describe(self, ids, points=EVERYTHING_BUT_MAPS, text=None, prefill=None):
         """What a dump of this model says of itself."""
         model = fingerprint(self.checkpoint, self.config)
-        return new_meta("numgemma", __version__, model, ids, str(self.dtype), points, text)
+        return new_meta("numgemma", __version__, model, ids, str(self.dtype), points, text, prefill)
 
 
 def fingerprint(checkpoint: Checkpoint, config: Config):

@@ -18,6 +18,7 @@ def per_layer_inputs(ids, x, w, config, tap=Tap()):
     T, D = x.shape
     L, P = config.num_hidden_layers, config.hidden_size_per_layer_input
     token = ops.embed(ids, w["embed_tokens_per_layer.weight"], x.dtype)
+    # only this factor is rounded to the run's precision, as in every table of embeddings
     token = tap("embed_tokens_per_layer", ops.scale(token, x.dtype.type(math.sqrt(P))), "T LP").reshape(T, L, P)
     context = tap("per_layer_model_projection", ops.linear(x, w["per_layer_model_projection.weight"]), "T LP")
     context = ops.scale(context, D**-0.5).reshape(T, L, P)

@@ -7,13 +7,23 @@ from pathlib import Path
 from numgemma.errors import InputError
 
 
+def target(path):
+    """Where a new file goes: through links, and never over a folder or a device.  Raises InputError."""
+    found = Path(os.path.realpath(path))
+    if found.exists() and not found.is_file():
+        raise InputError(f"{path}: cannot be written, it is there and is no file; choose another name.")
+    if not found.parent.is_dir():
+        raise InputError(f"{path}: cannot be written, there is no folder {found.parent}; create it.")
+    return found
+
+
 @contextmanager
 def whole(path):
     """A temporary path to write to; it becomes `path` when the block ends, and is gone when the block fails.
 
     Raises InputError where it cannot be written.
     """
-    path = Path(path)
+    path = target(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial

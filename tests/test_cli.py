@@ -166,7 +166,10 @@ ERRORS = {
     "outside the vocabulary": (["generate", "tiny", "--ids", "1,4096"], "Token id 4096 is outside"),
     "a hot greedy": (["generate", "tiny", "--ids", "1", "--top-k", "3"], "--temperature above 0"),
     "no dump": (["diff", "a.safetensors", "b.safetensors"], "a.safetensors: No such file"),
-    "no room": (["dump", "tiny", "--ids", "1", "-o", "no/where.safetensors"], "no/where.safetensors: cannot write"),
+    "no room": (
+        ["dump", "tiny", "--ids", "1", "-o", "no/where.safetensors"],
+        "no/where.safetensors: cannot be written",
+    ),
     "a family of its own": (["inspect", "gemma-4-12B-it"], "is the encoder-free Gemma 4 12B"),
 }
 

@@ -156,7 +156,7 @@ def test_a_full_disk_is_one_sentence_and_no_file(tmp_path, monkeypatch):
 
 def test_a_missing_directory_is_one_sentence(tmp_path):
     with (
-        pytest.raises(InputError, match=r"nowhere/d\.safetensors: cannot write there"),
+        pytest.raises(InputError, match=r"nowhere/d\.safetensors: cannot be written"),
         DumpWriter(tmp_path / "nowhere" / "d.safetensors", META),
     ):
         pass

@@ -270,7 +270,7 @@ def test_every_text_point_has_an_equation_and_its_line_of_source(variant, tmp_pa
 def test_the_page_is_written_whole_or_not_at_all(subject, tmp_path, monkeypatch):
     write_html(tmp_path / "r.html", subject)
     assert (tmp_path / "r.html").read_text(encoding="utf-8") == to_html(subject)
-    with pytest.raises(InputError, match="choose another file"):
+    with pytest.raises(InputError, match="there is no folder"):
         write_html(tmp_path / "missing" / "r.html", subject)
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
 

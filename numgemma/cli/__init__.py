@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from numgemma.cli import (
     capture,
@@ -26,6 +27,7 @@ from numgemma.cli import (
 )
 from numgemma.errors import InputError, NonFiniteError
 from numgemma.version import __version__
+from numgemma.whole import target
 
 RUN = (inspect, generate, preprocess, dump, capture, precheck, floor, diff, replay, whatif, show, demo)
 MAKE = (synth, stack, transplant, lint, lineage, seams)
@@ -55,10 +57,26 @@ def parser():
     return top
 
 
+FILES_WRITTEN = ("json", "html", "plot", "emit", "out")
+
+
+def check_outputs(args):
+    """Before any work: what is to be written can be, and is not what is to be read."""
+    read = [Path(value) for key, value in args.items() if key not in FILES_WRITTEN and isinstance(value, str)]
+    for key in FILES_WRITTEN:
+        path = args.get(key)
+        if not isinstance(path, Path) or not path.suffix:  # a flag, or a folder, which has checks of its own
+            continue
+        path = target(path)
+        if any(other.is_file() and path.exists() and other.samefile(path) for other in read):
+            raise InputError(f"{path}: is read and would be overwritten; choose another --{key}.")
+
+
 def main(argv=None) -> int:
     """Run one verb; returns the exit code."""
     args = parser().parse_args(argv)
     try:
+        check_outputs(vars(args))
         return args.run(args)
     except InputError as error:
         print(f"numgemma: {error}", file=sys.stderr)

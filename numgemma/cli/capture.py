@@ -1,6 +1,6 @@
 """Run a prompt in Transformers and write its activations to a file (needs the extra `hf`)."""
 
-from numgemma.cli.common import add_points, add_prompt, numbered, read_prompts
+from numgemma.cli.common import add_points, add_prompt, check_kept, numbered, read_prompts
 from numgemma.debug import capture
 from numgemma.dump import DumpWriter
 from numgemma.model import load
@@ -21,5 +21,6 @@ def run(args):
         with DumpWriter(out, capture.describe(model, prompt.ids, args.dtype, args.points, prompt.text)) as writer:
             ids = model.checked(prompt.ids, prompt.media)
             capture.capture(model, ids, writer, args.dtype, args.points, prompt.media)
+            check_kept(writer, args.points)
         print(f"{out}: {len(writer.entries)} points over {len(prompt.ids)} tokens, {out.stat().st_size / 1e6:.1f} MB")
     return 0

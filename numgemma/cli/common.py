@@ -146,6 +146,21 @@ def unpadded(found, keep):
     return found | {"mm_token_type_ids": types[0][keep]}
 
 
+def check_kept(writer, points):
+    """Globs that match nothing are a mistake: an empty dump would compare as missing everywhere."""
+    if not writer.entries:
+        raise InputError(
+            f"--points {' '.join(points)[:60]}: selects no point of this model; see `numgemma dump` without it."
+        )
+
+
+def warn_of_length(ids, model, more=0):
+    """A remark where a run leaves the positions that the model was made for; Transformers runs it, and so do we."""
+    longest = model.config.text.max_position_embeddings
+    if len(ids) + more > longest:
+        print(f"numgemma: {len(ids) + more} tokens, but the model was made for {longest}.", file=sys.stderr)
+
+
 def numbered(path: Path, suffix: str) -> Path:
     """OUT.safetensors -> OUT.3.safetensors, for a row of a batch."""
     return path.with_name(f"{path.name.removesuffix('.safetensors')}{suffix}.safetensors") if suffix else path

@@ -4,6 +4,7 @@ With --floor every error is judged by what rounding alone makes of that point; w
 """
 
 import json
+import math
 from pathlib import Path
 
 from numgemma.cli import seams
@@ -48,6 +49,8 @@ def add_arguments(parser):
 
 
 def run(args):
+    if args.tolerance is not None and not 0 <= args.tolerance < math.inf:
+        raise InputError(f"--tolerance is {args.tolerance}; it should be 0 or more.")
     if args.layer_map == "auto":
         return seams.from_diff(args)
     config = load(args.ckpt).config.text if args.ckpt else None

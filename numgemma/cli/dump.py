@@ -1,6 +1,6 @@
 """Run a prompt and write every activation to a file."""
 
-from numgemma.cli.common import Progress, add_points, add_prompt, numbered, read_prompts
+from numgemma.cli.common import Progress, add_points, add_prompt, check_kept, numbered, read_prompts, warn_of_length
 from numgemma.dump import DumpWriter
 from numgemma.model import PRECISIONS, load
 
@@ -22,8 +22,10 @@ def run(args):
     model = load(args.ckpt, args.precision)
     for prompt in read_prompts(args, model):
         out = numbered(args.out, prompt.suffix)
-        with DumpWriter(out, model.describe(prompt.ids, args.points, prompt.text)) as writer:
+        warn_of_length(prompt.ids, model)
+        with DumpWriter(out, model.describe(prompt.ids, args.points, prompt.text, args.prefill)) as writer:
             sink = Progress(writer, args.points, model.config.text.num_hidden_layers)
             model.record_into(sink, prompt.ids, ["*"], prefill=args.prefill, media=prompt.media)
+            check_kept(writer, args.points)
         print(f"{out}: {len(writer.entries)} points over {len(prompt.ids)} tokens, {out.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from numgemma.cli.common import add_prompt, read_prompts
+from numgemma.cli.common import add_prompt, read_prompts, warn_of_length
 from numgemma.errors import InputError
 from numgemma.model import PRECISIONS, load
 from numgemma.surgery.loops import described, repetition
@@ -26,12 +26,15 @@ def add_arguments(parser):
 
 
 def run(args):
-    if args.max_new_tokens < 1 or args.seed < 0:
-        raise InputError("--max-new-tokens should be at least 1, and --seed at least 0.")
+    if args.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens is {args.max_new_tokens}; it should be at least 1.")
+    if args.seed < 0:
+        raise InputError(f"--seed is {args.seed}; it should be at least 0.")
     if args.temperature == 0 and (args.top_k or args.top_p):
         raise InputError("--top-k and --top-p choose among sampled tokens; give a --temperature above 0 with them.")
     model = load(args.ckpt, args.precision)
     (prompt,) = read_prompts(args, model)
+    warn_of_length(prompt.ids, model, args.max_new_tokens)
     sampling = model.sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
     new: list[int] = []
     ids = noted(model.continued(prompt.ids, args.max_new_tokens, sampling, args.ignore_eos, prompt.media), new)

@@ -12,8 +12,11 @@ from numgemma.errors import InputError
 from numgemma.model import DATA, check_model_tensors, resolve
 
 COLUMNS = ("layer", "attention", "window", "N", "K", "H", "F", "keys of", "values", "rope base", "turning", "experts")
-LEGEND = """N query heads, K key/value heads, H head width, F feed-forward width; "keys of": a layer that shares reads
-the keys and values of that earlier layer; "turning": pairs of lanes that the rotary embedding turns."""
+LEGEND = """\
+N query heads, K key/value heads, H head width, F feed-forward width
+keys of: a layer that shares reads the keys and values of that earlier layer
+turning: pairs of lanes that the rotary embedding turns
+buffers, in the table below: numbers that training does not change"""
 
 
 def add_arguments(parser):

@@ -4,7 +4,7 @@
 are those of the table of faults in the documentation; a form of a fault has a word after its id, as T15-erf.
 """
 
-from numgemma.debug.faults import attending, branches, trunk  # noqa: F401 - enter their faults
+from numgemma.debug.faults import attending, branches, pictures, sounds, trunk  # noqa: F401 - enter their faults
 from numgemma.debug.faults.fault import CATALOGUE, Fault, Rewired, applied, fault, find, row_fault, swapped
 
 __all__ = ["CATALOGUE", "Fault", "Rewired", "applied", "fault", "find", "row_fault", "swapped"]

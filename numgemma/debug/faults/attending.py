@@ -154,6 +154,7 @@ def prefix_rope(original, x, w, spec, rope, mask, kvs, tap):
     "pair lane i with i + H/2",
     shows=f"{ATTENTION}.q_rope",
     swaps="ops.rope",
+    within="attention.attention",
 )
 def interleaved_rope(original, x, cos, sin):
     halves = np.stack(np.split(np.arange(x.shape[-1]), 2), -1).reshape(-1)  # 0, H/2, 1, H/2 + 1, ...
@@ -196,6 +197,7 @@ row_fault(
     "compute frequencies, cos and sin in float32, and round at the end",
     shows="rotary_emb.*.cos",
     swaps="ops.rope_table",
+    within="gemma4.rope_table",
     by_kind=True,
 )
 def half_frequencies(original, positions, H, theta, angles, factor, dtype):

@@ -37,6 +37,7 @@ class Fault:
     past_window: it shows only in prompts longer than the window.
     by_kind: it acts in all layers of a kind or in none, since a rope table or a mask is made once for all of them.
     across: what it does in one layer shows in a later one.
+    media(given): whether it can act with what enters beside the text, a media.Media.
     """
 
     id: str
@@ -50,11 +51,12 @@ class Fault:
     past_window: bool = False
     by_kind: bool = False
     across: bool = False
+    media: Callable = lambda given: True
 
     @property
     def layered(self):
         """Whether it acts in decoder layers, and not before or after them."""
-        return "layers." in self.shows or "rotary_emb." in self.shows
+        return self.shows.split()[-1].startswith(("layers.", "rotary_emb."))
 
     def shown_by(self, name):
         """Whether that point can be the first that shows it."""
@@ -155,7 +157,7 @@ def acting(fault, model, hit):
         if fault.within:
             stack.enter_context(swapped(fault.within, noting(inside, lambda *args: True)))
         stack.enter_context(swapped("gemma4.block", noting(here, lambda x, ple, w, spec, *_: spec.index in hit)))
-        stack.enter_context(swapped("gemma4.rope", noting(here, lambda positions, spec, *_: spec.kind in kinds)))
+        stack.enter_context(swapped("gemma4.rope_table", noting(here, lambda positions, spec, *_: spec.kind in kinds)))
         yield
 
 

@@ -40,8 +40,12 @@ def read_any(path, map=None, config=None) -> Dump:
         return read_folder(path, map, config)
     kind = path.suffix.removeprefix(".")
     if kind == "safetensors":
-        ours = "numgemma" in open_safetensors(path).metadata
-        return read_dump(path) if ours else read_tensors(path, kind, map, config)
+        file = open_safetensors(path)
+        if "numgemma" in file.metadata:
+            return read_dump(path)
+        if all(name.endswith((".weight", ".bias", "_scalar", "_min", "_max")) for name in file.tensors) and not map:
+            raise InputError(f"{path}: holds weights, no activations; run it with `numgemma dump`.")
+        return read_tensors(path, kind, map, config)
     if is_logits(path):
         return read_llama_logits(path)
     if kind in ("pt", "npy", "npz"):

@@ -1,0 +1,337 @@
+"""Faults of the vision tower, and of how soft tokens enter the prompt.
+
+Left out: what is wrong with pixels before the model (V02, V15); padding (of V04 and V07), of which none is left here;
+prefill in chunks (V14).
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from numgemma import gemma4, media, ops
+from numgemma.debug.faults.attending import ATTENTION, slides
+from numgemma.debug.faults.fault import Rewired, fault, swapped, with_weights
+
+VISION = "vision_tower*"
+LAYER = f"{VISION}.encoder.layers.*.self_attn"
+
+
+def with_images(given):
+    return bool(media.images(given) or media.frames(given))
+
+
+def with_clips(given):
+    return bool(media.clips(given))
+
+
+def with_any(given):
+    return with_images(given) or with_clips(given)
+
+
+# -- patches and places
+
+
+@fault(
+    "V01-uncentred",
+    "pixels stay between 0 and 1",
+    "let the patch embedder compute 2 (x - 0.5)",
+    shows=f"{VISION}.patch_embedder.input_proj",
+    swaps="ops.center",
+    media=with_images,
+)
+def uncentred(original, pixels, dtype):
+    return pixels.astype(dtype)
+
+
+@fault(
+    "V01-twice",
+    "pixels are centred twice",
+    "give the model pixels between 0 and 1: it centres them itself",
+    shows=f"{VISION}.patch_embedder.input_proj",
+    swaps="ops.center",
+    media=with_images,
+)
+def centred_twice(original, pixels, dtype):
+    return original(original(pixels, pixels.dtype), dtype)
+
+
+@fault(
+    "V03-colours",
+    "a patch lists its colours first",
+    "list a patch by rows, then columns, colours last",
+    shows=f"{VISION}.patch_embedder.input_proj",
+    swaps="ops.center",
+    media=with_images,
+)
+def colours_first(original, pixels, dtype):
+    side = math.isqrt(pixels.shape[1] // 3)
+    return original(pixels.reshape(-1, side, side, 3).transpose(0, 3, 1, 2).reshape(pixels.shape), dtype)
+
+
+@fault(
+    "V03-places",
+    "a patch's place is (row, column)",
+    "give column x first, then row y",
+    shows=f"{VISION}.patch_embedder.position_embedding",
+    swaps="vision.vision_tower",
+    media=with_images,
+)
+def places_swapped(original, patches, positions, *rest):
+    return original(patches, positions[:, ::-1], *rest)
+
+
+@fault(
+    "V04",
+    "one table serves columns and rows",
+    "take table 0 at x and table 1 at y",
+    shows=f"{VISION}.patch_embedder.position_embedding",
+    swaps="vision.patch_embedder",
+    media=with_images,
+)
+def one_table(original, patches, positions, w, *rest):
+    columns, _ = w["position_embedding_table"]
+    return original(patches, positions, with_weights(w, {"position_embedding_table": (columns, columns)}), *rest)
+
+
+# -- the vision tower's attention
+
+
+@fault(
+    "V05-whole",
+    "axial rope rotates the head as a whole",
+    "rotate each half of the head by itself: lanes i and i + H/4 are a pair",
+    shows=f"{LAYER}.q_rope",
+    swaps="vision.axial_rope",
+    media=with_images,
+)
+def whole_rope(original, x, rope):
+    return ops.rope(x, *rope)
+
+
+@fault(
+    "V05-column",
+    "both halves of a head turn by the column",
+    "turn the second half by the row",
+    shows=f"{VISION}.rotary_emb.*",
+    swaps="vision.axial_rope_table",
+    media=with_images,
+)
+def column_twice(original, positions, *rest):
+    return original(positions[:, [0, 0]], *rest)
+
+
+@fault(
+    "V06-knorm",
+    "k_norm is loaded from q_norm",
+    "load each from its own tensor",
+    shows=f"{LAYER}.k_norm",
+    swaps="vision.attention",
+    media=with_images,
+)
+def k_norm_from_q(original, x, w, *rest):
+    return original(x, with_weights(w, {"k_norm.weight": w["q_norm.weight"]}), *rest)
+
+
+@fault(
+    "V06-vnorm",
+    "V of the vision tower is not normalised",
+    "put V through an RMSNorm without a weight",
+    shows=f"{LAYER}.v_norm",
+    swaps="ops.rms_norm",
+    within="vision.attention",
+    media=with_images,
+)
+def no_value_norm(original, x, w, eps):
+    return x if w is None else original(x, w, eps)
+
+
+@fault(
+    "V06-scale",
+    "scores of the vision tower are divided by sqrt(head_dim)",
+    "use scale 1: q_norm and k_norm carry it",
+    shows=f"{LAYER}.scores {LAYER}.context",
+    swaps="ops.attend_all",
+    media=with_images,
+)
+def scaled_scores(original, q, k, v, tap):
+    return original(ops.scale(q, q.shape[-1] ** -0.5), k, v, tap)
+
+
+# -- from patches to soft tokens
+
+
+@fault(
+    "V07-unscaled",
+    "pooled patches are not scaled",
+    "multiply the mean of 3 x 3 patches by sqrt(C)",
+    shows=f"{VISION}.pooler",
+    swaps="ops.widen",
+    media=with_images,
+)
+def pooled_unscaled(original, x, factor):
+    return original(x, 1.0)
+
+
+@fault(
+    "V07-rows",
+    "patches are pooled nine by nine as they come",
+    "pool the squares that their positions make",
+    shows=f"{VISION}.pooler",
+    swaps="ops.mean_of_bins",
+    media=with_images,
+)
+def pooled_in_order(original, x, bins):
+    return original(x, np.arange(len(bins)) // (len(bins) // (bins.max() + 1)))
+
+
+@fault(
+    "V08",
+    "soft tokens are not standardised",
+    "compute (x - std_bias) * std_scale after pooling, in float32",
+    shows=f"{VISION}.out",
+    swaps="ops.standardize",
+    at=lambda spec, model: bool(model.config.vision) and model.config.vision.standardize,
+    media=with_images,
+)
+def not_standardised(original, x, bias, scale, dtype):
+    return x.astype(dtype)
+
+
+@fault(
+    "V09",
+    "soft tokens are normalised after their projection",
+    "normalise, without a weight, then project",
+    shows="embed_*.embedding_pre_projection_norm",
+    swaps="multimodal.embedder",
+    media=with_any,
+)
+def norm_after_projection(original, soft, w, c, tap):
+    equations = {
+        "embedding_pre_projection_norm": lambda y, seen: soft,
+        "embedding_projection": lambda y, seen: ops.rms_norm(y, None, c.rms_norm_eps),
+    }
+    return original(soft, w, c, Rewired(tap, equations))
+
+
+@fault(
+    "V10",
+    "soft tokens are scaled like embeddings",
+    "put them into the stream as they are",
+    shows="inputs_embeds",
+    swaps="multimodal.merge",
+    media=with_any,
+)
+def soft_tokens_scaled(original, x, ids, soft, config):
+    factor = math.sqrt(x.shape[1])
+    return original(x, ids, {kind: ops.scale(rows, factor) for kind, rows in soft.items()}, config)
+
+
+def clipped(tower):
+    return lambda spec, model: any(name.startswith(tower) and name.endswith("input_min") for name in model.weights)
+
+
+@fault(
+    "V11",
+    "the bounds of the vision tower's linears are ignored",
+    "clamp the input and the output of a linear to its four stored bounds",
+    shows=f"{VISION}_proj",
+    swaps="ops.clip",
+    within="vision.vision_tower",
+    at=clipped("vision_tower"),
+    media=with_images,
+)
+def unclipped(original, x, low, high):
+    return x
+
+
+# -- who sees whom
+
+
+def sees_images(spec, model):
+    return model.config.text.use_bidirectional_attention == "vision"
+
+
+@fault(
+    "V12-causal",
+    "tokens of one image do not see each other",
+    "on sliding layers let them, within the window",
+    shows=f"{ATTENTION}.scores",
+    swaps="multimodal.image_mask",
+    at=lambda spec, model: sees_images(spec, model) and slides(spec, model),
+    by_kind=True,
+    media=with_images,
+)
+def causal_images(original, blocks, window):
+    return original(np.full_like(blocks, -1), window)
+
+
+@fault(
+    "V12-full",
+    "tokens of one image see each other on full layers too",
+    "leave full layers causal",
+    shows=f"{ATTENTION}.scores",
+    swaps="gemma4.decoder",
+    at=lambda spec, model: sees_images(spec, model) and not slides(spec, model),
+    by_kind=True,
+    media=with_images,
+)
+def images_everywhere(original, x, ple, masks, *rest):
+    both = masks["full_attention"] | masks["sliding_attention"]
+    return original(x, ple, masks | {"full_attention": both}, *rest)
+
+
+@fault(
+    "V12-always",
+    "tokens of one image see each other although the model is causal",
+    "follow use_bidirectional_attention: null means causal",
+    shows=f"{ATTENTION}.scores",
+    swaps="multimodal.hidden",
+    at=lambda spec, model: not sees_images(spec, model) and slides(spec, model),
+    by_kind=True,
+    media=with_images,
+)
+def images_see_each_other(original, ids, given, w, config, *rest):
+    text = replace(config.text, use_bidirectional_attention="vision")
+    return original(ids, given, w, replace(config, text=text), *rest)
+
+
+@fault(
+    "V13",
+    "all images of a prompt are one block",
+    "let a block be one unbroken run of placeholders",
+    shows=f"{ATTENTION}.scores",
+    swaps="multimodal.image_blocks",
+    at=lambda spec, model: sees_images(spec, model) and slides(spec, model),
+    by_kind=True,
+    media=lambda given: len(media.images(given)) + len(media.frames(given)) > 1,
+)
+def one_block(original, *args):
+    return np.minimum(original(*args), 0)
+
+
+@fault(
+    "P04-id",
+    "per-layer embeddings are looked up by the placeholders' own ids",
+    "look up the padding id at placeholders",
+    shows="embed_tokens_per_layer",
+    swaps="multimodal.hidden",
+    at=lambda spec, model: bool(model.config.text.hidden_size_per_layer_input),
+    media=with_any,
+)
+def placeholders_looked_up(original, ids, *rest):
+    with swapped("per_layer.per_layer_inputs", lambda inputs, text, *others: inputs(ids, *others)):
+        return original(ids, *rest)
+
+
+@fault(
+    "P04-context",
+    "the per-layer projection reads the padding token's embedding at placeholders",
+    "project the stream with its soft tokens",
+    shows="per_layer_model_projection",
+    swaps="per_layer.per_layer_inputs",
+    at=lambda spec, model: bool(model.config.text.hidden_size_per_layer_input),
+    media=with_any,
+)
+def context_without_soft_tokens(original, text, x, w, config, tap):
+    return original(text, gemma4.embed(text, w, config, x.dtype), w, config, tap)

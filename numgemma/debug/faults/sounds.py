@@ -1,0 +1,133 @@
+"""Faults of the audio tower.
+
+Left out: what is wrong with mel frames before the model (A01); padding (A09), of which none is left here; an
+output_proj that is skipped (A10), which does not fit the next weight; the feed-forwards' clamp (of A07), which only
+float16 meets.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from numgemma import ops
+from numgemma.debug.faults.fault import Rewired, fault
+from numgemma.debug.faults.pictures import clipped, with_clips
+
+AUDIO = "audio_tower*"
+
+
+@fault(
+    "A02",
+    "the convolutions' output is flattened channel by channel",
+    "flatten bin by bin, the channels of a bin together",
+    shows=f"{AUDIO}.input_proj_linear",
+    swaps="conformer.subsample",
+    media=with_clips,
+)
+def channels_first(original, features, w, c, tap):
+    def equation(y, seen):
+        x = seen["layer1.out"]
+        return ops.linear(x.transpose(1, 0, 2).reshape(x.shape[1], -1), w["input_proj_linear.weight"])
+
+    return original(features, w, c, Rewired(tap, {"input_proj_linear": equation}))
+
+
+@fault(
+    "A03",
+    "a frame sees one frame too many",
+    "let it see itself and the 11 before it: the farthest row of the relative table is never used",
+    shows=f"{AUDIO}.self_attn.context",
+    swaps="ops.attend_band",
+    media=with_clips,
+)
+def one_frame_more(original, q, k, v, distances, per_dim_scale, cap, tap):
+    return original(q, k, v, np.concatenate([np.zeros_like(distances[:1]), distances]), per_dim_scale, cap)
+
+
+@fault(
+    "A04-zero",
+    "per_dim_scale is left at zero",
+    "load it, and scale q by its softplus",
+    shows=f"{AUDIO}.self_attn.scores {AUDIO}.self_attn.context",
+    swaps="ops.attend_band",
+    media=with_clips,
+)
+def no_per_dim_scale(original, q, k, v, distances, per_dim_scale, *rest):
+    return original(q, k, v, distances, np.zeros_like(per_dim_scale), *rest)
+
+
+@fault(
+    "A04-uncapped",
+    "the audio tower's scores are not soft-capped",
+    "cap them by 50 tanh(x / 50), before the mask",
+    shows=f"{AUDIO}.self_attn.scores {AUDIO}.self_attn.context",
+    swaps="ops_numpy.softcap",
+    within="conformer.attention",
+    media=with_clips,
+)
+def scores_uncapped(original, x, cap):
+    return x
+
+
+@fault(
+    "A05",
+    "sines and cosines of the relative term alternate",
+    "put all sines first, then all cosines",
+    shows=f"{AUDIO}.rel_pos_enc",
+    swaps="ops.sinusoids",
+    media=with_clips,
+)
+def alternating(original, distances, C, dtype):
+    y = original(distances, C, dtype)
+    return np.stack(np.split(y, 2, -1), -1).reshape(y.shape)
+
+
+@fault(
+    "A07",
+    "the feed-forwards of the audio tower count in full",
+    "add half of their output",
+    shows=f"{AUDIO}.feed_forward1.out",
+    swaps="conformer.feed_forward",
+    media=with_clips,
+)
+def full_feed_forward(original, x, w, c, tap):
+    return original(x, w, replace(c, residual_weight=1.0), tap)
+
+
+@fault(
+    "A08-halves",
+    "gate and value of the convolution's GLU are swapped",
+    "gate the first half by the sigmoid of the second",
+    shows=f"{AUDIO}.lconv1d.glu",
+    swaps="ops.glu",
+    media=with_clips,
+)
+def glu_swapped(original, x):
+    return original(np.roll(x, x.shape[-1] // 2, -1))
+
+
+@fault(
+    "A08-centred",
+    "the depthwise convolution looks ahead",
+    "pad k - 1 frames before, none behind",
+    shows=f"{AUDIO}.lconv1d.depthwise_conv1d",
+    swaps="ops.causal_conv",
+    media=with_clips,
+)
+def centred_conv(original, x, w):
+    ahead = w.shape[-1] // 2
+    return original(np.pad(x, ((0, 0), (0, ahead))), w)[:, ahead:]
+
+
+@fault(
+    "A11",
+    "the bounds of the audio tower's linears are ignored",
+    "clamp the input and the output of a linear to its four stored bounds",
+    shows=f"{AUDIO}.ffw_layer_? {AUDIO}.linear_* {AUDIO}_proj {AUDIO}.post",
+    swaps="ops.clip",
+    within="conformer.audio_tower",
+    at=clipped("audio_tower"),
+    media=with_clips,
+)
+def unclipped(original, x, low, high):
+    return x
