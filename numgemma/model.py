@@ -105,9 +105,7 @@ class Model:
         """Token ids as an array, none outside the vocabulary, and a placeholder for every soft token of media."""
         ids = np.asarray(ids)
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-            raise InputError(
-                "Token ids should be a list of at least one integer below 2^63; a batch is a loop outside."
-            )
+            raise InputError("Token ids should be one or more integers below 2^63; a batch is a loop outside.")
         V = self.config.text.vocab_size
         if ids.min() < 0 or ids.max() >= V:
             raise InputError(f"Token id {ids[(ids < 0) | (ids >= V)][0]} is outside the vocabulary of {V} tokens.")

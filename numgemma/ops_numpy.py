@@ -157,8 +157,10 @@ def relu(x):
 @by_rows
 def clip(x, low, high):
     """x held between two stored numbers.  low, high: 0-d"""
-    y = np.maximum(x, low.astype(x.dtype))
-    return np.minimum(y, high.astype(x.dtype), out=y)
+    low, high = low.astype(x.dtype), high.astype(x.dtype)
+    if x.dtype.kind == "f":
+        return np.clip(x, low, high)
+    return np.minimum(np.maximum(x, low), high)  # np.clip would widen bfloat16
 
 
 def softcap(x, cap):
@@ -234,10 +236,19 @@ def attend_in_blocks(q, k, v):
 
     def run(n):
         for i in range(0, q.shape[1], rows):
-            context[n, i : i + rows] = matmul(softmax(matmul(q[n, i : i + rows], k[n])), v[n])
+            context[n, i : i + rows] = average(matmul(q[n, i : i + rows], k[n]), v[n])
 
     in_parallel(run, range(len(q)))
     return context
+
+
+def average(scores, v):
+    """softmax(scores) @ v, overwriting scores.  scores: T S   v: S H  ->  T H"""
+    if scores.dtype != wide(scores.dtype):
+        return matmul(softmax(scores), v)  # whose result is rounded between the two
+    scores -= scores.max(-1, keepdims=True)
+    weights = np.exp(scores, out=scores)
+    return weights @ v / weights.sum(-1, keepdims=True)
 
 
 def attend_band(q, k, v, distances, per_dim_scale, cap, tap=Tap()):

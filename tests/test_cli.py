@@ -160,7 +160,47 @@ def test_a_run_that_overflows_names_the_point_and_exits_with_4(run, tmp_path):
     assert not (tmp_path / "x.safetensors").exists()
 
 
+def test_an_output_is_never_one_of_the_inputs(run, dumped):
+    before = dumped.read_bytes()
+    code, out, err = run("diff", dumped, dumped, "--json", dumped)
+    assert (code, out) == (2, "")
+    assert "would be overwritten" in err
+    assert dumped.read_bytes() == before
+
+
+def test_a_device_is_not_replaced_and_a_link_is_followed(run, folders, tmp_path):
+    code, _, err = run("dump", folders["ple"], "--ids", "5", "-o", "/dev/null")
+    assert code == 2
+    assert "is no file" in err
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "real.safetensors")
+    assert run("dump", folders["ple"], "--ids", "5", "-o", tmp_path / "link.safetensors")[0] == 0
+    assert (tmp_path / "link.safetensors").is_symlink()
+    assert len(numgemma.read_dump(tmp_path / "real.safetensors"))
+
+
+def test_globs_that_select_nothing_are_refused(run, folders, tmp_path):
+    code, _, err = run("dump", folders["ple"], "--ids", "5", "--points", "nothing.*", "-o", tmp_path / "x.safetensors")
+    assert code == 2
+    assert "selects no point" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_beyond_the_models_positions_is_remarked_on(run):
+    ids = ",".join(["5"] * 1024)
+    one = ("--max-new-tokens", "1")
+    assert "1025 tokens, but the model was made for 1024" in run("generate", "tiny", "--ids", ids, *one)[2]
+    assert "was made for" not in run("generate", "tiny", "--ids", "5", *one)[2]
+
+
+def test_a_checkpoint_is_no_dump(run, folders):
+    file = folders["ple"] / "model.safetensors"
+    code, _, err = run("diff", file, file)
+    assert code == 2
+    assert "holds weights" in err
+
+
 ERRORS = {
+    "a negative tolerance": (["diff", "a.safetensors", "b.safetensors", "--tolerance", "-1"], "--tolerance is -1"),
     "no checkpoint": (["generate", "nowhere", "--ids", "1"], "nowhere: No such file"),
     "no number": (["generate", "tiny", "--ids", "1,x"], "--ids '1,x'"),
     "outside the vocabulary": (["generate", "tiny", "--ids", "1,4096"], "Token id 4096 is outside"),
@@ -168,7 +208,7 @@ ERRORS = {
     "no dump": (["diff", "a.safetensors", "b.safetensors"], "a.safetensors: No such file"),
     "no room": (
         ["dump", "tiny", "--ids", "1", "-o", "no/where.safetensors"],
-        "no/where.safetensors: cannot be written",
+        "where.safetensors: cannot be",
     ),
     "a family of its own": (["inspect", "gemma-4-12B-it"], "is the encoder-free Gemma 4 12B"),
 }

@@ -149,9 +149,7 @@ def unpadded(found, keep):
 def check_kept(writer, points):
     """Globs that match nothing are a mistake: an empty dump would compare as missing everywhere."""
     if not writer.entries:
-        raise InputError(
-            f"--points {' '.join(points)[:60]}: selects no point of this model; see `numgemma dump` without it."
-        )
+        raise InputError(f"--points {' '.join(points)[:60]}: selects no point of this model; dump once without it.")
 
 
 def warn_of_length(ids, model, more=0):
