@@ -101,18 +101,22 @@ def left_behind(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_an_error_on_the_way_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), DumpWriter(tmp_path / "d.safetensors", META) as writer:
+def write_until(error, path):
+    with DumpWriter(path, META) as writer:
         writer.keep("x", np.zeros(3, np.float32), "T")
-        raise RuntimeError
+        raise error
+
+
+def test_an_error_on_the_way_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError):
+        write_until(RuntimeError, tmp_path / "d.safetensors")
     assert left_behind(tmp_path) == []
 
 
 def test_an_interrupted_overwrite_keeps_the_old_file(tmp_path):
     Dump(META, {"x": np.ones(3, np.float32)}, {"x": "T"}).save(tmp_path / "d.safetensors")
-    with pytest.raises(KeyboardInterrupt), DumpWriter(tmp_path / "d.safetensors", META) as writer:
-        writer.keep("x", np.zeros(3, np.float32), "T")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_until(KeyboardInterrupt, tmp_path / "d.safetensors")
     assert left_behind(tmp_path) == ["d.safetensors"]
     assert numgemma.read_dump(tmp_path / "d.safetensors")["x"].all()
 

@@ -52,7 +52,7 @@ def test_every_point_of_the_bundled_checkpoint_equals_transformers():
     assert_same_run(theirs, ours)
 
 
-def test_the_text_half_of_a_released_checkpoint_equals_transformers(tmp_path, variant="ple"):
+def test_the_text_half_of_a_released_checkpoint_equals_transformers(tmp_path):
     """The names and the nesting of the released files: model.language_model., leftover keys, a text_config."""
     raw = {"model_type": "gemma4", "architectures": ["Gemma4ForConditionalGeneration"], "text_config": tiny.PLE}
     raw |= {"vision_config": None, "audio_config": None, "tie_word_embeddings": True}

@@ -46,7 +46,7 @@ def test_the_demo_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys):
 
 
 def plain(text):
-    """The lines without their numbers and without the name of the noisiest point: those depend on the machine's BLAS."""
+    """The lines without numbers and the name of the noisiest point: those depend on the BLAS of the machine."""
     lines = [re.sub(r"largest relative error .*", "", line) for line in text.strip().splitlines()]
     return [" ".join(re.sub(r"[\d.]+(e[-+]\d+)?", "#", line).split()) for line in lines]
 
