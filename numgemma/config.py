@@ -250,9 +250,7 @@ def check_text_config(c: TextConfig, where):
         moe = (c.num_experts, c.top_k_experts, c.moe_intermediate_size)
         rules += [(all(moe), "enable_moe_block needs num_experts, top_k_experts and moe_intermediate_size")]
         rules += [((c.top_k_experts or 0) <= (c.num_experts or 0), "top_k_experts exceeds num_experts")]
-    for holds, complaint in rules:
-        if not holds:
-            raise InputError(f"{where}: {complaint}; correct the file.")
+    demand(rules, where)
     for kind in dict.fromkeys(c.layer_types):
         check_rope(c.rope_parameters.get(kind), f"{where}: rope_parameters of {kind}")
     for kind in dict.fromkeys(c.layer_types):

@@ -1,7 +1,15 @@
+import os
+
 import pytest
 import tiny
+from hypothesis import settings
 
 import numgemma
+
+# the same examples in every run of the pipeline, new ones on a developer's machine
+settings.register_profile("pipeline", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    settings.load_profile("pipeline")
 
 
 @pytest.fixture(scope="session")

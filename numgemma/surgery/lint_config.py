@@ -194,7 +194,7 @@ def text_rules(c: TextConfig) -> list[Finding]:
         (c.sliding_window > 0, error("window", f"sliding_window is {c.sliding_window}.")),
         (c.rms_norm_eps > 0, error("eps", f"rms_norm_eps is {c.rms_norm_eps}.")),
         (not c.enable_moe_block or all(moe), error("experts", "enable_moe_block is true, and there are no experts.")),
-        (J <= E, error("experts", f"top_k_experts chooses {J} of {E} experts.")),
+        (not c.enable_moe_block or J <= E, error("experts", f"top_k_experts chooses {J} of {E} experts.")),
         (not P or table >= c.vocab_size, per_layer_vocabulary(table, c.vocab_size)),
         (cap, warning("softcap", "final_logit_softcapping is off; all released Gemma 4 cap their logits at 30.")),
         (c.tie_word_embeddings, warning("tied", "tie_word_embeddings is false; all released Gemma 4 tie them.")),
