@@ -30,6 +30,7 @@ from numgemma.debug.perturb import perturbed  # noqa: E402
 from numgemma.debug.replay import size_of  # noqa: E402
 from numgemma.debug.whatif import whatif  # noqa: E402
 from numgemma.dump import Dump  # noqa: E402
+from numgemma.media import NO_MEDIA, read_media  # noqa: E402
 
 PRECISIONS = ("float32", "bfloat16")
 TOKENS = 20  # the windows are 7
@@ -62,23 +63,26 @@ class Case:
 
 
 def checkpoints(folder):
-    """(name, directory, ids).  Sharing layers keep the keys and values that nobody should read."""
+    """(name, directory, ids, media).  Sharing layers keep the keys and values that nobody should read."""
     for name, raw in tiny.VARIANTS.items():
         tensors = tiny.random_tensors(raw) | tiny.leftover_tensors(raw)
-        yield name, tiny.write(Path(folder) / name, raw, tensors), tiny.prompt(raw, TOKENS)
-    yield "tiny", "tiny", tiny.prompt({"vocab_size": 1024}, TOKENS)
+        yield name, tiny.write(Path(folder) / name, raw, tensors), tiny.prompt(raw, TOKENS), NO_MEDIA
+    yield "tiny", "tiny", tiny.prompt({"vocab_size": 1024}, TOKENS), NO_MEDIA
+    for name, raw in tiny.MULTIMODAL.items():
+        ids, arrays = tiny.multimodal_prompt(name)
+        yield name, tiny.write(Path(folder) / name, raw), ids, read_media(arrays)
 
 
 def modules_only(dump):
     return Dump(dump.meta, {name: dump[name] for name in dump if not name.endswith(INTERIOR)}, dump.axes)
 
 
-def clean_steps(model, ids):
+def clean_steps(model, ids, media):
     """A float64 run with the weights of a precision, and the noise of that precision in each of its steps."""
     precision = str(model.dtype)
     with as_held(precision):
-        dump = modules_only(replace(model, dtype=np.dtype("float64")).record(ids, ["*"]))
-    subject = Subject(model, dump, np.asarray(ids), precision)
+        dump = modules_only(replace(model, dtype=np.dtype("float64")).record(ids, ["*"], media=media))
+    subject = Subject(model, dump, np.asarray(ids), precision, media)
     return subject, local(subject)
 
 
@@ -92,26 +96,33 @@ def expected_point(fault, subject, base):
     return None
 
 
-def case(fault, variant, model, ids, subject, base) -> Case:
+def case(fault, variant, subject, base) -> Case:
+    """The fault in another engine, and what is made of its dump.  subject: the clean steps"""
+    model, media = subject.model, subject.media
     with perturbed(SEED), applied(model, fault.id):
-        dump = modules_only(model.record(ids, ["*"]))
-    result = whatif(model, dump)
+        dump = modules_only(model.record(subject.ids, ["*"], media=media))
+    result = whatif(model, dump, media=media)
     named, *others = [c.faults for c in result.candidates] or [None]
     where = expected_point(fault, subject, base)
-    return Case(fault.id, variant, str(model.dtype), where, result.replay.first, named, tuple(others))
+    return Case(fault.id, variant, subject.precision, where, result.replay.first, named, tuple(others))
+
+
+def can_show(fault, subject):
+    """Whether a fault can act here.  With media, only those that need them: the rest is shown without."""
+    past = len(subject.ids) > subject.model.config.text.sliding_window or not fault.past_window
+    plain = subject.media is NO_MEDIA or not fault.media(NO_MEDIA)
+    return fault.places(subject.model) and past and plain and fault.media(subject.media)
 
 
 def cases(ids=()):
     """Every fault, or those that are named, in every checkpoint where it can act."""
     with tempfile.TemporaryDirectory() as folder:
-        for variant, checkpoint, tokens in checkpoints(folder):
+        for variant, checkpoint, tokens, media in checkpoints(folder):
             for precision in PRECISIONS:
-                model = numgemma.load(checkpoint, precision)
-                subject, base = clean_steps(model, tokens)
+                subject, base = clean_steps(numgemma.load(checkpoint, precision), tokens, media)
                 for fault in CATALOGUE.values():
-                    past = len(tokens) > model.config.text.sliding_window or not fault.past_window
-                    if fault.places(model) and past and (not ids or fault.id in ids):
-                        yield case(fault, variant, model, tokens, subject, base)
+                    if can_show(fault, subject) and (not ids or fault.id in ids):
+                        yield case(fault, variant, subject, base)
 
 
 # -- the table

@@ -139,7 +139,11 @@ def execute(notebook: dict, folder: Path):
 
     node = nbformat.reads(json.dumps(notebook), as_version=4)
     NotebookClient(
-        node, timeout=300, extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(folder)}}
+        node,
+        timeout=300,
+        coalesce_streams=True,
+        extra_arguments=["--log-level=ERROR"],
+        resources={"metadata": {"path": str(folder)}},
     ).execute()
     return node
 

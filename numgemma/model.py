@@ -34,6 +34,10 @@ class Model:
     config: Config
     dtype: np.dtype
 
+    def __repr__(self):
+        c = self.config.text
+        return f"<Model {self.checkpoint.folder.name}: {len(c.layers)} layers of width {c.hidden_size}, {self.dtype}>"
+
     @property
     def weights(self) -> Weights:
         return self.checkpoint.weights

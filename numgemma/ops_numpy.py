@@ -39,7 +39,10 @@ def workers():
 
 
 def in_parallel(run, items):
-    """run(item) for each, on all cores; what np.errstate says here holds there."""
+    """run(item) for each, on all cores; what np.errstate says here holds there.
+
+    For elementwise work alone: matrix products have threads of their own, and the two would fight.
+    """
     context = copy_context()
     for _ in workers().map(lambda item: context.copy().run(run, item), items):
         pass
@@ -232,13 +235,10 @@ def attend_all(q, k, v, tap=Tap()):
 def attend_in_blocks(q, k, v):
     """The same without the whole I x I map, which is 6 GB for a large image.  q, v: N I H   k: N H I  ->  N I H"""
     context = np.empty_like(q)
-    rows = max(1, BLOCK // 2 // q.shape[1])
-
-    def run(n):
+    rows = max(1, 4 * BLOCK // q.shape[1])
+    for n in range(len(q)):
         for i in range(0, q.shape[1], rows):
             context[n, i : i + rows] = average(matmul(q[n, i : i + rows], k[n]), v[n])
-
-    in_parallel(run, range(len(q)))
     return context
 
 
@@ -246,9 +246,15 @@ def average(scores, v):
     """softmax(scores) @ v, overwriting scores.  scores: T S   v: S H  ->  T H"""
     if scores.dtype != wide(scores.dtype):
         return matmul(softmax(scores), v)  # whose result is rounded between the two
-    scores -= scores.max(-1, keepdims=True)
-    weights = np.exp(scores, out=scores)
-    return weights @ v / weights.sum(-1, keepdims=True)
+    rows = max(1, BLOCK // 4 // scores.shape[1])
+
+    def exponentials(i):
+        part = scores[i : i + rows]
+        part -= part.max(-1, keepdims=True)
+        np.exp(part, out=part)
+
+    in_parallel(exponentials, range(0, len(scores), rows))
+    return scores @ v / scores.sum(-1, keepdims=True)
 
 
 def attend_band(q, k, v, distances, per_dim_scale, cap, tap=Tap()):

@@ -176,6 +176,13 @@ def test_of_two_layers_with_the_same_weights_the_one_that_goes_on_is_meant(tmp_p
     assert inventory.misplaced_inputs(found) == {}
 
 
+def test_of_equals_the_layer_after_the_last_one_is_meant(tmp_path, family):
+    child = family[2]  # its layers 2, 3 are its layers 4, 5
+    stack.write(stack.plan(of_one(child, ((0, 1), (3, 9)))), tmp_path / "m")
+    found = lineage(tmp_path / "m", [child])
+    assert [o.layer for o in found.slots] == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+
+
 def test_per_layer_inputs_that_did_not_move_with_their_layers_are_named(tmp_path, family):
     parent, _, child = family
     tensors = tensors_of(child)
@@ -354,6 +361,60 @@ def test_large_channels_do_not_make_all_rows_alike():
     assert found.kind == "fresh"
 
 
+def single(x, source):
+    """What one tensor is to another."""
+    return trace_back("child", {"x": sketch("x", x)}, {"p": {"a": sketch("a", source)}}).tensors["x"]
+
+
+def test_what_all_rows_have_in_common_does_not_make_them_copies():
+    rng = np.random.default_rng(0)
+    common = rng.standard_normal(64)
+    a, b = (common + 0.2 * rng.standard_normal((n, 64)) for n in (900, 300))
+    assert single(b, a).kind == "fresh"
+    assert single(a[:300] * 1.001, a).kind == "rows"
+
+
+def test_columns_that_agree_by_accident_do_not_make_a_copy():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 90, 200))
+    b[:, :40] = a[:, :40]
+    assert single(b, a).kind == "fresh"
+    assert single(b[:50], a).kind == "fresh"
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.1, 0.2])
+def test_a_matrix_that_was_trained_on_is_a_copy_with_an_error(noise):
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((90, 200))
+    found = single(a + noise * rng.standard_normal(a.shape), a)
+    assert (found.kind, found.source) == ("copy", "a")
+    assert found.error == pytest.approx(noise, rel=0.1)
+    assert single(a + rng.standard_normal(a.shape), a).kind == "fresh"
+
+
+def test_a_table_of_which_one_block_in_forty_is_another_is_made_of_blocks():
+    a = np.random.default_rng(0).standard_normal((80, 400))
+    blocks = a.reshape(80, 40, 10)[:, [*range(20), 3, *range(21, 40)]]
+    found = single(blocks.reshape(80, 400), a)
+    assert (found.kind, found.axis) == ("columns", "columns")
+    assert [(s.start, s.place) for s in found.spans] == [(0, 0), (200, 30), (210, 210)]
+
+
+def test_the_fewer_values_a_vector_has_the_nearer_they_have_to_be():
+    rng = np.random.default_rng(0)
+    long, short = rng.standard_normal(200), rng.standard_normal(8)
+    assert single(long + 0.1 * rng.standard_normal(200), long).kind == "copy"
+    assert single(short + 0.1 * rng.standard_normal(8), short).kind == "fresh"
+    assert single(short + 1e-3 * rng.standard_normal(8), short).kind == "copy"
+
+
+def test_vectors_that_only_lie_near_the_same_value_are_no_copies():
+    rng = np.random.default_rng(0)
+    norm = 1 + 0.01 * rng.standard_normal(300)
+    assert single(norm + 0.004 * rng.standard_normal(300), norm).kind == "fresh"
+    assert single(norm + 0.001 * rng.standard_normal(300), norm).kind == "copy"
+
+
 def test_a_factor_is_told_in_as_few_digits_as_its_error_allows():
     assert rounded(0.49998, 1e-4) == 0.5
     assert rounded(0.49998, 0) == 0.49998
@@ -375,7 +436,7 @@ def test_a_sketch_is_small(family):
     for one in read_sketches(family[0]).values():
         assert one.rows.shape[1] <= 32
         assert len(one.columns) <= 32
-        assert len(one.values) <= 4096
+        assert len(one.values) <= 4096 + one.height + one.width
 
 
 def resident():

@@ -1,5 +1,6 @@
 """The course: every notebook runs, every solution passes its check, and every blank fails it."""
 
+import ast
 import importlib.util
 import json
 import re
@@ -58,6 +59,31 @@ def test_it_has_two_exercises_or_more_numbered_in_order(path):
     numbers = list(course.solutions(path))
     assert numbers == [f"{int(path.name[:2])}.{n + 1}" for n in range(len(numbers))]
     assert len(numbers) >= 2
+
+
+def names(source):
+    """Names that a cell sets at its top level, and those that it uses and does not set."""
+    nodes = list(ast.walk(ast.parse(source)))
+    inner = {
+        id(node) for f in nodes if isinstance(f, ast.FunctionDef | ast.Lambda) for node in ast.walk(f) if node is not f
+    }
+    stored = {n.name for n in nodes if isinstance(n, ast.FunctionDef)}
+    stored |= {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and id(n) not in inner}
+    local = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {
+        n.arg for n in nodes if isinstance(n, ast.arg)
+    }
+    return stored, {n.id for n in nodes if isinstance(n, ast.Name)} - local - stored
+
+
+@each
+def test_an_exercise_can_be_skipped(path):
+    """No other cell uses a name that an exercise or its check has set."""
+    setter = {}
+    for step in course.steps(course.read(path)):
+        stored, used = names(step.source)
+        if not step.role:
+            assert {name: setter[name] for name in used if setter.get(name)} == {}, step.source
+        setter |= dict.fromkeys(stored, step.role and f"{step.role} {step.number}")
 
 
 @each

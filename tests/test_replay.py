@@ -1,6 +1,9 @@
 """Step by step: a right run has no local fault, and a wrong tensor is named where it was made, not where it hurts."""
 
+import gzip
 import json
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +15,19 @@ from numgemma.cli import main
 from numgemma.debug import flow
 from numgemma.debug.faults import applied
 from numgemma.debug.local import Subject, Watch, fed
+from numgemma.debug.readers import read_any
 from numgemma.debug.render_replay import render
-from numgemma.debug.replay import replay
+from numgemma.debug.replay import replay, soft_points
 from numgemma.debug.result import BIT_EXACT, FAULT, INHERITED, NOISE, SUSPECT, TIE, UNMEASURED
 from numgemma.dump import Dump
 from numgemma.errors import InputError
+from numgemma.media import NO_MEDIA, read_media
 
 STORED = Path(__file__).parents[1] / "reference_outputs"
+FIXTURES = Path(__file__).parent / "fixtures"
+sys.path.insert(0, str(STORED))
+import make_fixtures  # noqa: E402
+
 INTERIOR = ("q_rope", "k_rope", "scores", "probs", "context", "after_attention", "after_mlp", "per_layer_inputs")
 INTERIOR += ("cos", "sin", "router.weights", "router.ids")
 
@@ -77,6 +86,16 @@ def test_transformers_makes_no_local_fault(models, name):
         assert len(found.points) == len(some)
 
 
+@pytest.mark.parametrize("name", ["e4b", "26b"])
+def test_transformers_makes_no_local_fault_with_images_and_sound(multimodal_folders, name):
+    dump = stored(f"{name}_float32")
+    _, arrays = tiny.multimodal_prompt(name)
+    found = replay(numgemma.load(multimodal_folders[name]), dump, media=read_media(arrays))
+    states = [step.state for step in found.points]
+    assert set(states) <= {NOISE, BIT_EXACT, SUSPECT}
+    assert states.count(SUSPECT) <= 3
+
+
 def test_a_dump_with_four_decimals_is_judged_as_such(models):
     dump = stored("dense_float32")
     rounded = {name: np.round(dump[name], 4) if dump[name].dtype.kind == "f" else dump[name] for name in dump}
@@ -98,6 +117,43 @@ def test_scores_may_hide_what_the_mask_hides_in_any_way(models):
     for hidden in (-np.inf, np.finfo(np.float32).min, -1e9):
         arrays = {n: np.where(x == 0, np.float32(hidden), x) if n.endswith("scores") else x for n, x in dump.items()}
         assert replay(model, Dump(dump.meta, arrays, dump.axes)).exit_code == 0
+
+
+# -- dumps of llama.cpp and of Transformers' debugger, as their own tools wrote them
+
+
+@pytest.fixture(scope="module")
+def fixture_models(tmp_path_factory):
+    made = make_fixtures.write_checkpoints(tmp_path_factory.mktemp("checkpoints"))
+    return {name: numgemma.load(folder) for name, folder in made.items()}
+
+
+def logged(name, tmp_path):
+    path = tmp_path / f"{name}.txt"
+    path.write_bytes(gzip.decompress((FIXTURES / f"{name}.txt.gz").read_bytes()))
+    return read_any(path)
+
+
+@pytest.mark.parametrize("variant", ["ple", "moe"])
+def test_llama_cpp_makes_no_local_fault(fixture_models, tmp_path, variant):
+    found = replay(fixture_models[variant], logged(f"llama_eval_callback_{variant}", tmp_path))
+    states = {s.state for s in found.points if "router" not in s.name}
+    assert (states, found.first) == ({NOISE}, None)  # it prints a few of the experts' numbers only
+
+
+def test_a_wrong_weight_in_llama_cpp_is_found_where_it_is_used(fixture_models, tmp_path):
+    found = replay(fixture_models["ple"], logged("llama_eval_callback_faulty", tmp_path))
+    assert found.first == "layers.3.self_attn.k_norm"
+    assert abs(by_name(found)[found.first].scale - 1.05) < 0.002
+
+
+def test_the_debugger_of_transformers_prints_few_digits_and_no_fault(fixture_models, tmp_path):
+    with zipfile.ZipFile(FIXTURES / "hf_debugger_repr.zip") as archive:
+        archive.extractall(tmp_path)
+    model = fixture_models["moe"]
+    found = replay(model, read_any(tmp_path, config=model.config.text))
+    assert found.exit_code == 0
+    assert sum(s.state == SUSPECT for s in found.points) <= 1
 
 
 # -- one wrong tensor
@@ -136,8 +192,7 @@ def test_damage_is_a_fault_of_the_step_that_made_it(models, runs, variant, point
     found = replay(models[variant], dump)
     assert found.first == point
     # the dump's next tensors were not made from the damaged one, so they may be at fault too, and no others
-    config = models[variant].config.text
-    next_ones = {name for name in dump if point in flow.step(name, dump, config)[0]}
+    next_ones = {name for name in dump if point in flow.step(name, dump, models[variant].config)[0]}
     assert {s.name for s in found.points if s.state == FAULT} <= {point, *next_ones}
 
 
@@ -174,12 +229,16 @@ def test_a_step_over_unrecorded_points_is_named_with_its_sources(models):
 # -- arrows
 
 
-@pytest.mark.parametrize("variant", ["dense", "moe", "ple"])
-def test_the_arrows_of_the_figure_are_those_of_the_code(models, variant):
+@pytest.mark.parametrize("variant", ["dense", "moe", "ple", "e4b", "26b"])
+def test_the_arrows_of_the_figure_are_those_of_the_code(models, multimodal_folders, variant):
     """Disturb one tensor, feed all others: only the points that the arrows name are computed differently."""
-    model = models[variant]
-    ids = tiny.prompt(tiny.VARIANTS[variant], 9)
-    clean = model.record(ids, ["*"])
+    if variant in models:
+        model, ids, media = models[variant], tiny.prompt(tiny.VARIANTS[variant], 9), NO_MEDIA
+    else:
+        model, (ids, arrays) = numgemma.load(multimodal_folders[variant]), tiny.multimodal_prompt(variant)
+        media = read_media(arrays)
+    clean = model.record(ids, ["*"], media=media)
+    soft = soft_points(media)
 
     def computed(dump):
         seen = {}
@@ -188,19 +247,20 @@ def test_the_arrows_of_the_figure_are_those_of_the_code(models, variant):
             seen[name] = y
             return fed(dump, name, y)
 
-        Subject(model, dump, ids, "float32").run("float64", look)
+        Subject(model, dump, ids, "float32", media).run("float64", look)
         return seen
 
     before = computed(clean)
     last = ("layers.2.", f"layers.{model.config.text.num_hidden_layers - 1}.")  # a sliding or sharing layer, a full one
-    for name in [name for name in clean if name.startswith(last) or not name.startswith("layers.")]:
+    inner = [n for n in clean if n.startswith(last) or not n.startswith("layers.")]
+    for name in inner if variant in models else [n for n in clean if "_" in n.split(".")[0]]:
         if clean[name].dtype.kind == "i":
             other = changed(clean, name, lambda x: (x + 1) % model.config.text.num_experts)
         else:
             other = changed(clean, name, lambda x: x * np.linspace(0.9, 1.2, x.shape[-1], dtype=x.dtype))
         after = computed(other)
         moved = {p for p in clean if not np.array_equal(before[p], after[p])}
-        children = {p for p in clean if name in flow.parents(p, model.config.text)}
+        children = {p for p in clean if name in flow.parents(p, model.config, soft)}
         assert moved <= children, name
         assert all(p.endswith("router.ids") for p in children - moved), name  # the same experts may still be best
 

@@ -147,6 +147,21 @@ def test_a_model_without_per_layer_inputs_has_no_share_of_them(folders, variant)
     assert found.leaves is None
 
 
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([0, 1, 2], ["", "", ""]),
+        ([1, 2, 3], ["skip", "", ""]),
+        ([0, 1, 1], ["", "", "rewind"]),
+        ([0, 3, 2], ["", "skip", "rewind"]),
+        ([0, None, 2], ["", "fresh", ""]),
+    ],
+)
+def test_a_seam_is_named_by_how_a_slot_follows_the_one_before(layers, expected):
+    map_ = [Origin(i, None if j is None else "p", j, "copy") for i, j in enumerate(layers)]
+    assert [seams.seam(map_, i) for i in range(len(map_))] == expected
+
+
 # the envelope
 
 

@@ -17,6 +17,7 @@ from numgemma.debug.render_replay import render_whatif
 from numgemma.debug.replay import subject_of
 from numgemma.debug.whatif import whatif
 from numgemma.dump import Dump
+from numgemma.media import read_media
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import mutation_score
@@ -111,6 +112,26 @@ def test_damage_that_no_fault_makes_has_no_candidate(models):
     assert "No known fault, and no pair" in render_whatif(found)
 
 
+def test_where_no_fault_fits_the_verdict_says_what_the_tensor_looks_like(models):
+    dump = wrong(models["dense"], "dense")
+    x = np.float32(1.05) * dump["layers.3.self_attn.q_norm"]
+    found = whatif(models["dense"], Dump(dump.meta, dump.arrays | {"layers.3.self_attn.q_norm": x}, dump.axes))
+    assert found.candidates == ()
+    assert found.hints[0].kind == "scaled"
+    assert "1.05" in found.verdict
+    assert json.loads(json.dumps(found.to_json()))["hints"][0]["point"] == "layers.3.self_attn.q_norm"
+
+
+def test_a_fault_of_a_tower_is_named(multimodal_folders):
+    model = numgemma.load(multimodal_folders["e4b"])
+    ids, arrays = tiny.multimodal_prompt("e4b")
+    media = read_media(arrays)
+    for fault in ("V05-whole", "A08-centred", "P04-id"):
+        with perturbed(99), applied(model, fault):
+            dump = modules_only(model.record(ids, ["*"], media=media))
+        assert whatif(model, dump, media=media).candidates[0].faults == (fault,)
+
+
 def test_a_right_run_leaves_nothing_to_explain(models):
     found = whatif(models["dense"], wrong(models["dense"], "dense"))
     assert found.candidates == ()
@@ -152,6 +173,7 @@ def test_the_verb_names_the_fault_writes_json_and_exits_by_the_dump(tmp_path, ca
 
 def test_the_score_counts_what_it_says(monkeypatch):
     monkeypatch.setattr(mutation_score.tiny, "VARIANTS", {"dense": tiny.DENSE})
+    monkeypatch.setattr(mutation_score.tiny, "MULTIMODAL", {})
     found = list(mutation_score.cases(["T15-erf", "T05-norm"]))
     seen = {(c.fault, c.variant, c.precision): (c.expected, c.localised, c.first) for c in found}
     assert seen["T15-erf", "dense", "float32"] == ("layers.0.mlp.down_proj", True, True)

@@ -33,7 +33,8 @@ RUN = (inspect, generate, preprocess, dump, capture, precheck, floor, diff, repl
 MAKE = (synth, stack, transplant, lint, lineage, seams)
 VERBS = RUN + MAKE
 
-EPILOG = """exit codes: 0 same or done, 1 the dumps differ, 2 wrong usage or input, 3 not comparable, 4 NaN or infinity
+EPILOG = """exit codes: 0 same or done, 1 they differ, or lint found an error, 2 wrong usage or input, 3 not comparable,
+4 NaN or infinity
 
 CKPT is a directory with config.json and safetensors, one .safetensors file beside its config.json, or `tiny`, the
 checkpoint that comes with numgemma."""

@@ -1,10 +1,12 @@
 """Which points a point is computed from: the arrows of the architecture figure, backwards.
 
 With them a step between two recorded points has a name, however many operations lie between:
-`layers.4.self_attn.{q_norm, k_norm, v_norm -> o_proj}`.  The decoder only: a tower's points have no arrows here.
+`layers.4.self_attn.{q_norm, k_norm, v_norm -> o_proj}`.
 """
 
 import re
+
+from numgemma.debug import flow_towers
 
 # Inside one layer.  "<" is the stream that enters the layer; "donor" the layer whose keys and values are read.
 LAYER = {
@@ -54,7 +56,6 @@ PER_LAYER = {
 
 AROUND = {
     "embed_tokens": [],
-    "inputs_embeds": ["embed_tokens"],
     "embed_tokens_per_layer": [],
     "per_layer_model_projection": ["embeds"],
     "per_layer_projection_norm": ["per_layer_model_projection"],
@@ -64,17 +65,22 @@ AROUND = {
 }
 
 
-def parents(name, config, media=False):
-    """The points that a point is computed from; none for what has no arrows here.  media: soft tokens come in."""
-    embeds = "inputs_embeds" if media else "embed_tokens"
+def parents(name, config, soft=()):
+    """The points that a point is computed from; none for what has no arrows.  config: the whole Config
+
+    soft: the points whose tensors take the place of placeholders, where there are any.
+    """
+    text, embeds = config.text, "inputs_embeds" if soft else "embed_tokens"
     if name == "norm":
-        return [f"layers.{config.num_hidden_layers - 1}.out"]
+        return [f"layers.{text.num_hidden_layers - 1}.out"]
+    if name == "inputs_embeds":
+        return ["embed_tokens", *soft]
     if name in AROUND:
         return [embeds if p == "embeds" else p for p in AROUND[name]]
     found = re.fullmatch(r"layers\.(\d+)\.(.*)", name)
     if not found:
-        return []
-    spec, leaf = config.layers[int(found[1])], found[2]
+        return flow_towers.parents(name, config)
+    spec, leaf = text.layers[int(found[1])], found[2]
     named = {
         "<": f"layers.{spec.index - 1}.out" if spec.index else embeds,
         "cos": f"rotary_emb.{spec.kind}.cos",
@@ -83,7 +89,7 @@ def parents(name, config, media=False):
         "donor v_norm": f"layers.{spec.kv_from}.self_attn.v_norm",
         "ple": "per_layer_inputs",
     }
-    return [named.get(p, f"layers.{spec.index}.{p}") for p in arrows(spec, config).get(leaf, [])]
+    return [named.get(p, f"layers.{spec.index}.{p}") for p in arrows(spec, text).get(leaf, [])]
 
 
 def arrows(spec, config):
@@ -98,22 +104,22 @@ def arrows(spec, config):
     return found
 
 
-def step(name, known, config, media=False):
+def step(name, known, config, soft=()):
     """How a point is reached from known ones: (the nearest known points before it, the unknown ones between)."""
-    sources, between, open_ = [], [], [*parents(name, config, media)]
+    sources, between, open_ = [], [], [*parents(name, config, soft)]
     while open_:
         p = open_.pop(0)
         if p in known:
             sources += [p] if p not in sources else []
         elif p not in between:
             between.append(p)
-            open_ += parents(p, config, media)
+            open_ += parents(p, config, soft)
     return sources, between
 
 
 def arrow(name, sources):
     """A step by its name: `layers.4.self_attn.{k_norm -> o_proj}`; sources in another layer keep their whole names."""
-    layer = re.match(r"layers\.\d+\.", name)
+    layer = re.match(r".*layers\.\d+\.", name)
     near = [s for s in sources if layer and s.startswith(layer[0])]
     depth = common_depth([p.split(".") for p in [name, *near]]) if near else 0
     scope = "".join(f"{part}." for part in name.split(".")[:depth])

@@ -163,7 +163,8 @@ class Steps:
         if name in self.dump and len(tokens):
             ours = in_order(self.seen["weights"][tokens], ids[tokens])
             given = in_order(np.asarray(self.dump[name])[tokens], theirs[tokens])
-            self.found.truth[name] = ours
+            given = known.nearest(ours, given, known.slack(self.dump, name, given))
+            self.found.truth[name] = self.seen["weights"]
             self.found.errors[name] = metrics.measure(ours, given, "T J", self.channel_floor)
 
 
@@ -208,14 +209,15 @@ def flip_gap(probs, ours, theirs):
 def noisily(subject, seed, found, under=nullcontext):
     """One run in the candidate's precision on the dump's tensors: widens the limits to what it errs by."""
     rng = np.random.default_rng(seed)
-    dump, step = subject.dump, decimal_step(subject.dump)
+    dump = subject.dump
     channel_floor = TOLERANCES[subject.precision].channel_floor
 
     def look(name, y, axes):
-        if name in found.truth and y.dtype.kind not in "iub" and not name.endswith("router.weights"):
-            widen(found, name, errors(found.truth[name], y, axes, channel_floor))
+        if name in found.truth and y.dtype.kind not in "iub":
+            pair = (np.sort(side) if name.endswith("router.weights") else side for side in (found.truth[name], y))
+            widen(found, name, errors(*pair, axes, channel_floor))
         y = fed(dump, name, y)
-        return y + jitter(y, step, rng) if step and name in dump else y
+        return refined(y, dump, name, rng) if name in dump and y.dtype.kind not in "iub" else y
 
     loop, norm = summed_in_a_loop(rng), with_roots_of_its_own(rng)
     with ExitStack() as stack:
@@ -224,8 +226,8 @@ def noisily(subject, seed, found, under=nullcontext):
         stack.enter_context(perturbed(seed))
         stack.enter_context(under())
         subject.run(subject.precision, look)
-    for name in found.truth.keys() - found.limits.keys():  # what is chosen has no noise; its weights come of a division
-        widen(found, name, [4 * EPS[subject.precision]] * len(KEYS))
+    for name in found.truth.keys() - found.limits.keys():  # what is chosen has no noise
+        widen(found, name, [EPS[subject.precision]] * len(KEYS))
 
 
 def summed_in_a_loop(rng):
@@ -279,9 +281,10 @@ def widen(found, name, sizes):
     found.limits[name] = Limits(*(max(getattr(least, key), size) for key, size in zip(KEYS, sizes, strict=True)))
 
 
-def jitter(y, step, rng):
-    """The error of few decimals, drawn once more."""
-    return (rng.uniform(-1, 1, y.shape) * step * 3**0.5 * (y.dtype.kind not in "iub")).astype(y.dtype)
+def refined(y, dump, name, rng):
+    """A tensor of a dump that keeps few digits, with the error of that drawn once more."""
+    room = known.slack(dump, name, y) + 3**0.5 * decimal_step(dump)
+    return y + (rng.uniform(-1, 1, y.shape) * room).astype(y.dtype) if np.any(room) else y
 
 
 # -- some layers alone

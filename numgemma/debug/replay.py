@@ -17,7 +17,8 @@ from numgemma.debug.precision import EPS, TOLERANCES, coarser, decimal_step, dec
 from numgemma.debug.result import BIT_EXACT, FAULT, INHERITED, NOISE, NON_FINITE, SUSPECT, TIE, UNMEASURED, plain
 from numgemma.dump import Dump
 from numgemma.errors import InputError
-from numgemma.media import NO_MEDIA
+from numgemma.media import NO_MEDIA, clips, frames, images
+from numgemma.multimodal import numbered
 from numgemma.trace import selects
 
 SCHEMA = "numgemma.replay/1"
@@ -171,11 +172,11 @@ def unusable(steps):
 
 def judged(subject, base):
     """A Step for every point of the dump, by local error alone; what the model never computed comes last."""
-    c, dump = subject.model.config.text, subject.dump
+    c, dump, soft = subject.model.config, subject.dump, soft_points(subject.media)
     order = [n for n in base.axes if n in base.errors] + [n for n in dump if n not in base.errors]
     place = {name: i for i, name in enumerate(order)}
     for name in order:
-        sources, between = flow.step(name, dump, c, "inputs_embeds" in dump)
+        sources, between = flow.step(name, dump, c, soft)
         way = {"name": name, "sources": tuple(sorted(sources, key=lambda s: place[s])), "between": tuple(between)}
         if name not in base.errors:
             reason = base.reasons.get(name, "numgemma has no such point in this model")
@@ -185,6 +186,13 @@ def judged(subject, base):
             yield Step(state=NON_FINITE, reason=reason, **way, **vars(base.errors[name]))
         else:
             yield scored(subject, base, name, way)
+
+
+def soft_points(media):
+    """The points whose tensors take the place of placeholders."""
+    pictures, clips_ = images(media) + frames(media), clips(media)
+    sides = (("vision", pictures), ("audio", clips_))
+    return [f"embed_{side}{n}.embedding_projection" for side, some in sides for n, _ in numbered(some)]
 
 
 def scored(subject, base, name, way):

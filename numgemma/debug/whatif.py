@@ -11,13 +11,16 @@ from itertools import combinations
 
 import numpy as np
 
+from numgemma.debug import known
 from numgemma.debug.faults import CATALOGUE, Fault, applied
 from numgemma.debug.faults.fault import LAYERS, of_sort
+from numgemma.debug.hints import hints
 from numgemma.debug.judge import NOISE_TO, SUSPECT_TO
 from numgemma.debug.local import RUNS, Local, Subject, again
 from numgemma.debug.replay import Replay, Step, counted, locally, size_of, subject_of
-from numgemma.debug.result import FAULT, plain
+from numgemma.debug.result import FAULT, Hint, plain
 from numgemma.debug.ties import layer_of
+from numgemma.dump import Dump
 from numgemma.media import NO_MEDIA
 
 SCHEMA = "numgemma.whatif/1"
@@ -47,14 +50,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class WhatIf:
-    """The candidates, best first; none where nothing reproduces the dump."""
+    """The candidates, best first; none where nothing reproduces the dump, and then what the first bad tensor is like."""
 
     replay: Replay
     candidates: tuple[Candidate, ...]
+    hints: tuple[Hint, ...] = ()
 
     def to_json(self):
         head = {"schema": SCHEMA, "verdict": self.verdict, "first": self.replay.first}
-        return plain(head | {"candidates": [asdict(c) for c in self.candidates]})
+        head |= {"candidates": [asdict(c) for c in self.candidates]}
+        return plain(head | {"hints": [asdict(hint) for hint in self.hints]})
 
     @property
     def verdict(self):
@@ -63,7 +68,8 @@ class WhatIf:
             return self.candidates[0].says
         if not self.replay.bad():
             return f"Nothing to explain: {self.replay.verdict}."
-        return f"No known fault, and no pair, reproduces these numbers: {self.replay.verdict}."
+        looks = f"  What {self.hints[0].point} looks like: {self.hints[0].says}." if self.hints else ""
+        return f"No known fault, and no pair, reproduces these numbers: {self.replay.verdict}.{looks}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,20 @@ def whatif(model, dump, *, ids=None, media=NO_MEDIA, told=None) -> WhatIf:
     told = told or (lambda text: None)
     subject = subject_of(model, dump, ids, media)
     found = locally(subject, told=told)
-    return WhatIf(found, tuple(explain(subject, found, told)))
+    candidates = tuple(explain(subject, found, told))
+    return WhatIf(found, candidates, () if candidates else tuple(looks(subject, found)))
+
+
+def looks(subject: Subject, found: Replay) -> list[Hint]:
+    """What the first bad tensor looks like in terms of the right one."""
+    step = next((s for s in found.bad() if s.rel is not None and s.floor), None)
+    if step is None or not known.whole(subject.dump, step.name) or step.name not in found.base.truth:
+        return []
+    truth = Dump({}, {step.name: found.base.truth[step.name]}, found.base.axes)
+    given = subject.dump[step.name].reshape(truth[step.name].shape)
+    return hints(
+        step.name, truth, Dump({}, {step.name: given}), found.base.axes[step.name], SUSPECT_TO * step.floor["rel"]
+    )
 
 
 def explain(subject: Subject, found: Replay, told=lambda text: None) -> list[Candidate]:
@@ -115,7 +134,7 @@ class Trial:
     def can_show(self, fault, name):
         model = self.subject.model
         past = len(self.subject.ids) > model.config.text.sliding_window
-        if not fault.shown_by(name) or (fault.past_window and not past):
+        if not (fault.shown_by(name) and fault.media(self.subject.media)) or (fault.past_window and not past):
             return False
         layer = layer_of(name)
         return bool(fault.places(model)) if layer is None else layer in fault.places(model)

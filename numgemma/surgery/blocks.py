@@ -165,6 +165,10 @@ def together(child: Lines, runs: list) -> Relation | None:
     first, scales = spans[0], {span.scale for span in spans}
     scale = scales.pop() if len(scales) == 1 else 1.0
     kind, times = manner(child, runs, spans, scale)
+    if (
+        kind in ("copy", "scaled") and held == n
+    ):  # then it would have been found as a whole: it differs across the lines
+        return None
     return Relation(kind, first.parent, first.source, scale, False, times, child.axis, spans, n - held, error)
 
 

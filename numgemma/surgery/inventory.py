@@ -30,7 +30,8 @@ def described(r: Relation) -> str:
     """A relation in words."""
     value = "1 + w" if r.plus_one else ""
     if abs(r.scale - 1) > 1e-9 and r.kind != "split":
-        value = f"{r.scale:g} x ({value})" if value else f"{r.scale:g} x"
+        scale = f"{r.scale:.{2 if r.error > 1e-4 else 6}g} x"
+        value = f"{scale} ({value})" if value else scale
     text = {
         "copy": "copy",
         "scaled": value,

@@ -16,6 +16,7 @@ from numgemma.surgery.blocks import assembled
 from numgemma.surgery.relations import (
     FOR_BYTES,
     FRESH,
+    LOOSE,
     Relation,
     by_digest,
     byte_copies,
@@ -119,8 +120,9 @@ def candidates(child: Sketches, parents: dict[str, Sketches]) -> dict[str, list[
     found |= likenesses((one for name, one in child.items() if name not in found), parents)
     found = {name: some for name, some in found.items() if some}
     found |= {name: some for name, one in child.items() if name not in found and (some := tiled_vectors(one, parents))}
-    rest = (one for name, one in child.items() if name not in found and one.size)
-    return found | {name: [relation] for name, relation in assembled(rest, parents).items()}
+    rest = [one for name, one in child.items() if name not in found and one.size]
+    found |= {name: [relation] for name, relation in assembled(rest, parents).items()}
+    return found | likenesses((one for one in rest if one.name not in found and one.width > 1), parents, LOOSE)
 
 
 # names: which layer a tensor belongs to

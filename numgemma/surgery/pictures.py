@@ -1,11 +1,10 @@
 """What was found, drawn: which layer of which parent each slot is from, and where a child leaves its parent."""
 
-import os
 from pathlib import Path
 
-from numgemma.errors import InputError
 from numgemma.surgery.lineage import Lineage, decoder_layer, scope
 from numgemma.surgery.seams import REWIND, Seams, seam
+from numgemma.whole import whole
 
 # Okabe and Ito's colours, which stay apart for every kind of colour vision; the markers differ as well.
 BLUE, ORANGE, RED, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#C8C8C8"
@@ -23,14 +22,8 @@ def new_figure(width: float, height: float):
 
 def save(figure, path: Path) -> None:
     """Write a PNG, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --plot.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # the layer matrix
@@ -38,7 +31,8 @@ def save(figure, path: Path) -> None:
 
 def layer_matrix(found: Lineage, figure=None):
     """Child slot against parent layer, one panel for each parent.  figure: to draw on  -> Figure"""
-    parents = [parent for parent in found.parents if found.layers[parent]]
+    parents = [parent for parent in found.parents if any(o.parent == parent for o in found.slots)]
+    parents = parents or [parent for parent in found.parents if found.layers[parent]]
     heights = [found.layers[parent] for parent in parents] or [1]
     size = min(0.16, 9 / max(1, len(found.slots)), 9 / sum(heights))
     figure = figure or new_figure(3 + size * len(found.slots), 1.8 + size * sum(heights) + 0.4 * len(heights))

@@ -15,8 +15,10 @@ import numpy as np
 from numgemma.surgery.sketch import Sketch
 
 # How much of a tensor's spread may be left unexplained, as noise is; unrelated tensors leave all of it.  Vectors may
-# leave more: the rounding of values near 1 is large against a spread of a few hundredths.
-LEFT = {"matrix": 0.03, "vector": 0.2}
+# leave more than matrices: the rounding of values near 1 is large against a spread of a few hundredths.
+LEFT, LEFT_OF_VECTOR = 0.03, 0.2
+LOOSE = 0.25  # of a matrix that no blocks of lines explain either: a copy that was trained on, or is noisy
+WORTH = 0.9  # correlation from which on a fit is tried
 ENOUGH = 8  # different values, at least, before a likeness is looked for
 FOR_BYTES = 4  # different values that make equal bytes no accident
 NEAR = 5e-3  # how far one number may be from the one it was: bfloat16 rounds by up to 4e-3, noise of 1e-3 reaches 4e-3
@@ -85,8 +87,13 @@ def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n for n in shape if n != 1)
 
 
-def likenesses(children: Iterable[Sketch], parents: dict[str, dict[str, Sketch]]) -> dict[str, list[Relation]]:
-    """Child name -> what it may be made of, among the parents' tensors of its shape; best first."""
+def likenesses(
+    children: Iterable[Sketch], parents: dict[str, dict[str, Sketch]], left: float = LEFT
+) -> dict[str, list[Relation]]:
+    """Child name -> what it may be made of, among the parents' tensors of its shape.
+
+    left: how much of a matrix may remain unexplained.
+    """
     groups = defaultdict(list)
     for parent, sketches in parents.items():
         for one in sketches.values():
@@ -99,7 +106,7 @@ def likenesses(children: Iterable[Sketch], parents: dict[str, dict[str, Sketch]]
     for shape, some in wanted.items():
         if shape in groups:
             for child, closest in closest_of(some, groups[shape]):
-                found[child.name] = [r for parent, source in closest if (r := relate(child, parent, source))]
+                found[child.name] = [r for parent, source in closest if (r := relate(child, parent, source, left))]
     return found
 
 
@@ -108,7 +115,7 @@ def closest_of(children: list[Sketch], candidates: list[tuple[str, Sketch]]) -> 
     pool = np.stack([standard(one.values) for _, one in candidates])
     for child in children:
         likeness = np.abs(pool @ standard(child.values))
-        nearest = np.flatnonzero(likeness >= max(0.97, likeness.max() - 1e-6))
+        nearest = np.flatnonzero(likeness >= max(WORTH, likeness.max() - 1e-6))
         yield child, [candidates[i] for i in nearest]
 
 
@@ -119,22 +126,22 @@ def standard(values: np.ndarray) -> np.ndarray:
     return (centred / length if length > 1e-9 * np.linalg.norm(values) else 0 * centred).astype(np.float32)
 
 
-def relate(child: Sketch, parent: str, source: Sketch) -> Relation | None:
+def relate(child: Sketch, parent: str, source: Sketch, most: float) -> Relation | None:
     """The child as s times the source, or s times one plus it; None where neither explains it."""
     y, x = child.values, source.values
     scale, plus_one, left = fit(y, x)
-    if left > allowed(child) * y.std():
+    if left > allowed(child, most) * y.std():
         return None
     kind = "converted" if plus_one else "copy" if scale == 1 else "scaled"
     return Relation(kind, parent, source.name, scale, plus_one, error=left / rms(y))
 
 
-def allowed(child: Sketch) -> float:
+def allowed(child: Sketch, most: float) -> float:
     """What may be left over: as noise leaves it, and less where there are so few values that chance could do as well.
 
     Of n random values a fit leaves the share d with a probability of about d ** (n - 2); that is held below 1e-12.
     """
-    usual = LEFT["vector" if min(child.height, child.width) <= 1 else "matrix"]
+    usual = LEFT_OF_VECTOR if min(child.height, child.width) <= 1 else most
     return min(usual, 10 ** (-12 / max(1, child.distinct - 2)))
 
 
@@ -177,14 +184,14 @@ def tiled_vectors(child: Sketch, parents: dict[str, dict[str, Sketch]]) -> list[
         for one in sketches.values():
             if one.width == 1 and 1 < one.size < n and n % one.size == 0 and one.distinct > 1:
                 tile = np.tile(one.values, n // one.size)
-                if abs(standard(tile) @ standard(child.values)) >= 0.97:
+                if abs(standard(tile) @ standard(child.values)) >= WORTH:
                     found += tiling(child, tile, parent, one)
     return sorted(found, key=lambda relation: relation.error)
 
 
 def tiling(child: Sketch, tile: np.ndarray, parent: str, source: Sketch) -> list[Relation]:
     scale, plus_one, left = fit(child.values, tile)
-    if left > allowed(child) * child.values.std():
+    if left > allowed(child, LEFT) * child.values.std():
         return []
     times = child.size // source.size
     return [Relation("tiled", parent, source.name, scale, plus_one, times, "rows", error=left / rms(child.values))]

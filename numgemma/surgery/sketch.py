@@ -19,7 +19,7 @@ from numgemma.checkpoint import join_files, open_files, release
 from numgemma.model import resolve
 
 FEW = 32  # columns that stand for a row, rows that stand for a column
-SAMPLE = 4096  # values, at most, that stand for a whole tensor
+SAMPLE = 4096  # values, at most, from all over a tensor
 PIECE = 1 << 24  # bytes read at a time by each thread
 
 
@@ -48,9 +48,15 @@ class Sketch:
 
     @cached_property
     def values(self) -> np.ndarray:
-        """At most SAMPLE values as float64, the same ones of every tensor of this shape; NaN and infinity as 0."""
+        """Some values as float64, the same ones of every tensor of this shape; NaN and infinity as 0.
+
+        Of a matrix also one whole row and one whole column: no block of lines is without a value among them.
+        """
         step = max(1, math.ceil(self.height / max(1, SAMPLE // max(1, self.rows.shape[1]))))
-        return plain(self.rows[::step]).reshape(-1)
+        parts = [self.rows[::step]]
+        if self.width > 1:
+            parts += [self.rows[:, len(self.rows[0]) // 2], self.columns[len(self.columns) // 2]]
+        return np.concatenate([plain(part).reshape(-1) for part in parts])
 
     @cached_property
     def distinct(self) -> int:

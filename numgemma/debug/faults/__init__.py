@@ -1,7 +1,8 @@
 """The known faults: mistakes that implementations of Gemma 4 have made, each as a small change of one function.
 
-`applied` runs a model with one; `debug.whatif` looks for the one that reproduces another engine's numbers.  The ids
-are those of the table of faults in the documentation; a form of a fault has a word after its id, as T15-erf.
+`applied` runs a model with one; `debug.whatif` looks for the one that reproduces another engine's numbers.  T is for
+the decoder's trunk, K shared keys and values, P per-layer embeddings, M mixture of experts, V vision, A audio; a form
+of a fault has a word after its id, as T15-erf.
 """
 
 from numgemma.debug.faults import attending, branches, pictures, sounds, trunk  # noqa: F401 - enter their faults

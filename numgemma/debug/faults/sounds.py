@@ -36,7 +36,7 @@ def channels_first(original, features, w, c, tap):
     "A03",
     "a frame sees one frame too many",
     "let it see itself and the 11 before it: the farthest row of the relative table is never used",
-    shows=f"{AUDIO}.self_attn.context",
+    shows=f"{AUDIO}.self_attn.scores {AUDIO}.self_attn.context",
     swaps="ops.attend_band",
     media=with_clips,
 )

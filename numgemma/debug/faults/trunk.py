@@ -20,7 +20,7 @@ from numgemma.debug.faults.fault import Rewired, fault, with_weights
     "T01",
     "RMSNorm multiplies by 1 + weight, as Gemma 3 does",
     "multiply by the weight as stored",
-    shows="*_tower*norm per_layer_projection_norm layers.*.input_layernorm",
+    shows="*norm *norm_? layers.*.input_layernorm",
     swaps="ops.rms_norm",
 )
 def one_plus_weight(original, x, w, eps):
@@ -31,7 +31,7 @@ def one_plus_weight(original, x, w, eps):
     "T02",
     "RMSNorm is computed in bfloat16, its sum of squares too",
     "compute it in float32, the product with the weight included, then round once",
-    shows="*_tower*norm per_layer_projection_norm layers.*.input_layernorm",
+    shows="*norm *norm_? layers.*.input_layernorm",
     swaps="ops.rms_norm",
 )
 def narrow_norm(original, x, w, eps):
