@@ -214,8 +214,9 @@ def noisily(subject, seed, found, under=nullcontext):
 
     def look(name, y, axes):
         if name in found.truth and y.dtype.kind not in "iub":
-            pair = (np.sort(side) if name.endswith("router.weights") else side for side in (found.truth[name], y))
-            widen(found, name, errors(*pair, axes, channel_floor))
+            sides = found.truth[name], y
+            t, y_ = map(np.sort, sides) if name.endswith("router.weights") else sides
+            widen(found, name, errors(t, y_, axes, channel_floor))
         y = fed(dump, name, y)
         return refined(y, dump, name, rng) if name in dump and y.dtype.kind not in "iub" else y
 
