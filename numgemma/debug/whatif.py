@@ -50,7 +50,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class WhatIf:
-    """The candidates, best first.  Where nothing reproduces the dump: none, and what the first bad tensor looks like."""
+    """The candidates, best first; none where nothing reproduces the dump, but what the first bad tensor looks like."""
 
     replay: Replay
     candidates: tuple[Candidate, ...]
