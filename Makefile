@@ -16,8 +16,9 @@ HF = .venv-hf
 demo: $(VENV)/ready
 	$(VENV)/bin/numgemma demo
 
+# one thread each: the workers already fill the cores, and more would fight over them
 test: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -q -n auto -m "not hf and not notebooks"
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto -m "not hf and not notebooks"
 
 test-hf: $(HF)/ready
 	$(HF)/bin/python -m pytest -q -m hf
