@@ -222,23 +222,24 @@ def attend(q, k, v, mask, tap=Tap()):
 
 def attend_all(q, k, v, tap=Tap()):
     """`attend` where everything sees everything.  q: I N H   k, v: I K H  ->  I N H"""
-    G = q.shape[1] // k.shape[1]
-    q = q.transpose(1, 0, 2)
-    k, v = np.repeat(k.transpose(1, 2, 0), G, 0), np.repeat(v.transpose(1, 0, 2), G, 0)  # N H I, N I H
     if not (tap.watches("scores") or tap.watches("probs")):
-        return attend_in_blocks(q, k, v).transpose(1, 0, 2)
-    scores = tap("scores", matmul(q, k), "N I I")
+        return attend_in_blocks(q, k, v)
+    G = q.shape[1] // k.shape[1]
+    keys, values = np.repeat(k.transpose(1, 2, 0), G, 0), np.repeat(v.transpose(1, 0, 2), G, 0)  # N H I, N I H
+    scores = tap("scores", matmul(q.transpose(1, 0, 2), keys), "N I I")
     probs = tap("probs", softmax(scores), "N I I")
-    return matmul(probs, v).transpose(1, 0, 2)
+    return matmul(probs, values).transpose(1, 0, 2)
 
 
 def attend_in_blocks(q, k, v):
-    """The same without the whole I x I map, which is 6 GB for a large image.  q, v: N I H   k: N H I  ->  N I H"""
+    """The same without the whole map of N I I, which is 6 GB for a large image.  q: I N H   k, v: I K H  ->  I N H"""
+    (I, N, _), G = q.shape, q.shape[1] // k.shape[1]
     context = np.empty_like(q)
-    rows = max(1, 4 * BLOCK // q.shape[1])
-    for n in range(len(q)):
-        for i in range(0, q.shape[1], rows):
-            context[n, i : i + rows] = average(matmul(q[n, i : i + rows], k[n]), v[n])
+    rows = max(1, 4 * BLOCK // I)
+    for n in range(N):
+        keys, values = k[:, n // G].T, v[:, n // G]
+        for i in range(0, I, rows):
+            context[i : i + rows, n] = average(matmul(q[i : i + rows, n], keys), values)
     return context
 
 

@@ -163,6 +163,8 @@ def test_a_fault_that_cannot_act_is_refused_by_name(runs):
     dense, ple = runs["dense"].model, runs["ple"].model
     with pytest.raises(InputError, match=r"P01 .* cannot act"), applied(dense, "P01"):
         pass
+    with pytest.raises(InputError, match=r"V05-whole .* cannot act"), applied(dense, "V05-whole"):
+        pass
     with pytest.raises(InputError, match=r"K01 .* cannot act"), applied(ple, "K01", layers=[0, 1]):
         pass
     with pytest.raises(InputError, match=r"T21 .* cannot act"), applied(dense, "T21", layers=[0]):

@@ -463,7 +463,7 @@ def test_a_later_image_cannot_change_an_earlier_token(multimodal_folders, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_generation_after_images_and_sound_equals_the_uncached_run(multimodal_folders, name):
     model, ids, inputs = opened(multimodal_folders, name, "float64")
-    new = model.generate(ids, 12, ignore_eos=True, media=inputs)
+    new = model.generate(ids, 8, ignore_eos=True, media=inputs)
     config = model.config
     for n, expected in enumerate(new):
         after = multimodal.without_placeholders(np.array(new[:n], int), config)  # generated ones are padding
@@ -474,7 +474,7 @@ def test_generation_after_images_and_sound_equals_the_uncached_run(multimodal_fo
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cached_run_equals_the_uncached_run_at_every_point(multimodal_folders, name):
     model, ids, inputs = opened(multimodal_folders, name, "float64")
-    ids = np.concatenate([ids, tiny.prompt({"vocab_size": 190}, 12)])
+    ids = np.concatenate([ids, tiny.prompt({"vocab_size": 190}, 8)])  # past the window of 7
     last = int(np.flatnonzero(ids >= 190).max()) + 1
     whole = model.record(ids, ["*"], media=inputs)
     parts = model.record(ids, ["*"], media=inputs, prefill=last)

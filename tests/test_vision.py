@@ -103,13 +103,39 @@ def test_attention_is_a_softmax_over_all_patches_and_heads_share_keys_in_groups(
 
 
 @pytest.mark.parametrize("block", [1, 10, 50, 1000])
-def test_attention_in_blocks_equals_attention_at_once(monkeypatch, rng, block):
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_attention_in_blocks_equals_attention_at_once(monkeypatch, rng, block, dtype):
     monkeypatch.setattr(ops_numpy, "BLOCK", block)
-    q, k, v = rng.standard_normal((3, 11, 4, 6))
+    q, k, v = rng.standard_normal((3, 11, 4, 6)).astype(dtype)
     seen = []
-    watched = ops.attend_all(q, k, v, Recorder(lambda name, x, axes: seen.append((name, x.shape)), F64, ["*"]))
+    tap = Recorder(lambda name, x, axes: seen.append((name, x.shape)), np.dtype(dtype), ["*"])
+    watched, unwatched = ops.attend_all(q, k, v, tap), ops.attend_all(q, k, v)
     assert seen == [("scores", (4, 11, 11)), ("probs", (4, 11, 11))]
-    assert_close(watched, ops.attend_all(q, k, v), "float64")
+    assert watched.dtype == unwatched.dtype == dtype
+    assert_close(watched, unwatched, dtype)
+
+
+@pytest.mark.parametrize("block", [4, 24, 100])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_in_blocks_on_all_cores_are_the_rows_at_once_bit_by_bit(monkeypatch, rng, block, dtype):
+    x, w = rng.normal(0, 2, (13, 8)).astype(dtype), rng.standard_normal(8).astype(dtype)
+    bounds = np.array(-0.5, dtype), np.array(0.7, dtype)
+    calls = [(ops.rms_norm, w, 1e-6), (ops.gelu_tanh,), (ops.silu,), (ops.glu,), (ops.clip, *bounds)]
+    at_once = [op(x, *args) for op, *args in calls]
+    monkeypatch.setattr(ops_numpy, "BLOCK", block)
+    for (op, *args), expected in zip(calls, at_once, strict=True):
+        found = op(x, *args)
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_what_is_said_of_overflow_holds_on_all_cores(monkeypatch):
+    monkeypatch.setattr(ops_numpy, "BLOCK", 4)
+    huge = np.full((9, 4), 1e38, np.float32)
+    with np.errstate(all="ignore"):
+        assert np.isnan(ops.gelu_tanh(huge - np.inf)).all()
+    with pytest.raises(FloatingPointError), np.errstate(all="raise"):
+        ops.gelu_tanh(huge)
 
 
 @pytest.mark.parametrize(("across", "down"), [(3, 3), (6, 3), (3, 12), (9, 6)])

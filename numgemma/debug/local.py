@@ -138,7 +138,8 @@ class Steps:
         if np.prod(shape) != y.size:
             found.reasons[name] = f"shape {list(shape)} in the dump, {list(y.shape)} here"
             return
-        found.truth[name], found.axes[name] = y, axes
+        kept = y if EPS[self.precision] <= EPS["float32"] else y.astype(np.float32)  # ample beside a coarser candidate
+        found.truth[name], found.axes[name] = kept, axes
         found.errors[name] = measured(name, y, axes, self.dump, self.channel_floor)
 
     def choice(self, name, ids):
@@ -262,7 +263,7 @@ def with_roots_of_its_own(rng):
 
 def errors(x, y, axes, channel_floor):
     """The three relative errors of metrics.measure, and nothing else.  x: the reference"""
-    y = y.astype(np.float64)
+    x, y = x.astype(np.float64), y.astype(np.float64)
     xx, dd = x * x, (x - y) ** 2
     if not np.isfinite(dd).all() or not xx.any():
         return [0.0] * len(KEYS)  # nothing to be learned from it

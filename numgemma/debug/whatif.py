@@ -95,10 +95,8 @@ def looks(subject: Subject, found: Replay) -> list[Hint]:
     if step is None or not known.whole(subject.dump, step.name) or step.name not in found.base.truth:
         return []
     truth = Dump({}, {step.name: found.base.truth[step.name]}, found.base.axes)
-    given = subject.dump[step.name].reshape(truth[step.name].shape)
-    return hints(
-        step.name, truth, Dump({}, {step.name: given}), found.base.axes[step.name], SUSPECT_TO * step.floor["rel"]
-    )
+    given = Dump({}, {step.name: subject.dump[step.name].reshape(truth[step.name].shape)})
+    return hints(step.name, truth, given, found.base.axes[step.name], SUSPECT_TO * step.floor["rel"])
 
 
 def explain(subject: Subject, found: Replay, told=lambda text: None) -> list[Candidate]:
@@ -146,8 +144,8 @@ class Trial:
             layers = layers | {p for p in fault.places(model) if fault.across and p is not None}
         ids = [fault.id for fault in faults]
         after = again(self.subject, self.base, layers, lambda: applied(model, *ids), runs)
-        known = {name: m for name, m in after.errors.items() if name in self.base.errors}
-        return Outcome(tuple(faults), {name: self.left(after, name, m) for name, m in known.items()})
+        measured = {name: m for name, m in after.errors.items() if name in self.base.errors}
+        return Outcome(tuple(faults), {name: self.left(after, name, m) for name, m in measured.items()})
 
     def left(self, after, name, m):
         """The error that is left at a step, in units of the floor."""

@@ -104,7 +104,8 @@ def applied(model, *ids, layers=None):
             broken = model.record(ids)
 
     layers: "all", "full", "sliding", "shared" or a list; None: wherever the fault can act, also outside the layers.
-    Raises InputError where a fault cannot act.  Not for two threads at once.
+    Raises InputError where a fault cannot act.  Not for two threads at once, and not around `replay`, which runs the
+    model to learn what is right.
     """
     with ExitStack() as stack:
         for id in ids:

@@ -29,6 +29,14 @@ def with_any(given):
     return with_images(given) or with_clips(given)
 
 
+def sees(spec, model):
+    return model.config.vision is not None
+
+
+def has_towers(spec, model):
+    return model.config.vision is not None or model.config.audio is not None
+
+
 # -- patches and places
 
 
@@ -38,6 +46,7 @@ def with_any(given):
     "let the patch embedder compute 2 (x - 0.5)",
     shows=f"{VISION}.patch_embedder.input_proj",
     swaps="ops.center",
+    at=sees,
     media=with_images,
 )
 def uncentred(original, pixels, dtype):
@@ -50,6 +59,7 @@ def uncentred(original, pixels, dtype):
     "give the model pixels between 0 and 1: it centres them itself",
     shows=f"{VISION}.patch_embedder.input_proj",
     swaps="ops.center",
+    at=sees,
     media=with_images,
 )
 def centred_twice(original, pixels, dtype):
@@ -62,6 +72,7 @@ def centred_twice(original, pixels, dtype):
     "list a patch by rows, then columns, colours last",
     shows=f"{VISION}.patch_embedder.input_proj",
     swaps="ops.center",
+    at=sees,
     media=with_images,
 )
 def colours_first(original, pixels, dtype):
@@ -75,6 +86,7 @@ def colours_first(original, pixels, dtype):
     "give column x first, then row y",
     shows=f"{VISION}.patch_embedder.position_embedding",
     swaps="vision.vision_tower",
+    at=sees,
     media=with_images,
 )
 def places_swapped(original, patches, positions, *rest):
@@ -87,6 +99,7 @@ def places_swapped(original, patches, positions, *rest):
     "take table 0 at x and table 1 at y",
     shows=f"{VISION}.patch_embedder.position_embedding",
     swaps="vision.patch_embedder",
+    at=sees,
     media=with_images,
 )
 def one_table(original, patches, positions, w, *rest):
@@ -103,6 +116,7 @@ def one_table(original, patches, positions, w, *rest):
     "rotate each half of the head by itself: lanes i and i + H/4 are a pair",
     shows=f"{LAYER}.q_rope",
     swaps="vision.axial_rope",
+    at=sees,
     media=with_images,
 )
 def whole_rope(original, x, rope):
@@ -115,6 +129,7 @@ def whole_rope(original, x, rope):
     "turn the second half by the row",
     shows=f"{VISION}.rotary_emb.*",
     swaps="vision.axial_rope_table",
+    at=sees,
     media=with_images,
 )
 def column_twice(original, positions, *rest):
@@ -127,6 +142,7 @@ def column_twice(original, positions, *rest):
     "load each from its own tensor",
     shows=f"{LAYER}.k_norm",
     swaps="vision.attention",
+    at=sees,
     media=with_images,
 )
 def k_norm_from_q(original, x, w, *rest):
@@ -140,6 +156,7 @@ def k_norm_from_q(original, x, w, *rest):
     shows=f"{LAYER}.v_norm",
     swaps="ops.rms_norm",
     within="vision.attention",
+    at=sees,
     media=with_images,
 )
 def no_value_norm(original, x, w, eps):
@@ -152,6 +169,7 @@ def no_value_norm(original, x, w, eps):
     "use scale 1: q_norm and k_norm carry it",
     shows=f"{LAYER}.scores {LAYER}.context",
     swaps="ops.attend_all",
+    at=sees,
     media=with_images,
 )
 def scaled_scores(original, q, k, v, tap):
@@ -167,6 +185,7 @@ def scaled_scores(original, q, k, v, tap):
     "multiply the mean of 3 x 3 patches by sqrt(C)",
     shows=f"{VISION}.pooler",
     swaps="ops.widen",
+    at=sees,
     media=with_images,
 )
 def pooled_unscaled(original, x, factor):
@@ -179,6 +198,7 @@ def pooled_unscaled(original, x, factor):
     "pool the squares that their positions make",
     shows=f"{VISION}.pooler",
     swaps="ops.mean_of_bins",
+    at=sees,
     media=with_images,
 )
 def pooled_in_order(original, x, bins):
@@ -204,6 +224,7 @@ def not_standardised(original, x, bias, scale, dtype):
     "normalise, without a weight, then project",
     shows="embed_*.embedding_pre_projection_norm",
     swaps="multimodal.embedder",
+    at=has_towers,
     media=with_any,
 )
 def norm_after_projection(original, soft, w, c, tap):
@@ -220,6 +241,7 @@ def norm_after_projection(original, soft, w, c, tap):
     "put them into the stream as they are",
     shows="inputs_embeds",
     swaps="multimodal.merge",
+    at=has_towers,
     media=with_any,
 )
 def soft_tokens_scaled(original, x, ids, soft, config):

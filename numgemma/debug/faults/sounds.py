@@ -16,12 +16,17 @@ from numgemma.debug.faults.pictures import clipped, with_clips
 AUDIO = "audio_tower*"
 
 
+def hears(spec, model):
+    return model.config.audio is not None
+
+
 @fault(
     "A02",
     "the convolutions' output is flattened channel by channel",
     "flatten bin by bin, the channels of a bin together",
     shows=f"{AUDIO}.input_proj_linear",
     swaps="conformer.subsample",
+    at=hears,
     media=with_clips,
 )
 def channels_first(original, features, w, c, tap):
@@ -38,6 +43,7 @@ def channels_first(original, features, w, c, tap):
     "let it see itself and the 11 before it: the farthest row of the relative table is never used",
     shows=f"{AUDIO}.self_attn.scores {AUDIO}.self_attn.context",
     swaps="ops.attend_band",
+    at=hears,
     media=with_clips,
 )
 def one_frame_more(original, q, k, v, distances, per_dim_scale, cap, tap):
@@ -50,6 +56,7 @@ def one_frame_more(original, q, k, v, distances, per_dim_scale, cap, tap):
     "load it, and scale q by its softplus",
     shows=f"{AUDIO}.self_attn.scores {AUDIO}.self_attn.context",
     swaps="ops.attend_band",
+    at=hears,
     media=with_clips,
 )
 def no_per_dim_scale(original, q, k, v, distances, per_dim_scale, *rest):
@@ -63,6 +70,7 @@ def no_per_dim_scale(original, q, k, v, distances, per_dim_scale, *rest):
     shows=f"{AUDIO}.self_attn.scores {AUDIO}.self_attn.context",
     swaps="ops_numpy.softcap",
     within="conformer.attention",
+    at=hears,
     media=with_clips,
 )
 def scores_uncapped(original, x, cap):
@@ -75,6 +83,7 @@ def scores_uncapped(original, x, cap):
     "put all sines first, then all cosines",
     shows=f"{AUDIO}.rel_pos_enc",
     swaps="ops.sinusoids",
+    at=hears,
     media=with_clips,
 )
 def alternating(original, distances, C, dtype):
@@ -88,6 +97,7 @@ def alternating(original, distances, C, dtype):
     "add half of their output",
     shows=f"{AUDIO}.feed_forward1.out",
     swaps="conformer.feed_forward",
+    at=hears,
     media=with_clips,
 )
 def full_feed_forward(original, x, w, c, tap):
@@ -100,6 +110,7 @@ def full_feed_forward(original, x, w, c, tap):
     "gate the first half by the sigmoid of the second",
     shows=f"{AUDIO}.lconv1d.glu",
     swaps="ops.glu",
+    at=hears,
     media=with_clips,
 )
 def glu_swapped(original, x):
@@ -112,6 +123,7 @@ def glu_swapped(original, x):
     "pad k - 1 frames before, none behind",
     shows=f"{AUDIO}.lconv1d.depthwise_conv1d",
     swaps="ops.causal_conv",
+    at=hears,
     media=with_clips,
 )
 def centred_conv(original, x, w):
