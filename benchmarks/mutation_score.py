@@ -25,7 +25,7 @@ import tiny  # noqa: E402
 import numgemma  # noqa: E402
 from numgemma.debug.faults import CATALOGUE, applied  # noqa: E402
 from numgemma.debug.judge import SUSPECT_TO  # noqa: E402
-from numgemma.debug.local import Subject, again, as_held, local  # noqa: E402
+from numgemma.debug.local import HEAD, TOWERS, Subject, again, as_held, local  # noqa: E402
 from numgemma.debug.perturb import perturbed  # noqa: E402
 from numgemma.debug.replay import size_of  # noqa: E402
 from numgemma.debug.whatif import whatif  # noqa: E402
@@ -88,7 +88,7 @@ def clean_steps(model, ids, media):
 
 def expected_point(fault, subject, base):
     """The first step that the fault moves by more than noise could be, or None."""
-    everything = {spec.index for spec in subject.model.config.text.layers} | {None}
+    everything = {spec.index for spec in subject.model.config.text.layers} | {HEAD, TOWERS}
     moved = again(subject, base, everything, lambda: applied(subject.model, fault.id))
     for name in base.errors:  # in the order of a right run
         if name in moved.errors and size_of(subject, moved, name)[0] > SUSPECT_TO:

@@ -73,7 +73,7 @@ def linear(x, w):
     """x W^T.  x: ... I   w: O I  ->  ... O"""
     a = x.astype(wide(x.dtype), copy=False)
     y = np.empty((*x.shape[:-1], len(w)), a.dtype)
-    rows = max(1, BLOCK // w.shape[1])
+    rows = max(1, max(BLOCK, 4 * x.size) // w.shape[1])  # the more tokens, the dearer it is to go over x again
     for i in range(0, len(w), rows):
         np.matmul(a, stored(w[i : i + rows], x.dtype).T, out=y[..., i : i + rows])
     return y.astype(x.dtype, copy=False)

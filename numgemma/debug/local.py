@@ -26,6 +26,7 @@ from numgemma.trace import Tap
 RUNS = 4  # with noise
 LOOP = 0.3
 MARGIN = 8  # a flip of experts whose probabilities differ by less than so many units in the last place is a tie
+HEAD, TOWERS = "head", "towers"  # beside the numbers of layers: what may run alone
 HIDDEN = -1e4  # scores below this are an engine's way to say that the mask hides them
 
 
@@ -54,7 +55,7 @@ class Local:
     truth: dict[str, np.ndarray] = field(default_factory=dict)  # what numgemma computes at each point of the dump
     axes: dict[str, str] = field(default_factory=dict)
     limits: dict[str, Limits] = field(default_factory=dict)  # what noise alone makes of the errors
-    streams: dict[int, np.ndarray] = field(default_factory=dict)  # what each layer hands on
+    streams: dict = field(default_factory=dict)  # what each layer hands on; TOWERS -> kind -> soft tokens
     kvs: dict[int, tuple] = field(default_factory=dict)  # the keys and values that each layer made
 
 
@@ -302,13 +303,20 @@ def keeping_streams(found):
             found.kvs[spec.index] = kvs[spec.index]
         return y
 
-    with swapped("gemma4.block", block):
+    def soft_tokens(original, *args):
+        found.streams[TOWERS] = original(*args)
+        return found.streams[TOWERS]
+
+    with swapped("gemma4.block", block), swapped("multimodal.soft_tokens", soft_tokens):
         yield
 
 
 @contextmanager
 def only(layers, base):
-    """Of the decoder only these layers run (None: the head); the others hand on what they did in an earlier pass."""
+    """Only these layers of the decoder run, the head if HEAD is among them and the towers if TOWERS is.
+
+    The others hand on what they did in an earlier pass.
+    """
 
     def block(original, x, ple, w, spec, rope, mask, kvs, tap):
         if spec.index in layers:
@@ -318,12 +326,20 @@ def only(layers, base):
         return base.streams[spec.index].astype(x.dtype)
 
     def head(original, x, *rest):
-        return original(x, *rest) if None in layers else x
+        return original(x, *rest) if HEAD in layers else x
+
+    def soft_tokens(original, given, w, config, dtype, *rest):
+        if TOWERS in layers:
+            return original(given, w, config, dtype, *rest)
+        return {kind: rows.astype(dtype) for kind, rows in base.streams[TOWERS].items()}
 
     def forget(original, kvs, spec):
         """Nothing: this is one pass, and layers that did not run have nothing to forget."""
 
-    with swapped("gemma4.block", block), swapped("gemma4.head", head), swapped("gemma4.forget", forget):
+    changes = {"gemma4.block": block, "gemma4.head": head, "gemma4.forget": forget}
+    with ExitStack() as stack:
+        for name, change in (changes | {"multimodal.soft_tokens": soft_tokens}).items():
+            stack.enter_context(swapped(name, change))
         yield
 
 

@@ -16,7 +16,7 @@ from numgemma.debug.faults import CATALOGUE, Fault, applied
 from numgemma.debug.faults.fault import LAYERS, of_sort
 from numgemma.debug.hints import hints
 from numgemma.debug.judge import NOISE_TO, SUSPECT_TO
-from numgemma.debug.local import RUNS, Local, Subject, again
+from numgemma.debug.local import HEAD, RUNS, TOWERS, Local, Subject, again
 from numgemma.debug.replay import Replay, Step, counted, locally, size_of, subject_of
 from numgemma.debug.result import FAULT, Hint, plain
 from numgemma.debug.ties import layer_of
@@ -26,7 +26,8 @@ from numgemma.media import NO_MEDIA
 SCHEMA = "numgemma.whatif/1"
 KEPT = 3  # candidates for the first step that are followed up in a search for pairs
 HELPS = 1.5  # a fault that divides an error by so much may be part of the answer
-HEAD = ("lm_head", "logits")
+AT_HEAD = ("lm_head", "logits")
+IN_TOWERS = ("vision_tower", "audio_tower", "embed_vision", "embed_audio")
 
 
 @dataclass(frozen=True)
@@ -167,9 +168,9 @@ class Trial:
         return left <= NOISE_TO or left <= min(SUSPECT_TO, step.xfloor / 10)
 
     def everywhere(self, faults) -> Outcome:
-        """The faults in all layers where they can act, or where something is bad."""
+        """The faults wherever they can act, or something is bad."""
         places = {p for fault in faults for p in fault.places(self.subject.model) if p is not None}
-        return self.outcome(faults, layers_of(self.bad) | places, RUNS)
+        return self.outcome(faults, layers_of(self.bad) | places | {TOWERS}, RUNS)
 
     def pairs(self, step) -> list[Outcome]:
         """Pairs that together fix a step which no fault fixes alone."""
@@ -211,10 +212,12 @@ class Trial:
         return sum(len(f.places(model)) - len(self.hit(outcome, f)) for f in outcome.faults if f.layered)
 
 
-def layers_of(steps):
-    """The layers that must run to reach some steps; None for the head."""
+def layers_of(steps) -> set:
+    """The layers that must run to reach some steps; HEAD and TOWERS where those must."""
     names = [name for step in steps for name in (step.name, *step.between)]
-    return {layer_of(name) for name in names if layer_of(name) is not None} | {None for name in names if name in HEAD}
+    layers: set = {layer_of(name) for name in names if layer_of(name) is not None}
+    layers |= {HEAD for name in names if name in AT_HEAD}
+    return layers | {TOWERS for name in names if name.startswith(IN_TOWERS)}
 
 
 def sort_of(layers, model):
