@@ -16,18 +16,21 @@ The files, in the order in which they read best:
     processor    a prompt and its files to the arrays that enter the model
     media        pictures and sound, as the arrays that enter the model
     trace        the seam that watches, records and edits every tensor
+    masks        who attends to whom
+    cache        what a run keeps of earlier tokens
     ops_numpy    the operations, defined
     ops          the operations, by the names that the model calls
-    attention    who attends to whom
+    attention    self-attention
     feedforward  the gated MLP, and the routed experts
     per_layer    the small input that every layer gets for every token
     gemma4       the forward pass, wired top to bottom
     vision       the vision tower: patches to soft tokens
     conformer    the audio tower: log-mel frames to soft tokens
     multimodal   soft tokens in the place of their placeholders
-    generate     the cache, sampling, the loops
+    generate     sampling, the loops
     dump         a recorded run, in memory or in a file
     model        what `load` returns
+    colours      of all figures
     debug        capture, read other engines' dumps, compare, measure the noise, replay, name the fault, report
     plots        the course's figures of a run
     surgery      checkpoints made (random, stacked, transplanted), checked and traced to their parents

@@ -16,16 +16,15 @@ The axis key of the whole package (a letter means the same everywhere; joined ax
 There is no batch axis: a batch is a loop outside, and padding is stripped before.
 """
 
-import numpy as np
-
 from numgemma import ops
+from numgemma.cache import append
 from numgemma.trace import Tap
 
 
 def attention(x, w, spec, rope, mask, kvs, tap=Tap()):
     """Self-attention of one layer.  x: T D   mask: T S  ->  T D   (equals Gemma4TextAttention)
 
-    kvs holds the (k, v) that each layer has made so far; a sharing layer reads another layer's entry.
+    kvs holds the k and v that each layer has made so far; a sharing layer reads another layer's entry.
     """
     T = len(x)
     q = tap("q_proj", ops.linear(x, w["q_proj.weight"]).reshape(T, spec.N, spec.H), "T N H")
@@ -53,31 +52,3 @@ def keys_and_values(x, w, spec, rope, tap=Tap()):
     k = tap("k_rope", ops.rope(k, *rope), "T K H")
     v = tap("v_norm", ops.rms_norm(v, None, spec.eps), "T K H")
     return k, v
-
-
-def append(kvs, index, k, v):
-    """Put new keys and values after those of earlier tokens."""
-    if index in kvs:
-        k, v = np.concatenate([kvs[index][0], k]), np.concatenate([kvs[index][1], v])
-    kvs[index] = k, v
-
-
-def causal_mask(positions, first, window):
-    """True where a query may attend.  positions: T, of the queries; keys stand at first, first + 1, ...  ->  T S
-
-    A query sees the last `window` positions, its own included; all earlier ones where window is None.
-    """
-    keys = np.arange(first, positions[-1] + 1)
-    behind = positions[:, None] - keys
-    return (behind >= 0) & (behind < (window or np.inf))
-
-
-def image_mask(blocks, window):
-    """The causal mask of a whole prompt, but the tokens of one image see each other.  blocks: T  ->  T T
-
-    blocks numbers the images; -1 is no image.  The window still ends how far back a token sees.
-    """
-    positions = np.arange(len(blocks))
-    behind = positions[:, None] - positions
-    together = (blocks[:, None] == blocks) & (blocks >= 0)
-    return ((behind >= 0) | together) & (behind < window)

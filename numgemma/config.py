@@ -99,6 +99,11 @@ class TextConfig:
         return layer_table(self)
 
     @cached_property
+    def last_maker(self):
+        """The last layer that makes keys of its own; those after it share."""
+        return max(spec.kv_from for spec in self.layers)
+
+    @cached_property
     def kinds(self):
         """The first layer of each kind: widths and rope are the same within a kind."""
         return {kind: next(s for s in self.layers if s.kind == kind) for kind in dict.fromkeys(self.layer_types)}

@@ -9,11 +9,14 @@ import math
 import numpy as np
 
 from numgemma import ops
-from numgemma.attention import attention, causal_mask
+from numgemma.attention import attention
+from numgemma.cache import drop
 from numgemma.feedforward import experts, mlp, router
+from numgemma.masks import causal_mask
 from numgemma.per_layer import per_layer_inputs, per_layer_residual
 from numgemma.trace import Tap
 
+ALL = slice(None)
 
 def forward(ids, w, config, dtype, kvs, start=0, tap=Tap()):
     """Logits of every token.  ids: T, the first at position `start`  ->  T V   (equals Gemma4ForCausalLM)
@@ -38,20 +41,22 @@ def embed(ids, w, config, dtype, tap=Tap()):
     return tap("embed_tokens", ops.scale(x, dtype.type(math.sqrt(config.hidden_size))), "T D")
 
 
-def decoder(x, ple, masks, w, config, kvs, start=0, tap=Tap()):
+def decoder(x, ple, masks, w, config, kvs, start=0, tap=Tap(), wanted=ALL):
     """All layers and the last norm.  x: T D   ple: T L P, or None  ->  T D   (equals Gemma4TextModel)
 
-    masks: kind of layer -> T S.
+    masks: kind of layer -> T S.  wanted: of which tokens; after the last layer that makes keys only these go on.
     """
     positions = np.arange(start, start + len(x))
     ropes = {kind: rope_table(positions, spec, x.dtype, tap) for kind, spec in config.kinds.items()}
-    last_reader = {spec.kv_from: spec.index for spec in config.layers}  # of several, the last one stays
     for spec in config.layers:
         scope = f"layers.{spec.index}"
         own = None if ple is None else ple[:, spec.index]
         x = block(x, own, w.at(scope), spec, ropes[spec.kind], masks[spec.kind], kvs, tap.at(scope))
-        if spec.index == last_reader[spec.kv_from]:
-            forget(kvs, spec)
+        if spec.index == config.last_maker:  # no more keys are made: the other tokens have done their work
+            x, ple, ropes, masks = narrowed(wanted, x, ple, ropes, masks)
+        if not len(x):
+            break
+    forget(kvs, config)
     return norm("norm", x, w, config.rms_norm_eps, tap)
 
 
@@ -109,17 +114,24 @@ def causal_masks(tokens, config, start=0):
     return {kind: causal_mask(positions, oldest_key(start, spec), spec.window) for kind, spec in config.kinds.items()}
 
 
+def narrowed(wanted, x, ple, ropes, masks):
+    """The same for some of the tokens."""
+    ropes = {kind: (cos[wanted], sin[wanted]) for kind, (cos, sin) in ropes.items()}
+    masks = {kind: mask[wanted] for kind, mask in masks.items()}
+    return x[wanted], None if ple is None else ple[wanted], ropes, masks
+
+
 def oldest_key(start, spec):
     """Position of the first key that a layer still holds when `start` tokens have gone before."""
     return 0 if spec.window is None else max(0, start - (spec.window - 1))
 
 
-def forget(kvs, spec):
+def forget(kvs, config):
     """Drop the keys that no later query of a sliding layer can see.
 
-    Not before the last layer that reads them has run: it needs all that this pass has made.
+    Only when the pass is done: a sharing layer may be the last to read all that this pass has made.
     """
-    if spec.window is not None:
-        k, v = kvs[spec.kv_from]
-        drop = max(0, len(k) - (spec.window - 1))
-        kvs[spec.kv_from] = k[drop:].copy(), v[drop:].copy()
+    for spec in config.layers:
+        if spec.kv_from == spec.index and spec.window is not None:
+            k, _ = kvs[spec.index]
+            drop(kvs, spec.index, max(0, len(k) - (spec.window - 1)))

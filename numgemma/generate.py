@@ -1,15 +1,12 @@
-"""Running the model over a sequence: in one pass, in steps through the cache, or onward token by token.
+"""Running the model over a sequence: in one pass, in steps through the cache, or onward token by token."""
 
-The cache is a dict: layer index -> (k, v) of the tokens so far.  A sliding layer keeps one window, a layer that
-shares another's keys keeps nothing (gemma4.forget).
-"""
-
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from numgemma import gemma4, multimodal, ops_numpy
+from numgemma import cache, gemma4, multimodal, ops_numpy
 from numgemma.errors import InputError, NonFiniteError
 from numgemma.media import NO_MEDIA
 
@@ -43,19 +40,63 @@ def steps(ids, prefill=None):
         yield i, ids[i : i + 1]
 
 
-def continuation(ids, media, w, config, dtype, sampling: Sampling = Sampling()) -> Iterator[int]:
+@dataclass(frozen=True)
+class Memory:
+    """What bounds the memory of a run.
+
+    chunk: a prompt runs in parts of about so many tokens; nothing changes but rounding.  cache_dtype: what keys and
+    values are stored in; None: the precision of the run.
+    """
+
+    chunk: int = 2048
+    cache_dtype: np.dtype | None = None
+
+    def __post_init__(self):
+        if self.chunk < 1:
+            raise InputError(f"A chunk of {self.chunk} tokens holds nothing; give 1 or more.")
+
+
+def continuation(ids, media, w, config, dtype, sampling=Sampling(), memory=Memory()) -> Iterator[int]:
     """New token ids, one at a time, for as long as the caller asks.  ids: T   config: the whole Config"""
-    kvs: dict = {}
     rng = np.random.default_rng(sampling.seed)
+    kvs = cache.empty(config.text, memory.cache_dtype or dtype)
+    with np.errstate(all="ignore"):  # `choose` says it in words
+        x = prefill(ids, media, w, config, dtype, kvs, memory.chunk)
+    for start in itertools.count(len(ids)):
+        with np.errstate(all="ignore"):
+            logits = gemma4.head(x, w, config.text)[0]
+        new = np.array([choose(logits, sampling, rng)])
+        yield int(new[0])
+        with np.errstate(all="ignore"):
+            x = multimodal.hidden(new, NO_MEDIA, w, config, dtype, kvs, start)
+
+
+def prefill(ids, media, w, config, dtype, kvs, chunk):
+    """The stream of the last token, after the last norm.  ids: T  ->  1 D
+
+    The layers that make no keys run for this token alone.
+    """
+    soft = multimodal.soft_tokens(media, w, config, dtype)
+    blocks = multimodal.image_blocks(ids, media, config)
+    for start, stop in parts(blocks, chunk):
+        here = multimodal.part_of(soft, ids, start, stop, config)
+        wanted = slice(-1, None) if stop == len(ids) else slice(0, 0)
+        x = multimodal.with_soft_tokens(
+            ids[start:stop], here, blocks[start:stop], w, config, dtype, kvs, start, wanted=wanted
+        )
+    return x
+
+
+def parts(blocks, chunk):
+    """Where a prompt is cut into parts of about `chunk` tokens: no image is cut.  blocks: T  ->  pairs start, stop"""
+    whole = (blocks >= 0) & (np.append(blocks[1:], -1) == blocks)  # no cut behind these
     start = 0
-    while True:
-        with np.errstate(all="ignore"):  # `choose` says it in words
-            x = multimodal.hidden(ids, media, w, config, dtype, kvs, start)
-            logits = gemma4.head(x[-1:], w, config.text)[0]
-        start += len(ids)
-        media = NO_MEDIA  # it is in the prompt, and with it in the cache
-        ids = np.array([choose(logits, sampling, rng)])
-        yield int(ids[0])
+    while start < len(blocks):
+        stop = min(start + chunk, len(blocks))
+        while whole[stop - 1]:
+            stop += 1
+        yield start, stop
+        start = stop
 
 
 def choose(logits, sampling: Sampling, rng) -> int:

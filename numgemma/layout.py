@@ -12,6 +12,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 TOWERS = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
 
+MEL_BINS = 128  # that the audio tower takes; the sizes of its convolutions follow from it
+
 
 def tensor_shapes(config: Config) -> Shapes:
     """All tensors that Transformers would build for this config."""
@@ -165,7 +167,7 @@ def audio_shapes(c: AudioConfig) -> Shapes:
         "layer0.norm.weight": (C0,),
         "layer1.conv.weight": (C1, C0, 3, 3),
         "layer1.norm.weight": (C1,),
-        "input_proj_linear.weight": (D, C1 * 128 // 4),  # two stride-2 convolutions over 128 mel bins
+        "input_proj_linear.weight": (D, C1 * MEL_BINS // 4),  # two convolutions of stride 2
     }
     shapes: Shapes = scoped("subsample_conv_projection", subsample)
     for i in range(c.num_hidden_layers):

@@ -12,7 +12,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from numgemma.audio import FRAMES_PER_SOFT_TOKEN
 from numgemma.errors import InputError
+from numgemma.layout import MEL_BINS
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +94,9 @@ def check_frames(found, where):
 
 def check_sound(features, mask, where):
     if features.ndim != 3 or not is_real(features):
-        raise InputError(f"{where}: input_features should be real numbers [clips, frames, 128], is {told(features)}.")
+        raise InputError(
+            f"{where}: input_features should be real numbers [clips, frames, {MEL_BINS}], is {told(features)}."
+        )
     if mask.shape != features.shape[:2] or mask.dtype.kind not in "biu":
         raise InputError(f"{where}: input_features_mask should be [clips, frames] of 0 and 1, is {told(mask)}.")
     real = mask.astype(bool)
@@ -136,3 +140,91 @@ def clips(media: Media):
         return []
     masks = media.input_features_mask.astype(bool)
     return [x[mask] for x, mask in zip(media.input_features, masks, strict=True)]
+
+
+# beside a prompt and a model
+
+
+def placeholders(config):
+    """Kind of media -> the token id that its soft tokens replace."""
+    ids = {"image": config.image_token_id, "video": config.video_token_id, "audio": config.audio_token_id}
+    return {kind: i for kind, i in ids.items() if i is not None}
+
+
+def check_fit(ids, media: Media, w, config):
+    """Raises InputError unless the model has the towers, each picture is whole, and every soft token has its place."""
+    for kind, tower, given in (("images", "vision", images(media) + frames(media)), ("sound", "audio", clips(media))):
+        if given and (getattr(config, tower) is None or f"embed_{tower}.embedding_projection.weight" not in w):
+            raise InputError(f"{w.source}: has no {tower} tower, so it takes no {kind}; use a checkpoint that has one.")
+    for n, (patches, positions) in enumerate(images(media) + frames(media)):
+        check_grid(patches, positions, config.vision, n)
+    for clip in clips(media):
+        if clip.shape[1] != MEL_BINS:
+            raise InputError(f"input_features have {clip.shape[1]} mel bins, the audio tower takes {MEL_BINS}.")
+    given = media.mm_token_type_ids
+    if given is not None and len(given) != len(ids):
+        raise InputError(f"mm_token_type_ids has {len(given)} entries for {len(ids)} tokens; they should be as many.")
+    check_counts(ids, media, config)
+
+
+def check_prefill(ids, config, prefill):
+    """Media enter whole, with the first part of the prompt."""
+    at = np.flatnonzero(np.isin(ids, list(placeholders(config).values())))
+    if prefill is not None and at.size and prefill <= at[-1]:
+        raise InputError(f"A prefill of {prefill} ends before the last placeholder; give {at[-1] + 1} or more.")
+
+
+def check_grid(patches, positions, c, n):
+    """All patches of a rectangle, whose sides the pooling divides."""
+    pixels, k = 3 * c.patch_size**2, c.pooling_kernel_size
+    if patches.shape[1] != pixels:
+        raise InputError(f"Patches of picture {n} have {patches.shape[1]} values, the vision tower takes {pixels}.")
+    across, down = (int(side) for side in positions.max(0) + 1)
+    if max(across, down) > c.position_embedding_size:
+        raise InputError(f"Picture {n} is {across} x {down} patches, no side may exceed {c.position_embedding_size}.")
+    if across % k or down % k or len(np.unique(positions, axis=0)) != len(positions) or len(positions) != across * down:
+        raise InputError(
+            f"Picture {n} has {len(positions)} patches for a grid of {across} x {down}; each patch should be there "
+            f"once, and both sides be multiples of {k}, as Transformers' processor makes them."
+        )
+
+
+def counts(media: Media, config):
+    """Kind -> how many soft tokens each picture, frame or clip becomes."""
+    patches_each = config.vision.pooling_kernel_size**2 if config.vision else 1
+    return {
+        "image": [len(xy) // patches_each for _, xy in images(media)],
+        "video": [len(xy) // patches_each for _, xy in frames(media)],
+        "audio": [-(-len(clip) // FRAMES_PER_SOFT_TOKEN) for clip in clips(media)],  # rounded up
+    }
+
+
+def check_counts(ids, media: Media, config):
+    """As many placeholders of each kind as there are soft tokens."""
+    for kind, each in counts(media, config).items():
+        expected = sum(each)
+        i = placeholders(config).get(kind)
+        found = int((ids == i).sum()) if i is not None else 0
+        if found != expected:
+            raise InputError(
+                f"The prompt has {found} {kind} placeholders (id {i}) where the {kind} input makes {expected} soft "
+                "tokens; expand the placeholders as Transformers' processor does."
+            )
+
+
+def spans(ids, media: Media, config):
+    """Where the soft tokens of each picture, frame and clip stand.  ids: T, checked
+
+    -> [{"kind", "file", "first", "count"}]: which file of its kind, of which the frames of a video share one; the
+    position of its first token, None where they do not stand side by side; and how many there are.
+    """
+    found = []
+    for kind, each in counts(media, config).items():
+        places = np.flatnonzero(ids == placeholders(config).get(kind, -1))
+        frames_each = media.num_frames_per_video if kind == "video" else None
+        files = range(len(each)) if frames_each is None else np.repeat(np.arange(len(frames_each)), frames_each)
+        for file, at in zip(files, np.split(places, np.cumsum(each)[:-1]), strict=True) if each else ():
+            together = at[-1] - at[0] + 1 == len(at)
+            span = {"kind": kind, "file": int(file), "first": int(at[0]) if together else None, "count": len(at)}
+            found.append(span)
+    return found

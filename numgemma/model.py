@@ -11,12 +11,14 @@ import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 
 from numgemma import layout, multimodal
+from numgemma.chat import chat_files, render_chat
 from numgemma.checkpoint import Checkpoint, Weights, check_tensors, open_checkpoint
 from numgemma.config import Config, read_config
 from numgemma.dump import Dump, new_meta
 from numgemma.errors import InputError
-from numgemma.generate import Sampling, continuation, steps
-from numgemma.media import NO_MEDIA
+from numgemma.generate import Memory, Sampling, continuation, steps
+from numgemma.media import NO_MEDIA, check_fit, check_prefill, read_media, spans
+from numgemma.processor import join, place
 from numgemma.tokenizer import Tokenizer, open_tokenizer
 from numgemma.trace import EVERYTHING_BUT_MAPS, NONE, Recorder
 from numgemma.version import __version__
@@ -47,6 +49,31 @@ class Model:
         """Raises InputError where the checkpoint has no tokenizer.json."""
         return open_tokenizer(self.checkpoint.folder)
 
+    def prompt_ids(self, text, files=NONE, soft_tokens=None):
+        """A text as it enters the model.  -> ids, media
+
+        files: of "image", "audio" and "video" the paths, in the order of their placeholders (`<|image|>`); where the
+        text has none, they go before it.  soft_tokens: at most so many for each picture and frame.
+        """
+        text = place(text, files, self.config, self.tokenizer)
+        return self.joined(text, files, self.tokenizer.encode, soft_tokens)
+
+    def chat_ids(self, messages, files=NONE, soft_tokens=None, **choices):
+        """A chat as it enters the model, spelled out by the checkpoint's template.  -> ids, media
+
+        messages: as [{"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "?"}]}].
+        files: for items that name none, by kind.  choices: tools, thinking, ... of chat.render_chat.
+        """
+        text = render_chat(self.checkpoint.folder, messages, **choices)
+        return self.joined(text, chat_files(messages, files), self.tokenizer.encode_rendered, soft_tokens)
+
+    def joined(self, text, files, encode, soft_tokens=None):
+        """A text with placeholders, and the files that they stand for.  -> ids, media"""
+        if not any(files.values()):
+            return encode(text), NO_MEDIA
+        arrays = join(text, files, self.checkpoint.folder, self.config, self.tokenizer, encode, soft_tokens)
+        return arrays["input_ids"][0].tolist(), read_media(arrays)
+
     def logits(self, ids, media=NO_MEDIA):
         """Logits of every token.  ids: T, with as many placeholders as media have soft tokens  ->  T V"""
         return multimodal.forward(self.checked(ids, media), media, self.weights, self.config, self.dtype, {})
@@ -58,7 +85,7 @@ class Model:
         tensor is born.  prefill: run so many tokens at once and the others one by one through the cache.  media: what
         stands at the placeholders.
         """
-        dump = Dump(self.describe(ids, points, text, prefill))
+        dump = Dump(self.describe(ids, points, text, prefill, media))
         self.record_into(dump, ids, points, edits, prefill, media)
         return dump
 
@@ -66,7 +93,7 @@ class Model:
         """Run once; each point goes to sink.keep(name, x, axes) as it is computed, sink.start says from which token."""
         kvs: dict = {}
         ids = self.checked(ids, media)
-        multimodal.check_prefill(ids, self.config, prefill)
+        check_prefill(ids, self.config, prefill)
         for start, part in steps(ids, prefill):
             sink.start = start
             tap = Recorder(sink.keep, self.dtype, points, edits)
@@ -76,16 +103,15 @@ class Model:
             if start == 0 and tap.unmet:
                 raise InputError(f"No point is called '{min(tap.unmet)}'; see `list(model.record(ids))` for the names.")
 
-    def generate(
-        self, ids, max_new_tokens=20, sampling: Sampling | None = None, ignore_eos=False, media=NO_MEDIA
-    ) -> list[int]:
+    def generate(self, ids, max_new_tokens=20, sampling=None, ignore_eos=False, media=NO_MEDIA, memory=Memory()):
         """New token ids after `ids`, the stop token included.  Greedy unless `sampling` says otherwise."""
-        return list(self.continued(ids, max_new_tokens, sampling, ignore_eos, media))
+        return list(self.continued(ids, max_new_tokens, sampling, ignore_eos, media, memory))
 
-    def continued(self, ids, max_new_tokens=20, sampling=None, ignore_eos=False, media=NO_MEDIA):
+    def continued(self, ids, max_new_tokens=20, sampling=None, ignore_eos=False, media=NO_MEDIA, memory=Memory()):
         """`generate`, one id at a time as it is found."""
         sampling = sampling or self.sampling()
-        new = continuation(self.checked(ids, media), media, self.weights, self.config, self.dtype, sampling)
+        ids = self.checked(ids, media)
+        new = continuation(ids, media, self.weights, self.config, self.dtype, sampling, memory)
         for i in islice(new, max_new_tokens):
             yield i
             if i in self.stop_ids and not ignore_eos:
@@ -113,13 +139,14 @@ class Model:
         V = self.config.text.vocab_size
         if ids.min() < 0 or ids.max() >= V:
             raise InputError(f"Token id {ids[(ids < 0) | (ids >= V)][0]} is outside the vocabulary of {V} tokens.")
-        multimodal.check(ids, media, self.weights, self.config)
+        check_fit(ids, media, self.weights, self.config)
         return ids
 
-    def describe(self, ids, points=EVERYTHING_BUT_MAPS, text=None, prefill=None):
-        """What a dump of this model says of itself."""
+    def describe(self, ids, points=EVERYTHING_BUT_MAPS, text=None, prefill=None, media=None):
+        """What a dump of this model says of itself.  media: what stands at the placeholders; None: not said."""
         model = fingerprint(self.checkpoint, self.config)
-        return new_meta("numgemma", __version__, model, ids, str(self.dtype), points, text, prefill)
+        meta = new_meta("numgemma", __version__, model, ids, str(self.dtype), points, text, prefill, media)
+        return meta if media is None else meta | {"media": spans(self.checked(ids, media), media, self.config)}
 
 
 def fingerprint(checkpoint: Checkpoint, config: Config):

@@ -8,15 +8,12 @@ on sliding layers.  Later tokens, generated or run through the cache, are text, 
 import numpy as np
 
 from numgemma import gemma4, ops
-from numgemma.attention import image_mask
 from numgemma.conformer import audio_tower
-from numgemma.errors import InputError
-from numgemma.media import Media, clips, frames, images, is_empty
+from numgemma.masks import image_mask
+from numgemma.media import Media, clips, frames, images, placeholders
 from numgemma.per_layer import per_layer_inputs
 from numgemma.trace import Tap
 from numgemma.vision import vision_tower
-
-MEL_BINS = 128
 
 
 def forward(ids, media: Media, w, config, dtype, kvs, start=0, tap=Tap()):
@@ -29,24 +26,25 @@ def hidden(ids, media: Media, w, config, dtype, kvs, start=0, tap=Tap()):
 
     Media enter with the prompt, at start 0; what comes after it is text.
     """
-    text = without_placeholders(ids, config)
-    if is_empty(media):
-        return gemma4.hidden(text, w, config.text, dtype, kvs, start, tap)
-    x = gemma4.embed(text, w, config.text, dtype, tap)
     soft = soft_tokens(media, w, config, dtype, tap)
-    x = tap("inputs_embeds", merge(x, ids, soft, config), "T D")
+    return with_soft_tokens(ids, soft, image_blocks(ids, media, config), w, config, dtype, kvs, start, tap)
+
+
+def with_soft_tokens(ids, soft, blocks, w, config, dtype, kvs, start=0, tap=Tap(), wanted=gemma4.ALL):
+    """`hidden`, when the towers have run.  ids: T   soft: kind: O D   blocks: T, of `image_blocks`  ->  T D
+
+    wanted: see gemma4.decoder.
+    """
+    text = without_placeholders(ids, config)
+    x = gemma4.embed(text, w, config.text, dtype, tap)
+    if soft:
+        x = tap("inputs_embeds", merge(x, ids, soft, config), "T D")
     ple = per_layer_inputs(text, x, w, config.text, tap) if config.text.hidden_size_per_layer_input else None
-    masks = gemma4.causal_masks(len(ids), config.text)
-    if config.text.use_bidirectional_attention == "vision":
-        blocks = image_blocks(ids, media, config)
-        masks |= {"sliding_attention": image_mask(blocks, config.text.sliding_window)}  # full layers stay causal
-    return gemma4.decoder(x, ple, masks, w, config.text, kvs, start, tap)
-
-
-def placeholders(config):
-    """Kind of media -> the token id that its soft tokens replace."""
-    ids = {"image": config.image_token_id, "video": config.video_token_id, "audio": config.audio_token_id}
-    return {kind: i for kind, i in ids.items() if i is not None}
+    masks = gemma4.causal_masks(len(ids), config.text, start)
+    if config.text.use_bidirectional_attention == "vision":  # full layers stay causal
+        held = min(start, config.text.sliding_window - 1)
+        masks |= {"sliding_attention": image_mask(blocks, config.text.sliding_window, held)}
+    return gemma4.decoder(x, ple, masks, w, config.text, kvs, start, tap, wanted)
 
 
 def without_placeholders(ids, config):
@@ -66,6 +64,13 @@ def soft_tokens(media: Media, w, config, dtype, tap=Tap()):
     first_frame = len(images(media))
     parts = {"image": seen[:first_frame], "video": seen[first_frame:], "audio": heard}
     return {kind: np.concatenate(some) for kind, some in parts.items() if some}
+
+
+def part_of(soft, ids, start, stop, config):
+    """The soft tokens of ids[start:stop] out of those of the whole prompt.  soft: kind: O D  ->  kind: O D"""
+    counts = {kind: (ids[:start] == i).sum() for kind, i in placeholders(config).items()}
+    found = {kind: (ids[start:stop] == placeholders(config)[kind]).sum() for kind in soft}
+    return {kind: soft[kind][counts[kind] : counts[kind] + n] for kind, n in found.items() if n}
 
 
 def numbered(things):
@@ -107,59 +112,3 @@ def image_blocks(ids, media: Media, config):
         inside = np.isin(media.mm_token_type_ids, (1, 2))
     begins = inside & ~np.concatenate([[False], inside[:-1]])
     return np.where(inside, np.cumsum(begins) - 1, -1)
-
-
-def check(ids, media: Media, w, config):
-    """Raises InputError unless the model has the towers, each picture is whole, and every soft token has its place."""
-    for kind, tower, given in (("images", "vision", images(media) + frames(media)), ("sound", "audio", clips(media))):
-        if given and (getattr(config, tower) is None or f"embed_{tower}.embedding_projection.weight" not in w):
-            raise InputError(f"{w.source}: has no {tower} tower, so it takes no {kind}; use a checkpoint that has one.")
-    for n, (patches, positions) in enumerate(images(media) + frames(media)):
-        check_picture(patches, positions, config.vision, n)
-    for clip in clips(media):
-        if clip.shape[1] != MEL_BINS:
-            raise InputError(f"input_features have {clip.shape[1]} mel bins, the audio tower takes {MEL_BINS}.")
-    given = media.mm_token_type_ids
-    if given is not None and len(given) != len(ids):
-        raise InputError(f"mm_token_type_ids has {len(given)} entries for {len(ids)} tokens; they should be as many.")
-    check_counts(ids, media, config)
-
-
-def check_prefill(ids, config, prefill):
-    """Media enter whole, with the first part of the prompt."""
-    at = np.flatnonzero(np.isin(ids, list(placeholders(config).values())))
-    if prefill is not None and at.size and prefill <= at[-1]:
-        raise InputError(f"A prefill of {prefill} ends before the last placeholder; give {at[-1] + 1} or more.")
-
-
-def check_picture(patches, positions, c, n):
-    """All patches of a rectangle, whose sides the pooling divides."""
-    pixels, k = 3 * c.patch_size**2, c.pooling_kernel_size
-    if patches.shape[1] != pixels:
-        raise InputError(f"Patches of picture {n} have {patches.shape[1]} values, the vision tower takes {pixels}.")
-    across, down = (int(side) for side in positions.max(0) + 1)
-    if max(across, down) > c.position_embedding_size:
-        raise InputError(f"Picture {n} is {across} x {down} patches, no side may exceed {c.position_embedding_size}.")
-    if across % k or down % k or len(np.unique(positions, axis=0)) != len(positions) or len(positions) != across * down:
-        raise InputError(
-            f"Picture {n} has {len(positions)} patches for a grid of {across} x {down}; each patch should be there "
-            f"once, and both sides be multiples of {k}, as Transformers' processor makes them."
-        )
-
-
-def check_counts(ids, media: Media, config):
-    """As many placeholders of each kind as there are soft tokens."""
-    patches_each = config.vision.pooling_kernel_size**2 if config.vision else 1
-    made = {
-        "image": sum(len(xy) // patches_each for _, xy in images(media)),
-        "video": sum(len(xy) // patches_each for _, xy in frames(media)),
-        "audio": sum(-(-len(clip) // 4) for clip in clips(media)),  # two convolutions halve, rounding up
-    }
-    for kind, expected in made.items():
-        i = placeholders(config).get(kind)
-        found = int((ids == i).sum()) if i is not None else 0
-        if found != expected:
-            raise InputError(
-                f"The prompt has {found} {kind} placeholders (id {i}) where the {kind} input makes {expected} soft "
-                "tokens; expand the placeholders as Transformers' processor does."
-            )

@@ -15,6 +15,7 @@ from functools import cache, wraps
 
 import numpy as np
 
+from numgemma.masks import Spans, everything
 from numgemma.trace import Tap
 
 BLOCK = 1 << 20  # numbers of a stored matrix expanded at a time: 4 MB of float32 stay in a core's cache
@@ -211,6 +212,8 @@ def attend(q, k, v, mask, tap=Tap()):
     The G = N / K query heads of a group read the same key/value head (Ainslie et al. 2023, arXiv 2305.13245).
     The scale is 1: q_norm and k_norm carry it.  Scores that the mask hides read as 0.
     """
+    if isinstance(mask, Spans) and not (tap.watches("scores") or tap.watches("probs")):
+        return attend_in_blocks(q, k, v, mask, 128)
     (T, N, H), (S, K, _) = q.shape, k.shape
     q = q.reshape(T, K, N // K, H).transpose(1, 2, 0, 3)  # K G T H
     k, v = k.transpose(1, 2, 0)[:, None], v.transpose(1, 0, 2)[:, None]  # K 1 H S, K 1 S H
@@ -223,7 +226,7 @@ def attend(q, k, v, mask, tap=Tap()):
 def attend_all(q, k, v, tap=Tap()):
     """`attend` where everything sees everything.  q: I N H   k, v: I K H  ->  I N H"""
     if not (tap.watches("scores") or tap.watches("probs")):
-        return attend_in_blocks(q, k, v)
+        return attend_in_blocks(q, k, v, everything(len(q), len(k)), len(q))
     G = q.shape[1] // k.shape[1]
     keys, values = np.repeat(k.transpose(1, 2, 0), G, 0), np.repeat(v.transpose(1, 0, 2), G, 0)  # N H I, N I H
     scores = tap("scores", matmul(q.transpose(1, 0, 2), keys), "N I I")
@@ -231,31 +234,41 @@ def attend_all(q, k, v, tap=Tap()):
     return matmul(probs, values).transpose(1, 0, 2)
 
 
-def attend_in_blocks(q, k, v):
-    """The same without the whole map of N I I, which is 6 GB for a large image.  q: I N H   k, v: I K H  ->  I N H"""
-    (I, N, _), G = q.shape, q.shape[1] // k.shape[1]
+def attend_in_blocks(q, k, v, mask, most):
+    """The same without the map of N T S, which is 6 GB for a large image: some queries, and the keys that they see.
+
+    mask: Spans   most: queries to take together, at most  ->  T N H
+    """
+    T, N, H = q.shape
+    K, G = k.shape[1], N // k.shape[1]
     context = np.empty_like(q)
-    rows = max(1, 4 * BLOCK // I)
-    for n in range(N):
-        keys, values = k[:, n // G].T, v[:, n // G]
-        for i in range(0, I, rows):
-            context[i : i + rows, n] = average(matmul(q[i : i + rows, n], keys), values)
+    rows = max(1, min(most, 4 * BLOCK // (G * mask.S)))
+    for t in range(0, T, rows):
+        part = mask[t : t + rows]
+        first, end = part.first.min(), part.end.max()
+        seen = np.asarray(part)[:, first:end].repeat(G, 0)  # TG S
+        for n in range(K):
+            heads = slice(n * G, (n + 1) * G)
+            scores = matmul(q[t : t + rows, heads].reshape(-1, H), k[first:end, n].T)  # TG S
+            context[t : t + rows, heads] = average(scores, v[first:end, n], seen).reshape(-1, G, H)
     return context
 
 
-def average(scores, v):
-    """softmax(scores) @ v, overwriting scores.  scores: T S   v: S H  ->  T H"""
+def average(scores, v, seen):
+    """softmax(scores) @ v, overwriting scores.  scores: T S   v: S H   seen: T S, bool  ->  T H"""
     if scores.dtype != wide(scores.dtype):
-        return matmul(softmax(scores), v)  # whose result is rounded between the two
+        return matmul(softmax(scores, seen), v)  # whose result is rounded between the two
     rows = max(1, BLOCK // 4 // scores.shape[1])
 
     def exponentials(i):
         part = scores[i : i + rows]
+        if not seen[i : i + rows].all():
+            part[~seen[i : i + rows]] = -np.inf
         part -= part.max(-1, keepdims=True)
         np.exp(part, out=part)
 
     in_parallel(exponentials, range(0, len(scores), rows))
-    return scores @ v / scores.sum(-1, keepdims=True)
+    return matmul(scores, v) / scores.sum(-1, keepdims=True)
 
 
 def attend_band(q, k, v, distances, per_dim_scale, cap, tap=Tap()):

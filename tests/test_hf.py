@@ -7,7 +7,7 @@ from closeness import assert_close, assert_same_run, relative
 
 import numgemma
 from numgemma import gemma4
-from numgemma.attention import causal_mask
+from numgemma.masks import causal_mask
 from numgemma.debug.diff import diff
 from numgemma.dump import Dump
 

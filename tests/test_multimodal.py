@@ -10,7 +10,7 @@ import tiny
 from closeness import assert_close, relative
 
 import numgemma
-from numgemma import attention, conformer, gemma4, media, multimodal, ops, ops_numpy, vision
+from numgemma import conformer, gemma4, masks, media, multimodal, ops, ops_numpy, vision
 from numgemma.debug.diff import diff
 from numgemma.errors import InputError
 from numgemma.media import NO_MEDIA, Media, read_media
@@ -144,16 +144,18 @@ def on_full_layers_too(tokens, config, start=0):
     return dict.fromkeys(config.kinds, mask)
 
 
-def past_the_window(blocks, window):
-    return attention.image_mask(blocks, 10**6)
+def past_the_window(blocks, window, before):
+    return masks.image_mask(blocks, 10**6, before)
 
 
-def no_image_mask(blocks, window):
-    return attention.image_mask(np.full_like(blocks, -1), window)
+def no_image_mask(blocks, window, before):
+    return masks.image_mask(np.full_like(blocks, -1), window, before)
 
 
-def one_block(ids, inputs, config):
-    return np.where(image_blocks(ids, inputs, config) >= 0, 0, -1)
+def one_block(blocks, window, before):
+    places = np.arange(len(blocks))
+    together = (blocks[:, None] >= 0) & (blocks >= 0) & (places[:, None] - places < window)
+    return np.asarray(masks.image_mask(blocks, window, before)) | together
 
 
 def block_with_its_marks(ids, inputs, config):
@@ -296,7 +298,7 @@ FAULTS = [
     ("V12 on full layers too", "26b", swap(gemma4, "causal_masks", on_full_layers_too)),
     ("V12 past the window", "26b", swap(multimodal, "image_mask", past_the_window)),
     ("V12 none", "26b", swap(multimodal, "image_mask", no_image_mask)),
-    ("V13 one block", "31b", swap(multimodal, "image_blocks", one_block)),
+    ("V13 one block", "31b", swap(multimodal, "image_mask", one_block)),
     ("V13 with its marks", "26b", swap(multimodal, "image_blocks", block_with_its_marks)),
     ("A02 bins last", "e4b", swap(conformer, "subsample", mel_bins_last)),
     ("A03 one frame more", "e4b", swap(ops, "attend_band", one_frame_more)),
@@ -432,7 +434,7 @@ def test_a_picture_is_an_unbroken_run_of_placeholders(multimodal_folders):
 
 def test_the_image_mask_is_causal_or_same_picture_and_within_the_window():
     blocks = np.array([-1, 0, 0, 0, 0, -1, 1, 1, -1])
-    found = attention.image_mask(blocks, 3)
+    found = np.asarray(masks.image_mask(blocks, 3))
     for t, s in np.ndindex(found.shape):
         same = blocks[t] == blocks[s] >= 0
         assert found[t, s] == ((s <= t or same) and t - s < 3)

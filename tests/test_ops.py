@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numgemma import ops_numpy as ops
-from numgemma.attention import causal_mask
+from numgemma.masks import causal_mask
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 sizes = st.integers(1, 9)

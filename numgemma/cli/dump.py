@@ -23,9 +23,12 @@ def run(args):
     for prompt in read_prompts(args, model):
         out = numbered(args.out, prompt.suffix)
         warn_of_length(prompt.ids, model)
-        with DumpWriter(out, model.describe(prompt.ids, args.points, prompt.text, args.prefill)) as writer:
+        with DumpWriter(
+            out, model.describe(prompt.ids, args.points, prompt.text, args.prefill, prompt.media)
+        ) as writer:
             sink = Progress(writer, args.points, model.config.text.num_hidden_layers)
-            model.record_into(sink, prompt.ids, ["*"], prefill=args.prefill, media=prompt.media)
+            watched = [*args.points, "layers.*.out"]  # the latter for the progress bar
+            model.record_into(sink, prompt.ids, watched, prefill=args.prefill, media=prompt.media)
             check_kept(writer, args.points)
         print(f"{out}: {len(writer.entries)} points over {len(prompt.ids)} tokens, {out.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from numgemma import multimodal
+from numgemma.cache import append
 from numgemma.debug import known, metrics
 from numgemma.debug.faults import swapped
 from numgemma.debug.judge import KEYS, Limits
 from numgemma.debug.perturb import perturbed
-from numgemma.debug.precision import EPS, TOLERANCES, decimal_step
+from numgemma.debug.precision import EPS, TOLERANCES
 from numgemma.dump import Dump
 from numgemma.media import NO_MEDIA, Media
 from numgemma.model import Model
@@ -263,13 +264,14 @@ def with_roots_of_its_own(rng):
 
 
 def errors(x, y, axes, channel_floor):
-    """The three relative errors of metrics.measure, and nothing else.  x: the reference"""
+    """What metrics.gated has of metrics.measure, and nothing else.  x: the reference"""
     x, y = x.astype(np.float64), y.astype(np.float64)
     xx, dd = x * x, (x - y) ** 2
+    scale = abs(np.vdot(x, x - y) / xx.sum()) if xx.any() else 0.0
     if not np.isfinite(dd).all() or not xx.any():
         return [0.0] * len(KEYS)  # nothing to be learned from it
     sides = zip(metrics.split_axes(axes), (metrics.TOKEN_FLOOR, channel_floor), strict=True)
-    return [math.sqrt(dd.sum() / xx.sum()), *(worst(xx, dd, kept, floor) for kept, floor in sides)]
+    return [math.sqrt(dd.sum() / xx.sum()), *(worst(xx, dd, kept, floor) for kept, floor in sides), float(scale)]
 
 
 def worst(xx, dd, kept, floor):
@@ -285,7 +287,7 @@ def widen(found, name, sizes):
 
 def refined(y, dump, name, rng):
     """A tensor of a dump that keeps few digits, with the error of that drawn once more."""
-    room = known.slack(dump, name, y) + 3**0.5 * decimal_step(dump)
+    room = known.slack(dump, name, y) + 3**0.5 * known.step(dump, name)
     return y + (rng.uniform(-1, 1, y.shape) * room).astype(y.dtype) if np.any(room) else y
 
 
@@ -300,7 +302,7 @@ def keeping_streams(found):
         y = original(x, ple, w, spec, rope, mask, kvs, tap)
         found.streams[spec.index] = y
         if spec.kv_from == spec.index:
-            found.kvs[spec.index] = kvs[spec.index]
+            found.kvs[spec.index] = tuple(kvs[spec.index])
         return y
 
     def soft_tokens(original, *args):
@@ -322,7 +324,7 @@ def only(layers, base):
         if spec.index in layers:
             return original(x, ple, w, spec, rope, mask, kvs, tap)
         if spec.index in base.kvs:
-            kvs[spec.index] = tuple(kept.astype(x.dtype) for kept in base.kvs[spec.index])
+            append(kvs, spec.index, *(kept.astype(x.dtype) for kept in base.kvs[spec.index]))
         return base.streams[spec.index].astype(x.dtype)
 
     def head(original, x, *rest):
@@ -333,7 +335,7 @@ def only(layers, base):
             return original(given, w, config, dtype, *rest)
         return {kind: rows.astype(dtype) for kind, rows in base.streams[TOWERS].items()}
 
-    def forget(original, kvs, spec):
+    def forget(original, kvs, config):
         """Nothing: this is one pass, and layers that did not run have nothing to forget."""
 
     changes = {"gemma4.block": block, "gemma4.head": head, "gemma4.forget": forget}

@@ -212,7 +212,7 @@ def half_frequencies(original, positions, H, theta, angles, factor, dtype):
 
 def with_mask(change):
     """Attention under another mask: change(mask: T S) -> T S."""
-    return lambda original, x, w, spec, rope, mask, *rest: original(x, w, spec, rope, change(mask), *rest)
+    return lambda original, x, w, spec, rope, mask, *rest: original(x, w, spec, rope, change(np.asarray(mask)), *rest)
 
 
 def one_key_more(mask):
@@ -261,6 +261,7 @@ def trimmed(original, x, w, spec, rope, mask, kvs, tap):
     """Attention to the last `window` keys; a query that sees none of them reads their mean."""
 
     def attend(plain, q, k, v, mask, tap):
+        mask = np.asarray(mask)
         kept = mask & (np.arange(mask.shape[1]) >= mask.shape[1] - spec.window)
         lost = ~kept.any(1)
         kept[lost, -spec.window :] = True

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from numgemma import attention, ops
+from numgemma.cache import append
 from numgemma.debug.faults.attending import ATTENTION, shares_keys, slides, trimmed
 from numgemma.debug.faults.fault import Rewired, fault, row_fault, swapped, with_weights
 from numgemma.debug.faults.trunk import gelu_erf, sigmoid_gate
@@ -66,7 +67,8 @@ fault(
 )
 def donor_overwritten(original, x, w, spec, rope, mask, kvs, tap):
     y = original(x, w, spec, rope, mask, kvs, tap)
-    kvs[spec.kv_from] = attention.keys_and_values(x, w, spec, rope)
+    del kvs[spec.kv_from]
+    append(kvs, spec.kv_from, *attention.keys_and_values(x, w, spec, rope))
     return y
 
 

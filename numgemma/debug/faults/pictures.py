@@ -284,8 +284,8 @@ def sees_images(spec, model):
     by_kind=True,
     media=with_images,
 )
-def causal_images(original, blocks, window):
-    return original(np.full_like(blocks, -1), window)
+def causal_images(original, blocks, *rest):
+    return original(np.full_like(blocks, -1), *rest)
 
 
 @fault(
@@ -299,7 +299,7 @@ def causal_images(original, blocks, window):
     media=with_images,
 )
 def images_everywhere(original, x, ple, masks, *rest):
-    both = masks["full_attention"] | masks["sliding_attention"]
+    both = np.asarray(masks["full_attention"]) | np.asarray(masks["sliding_attention"])
     return original(x, ple, masks | {"full_attention": both}, *rest)
 
 
@@ -323,13 +323,15 @@ def images_see_each_other(original, ids, given, w, config, *rest):
     "all images of a prompt are one block",
     "let a block be one unbroken run of placeholders",
     shows=f"{ATTENTION}.scores",
-    swaps="multimodal.image_blocks",
+    swaps="multimodal.image_mask",
     at=lambda spec, model: sees_images(spec, model) and slides(spec, model),
     by_kind=True,
     media=lambda given: len(media.images(given)) + len(media.frames(given)) > 1,
 )
-def one_block(original, *args):
-    return np.minimum(original(*args), 0)
+def one_block(original, blocks, window, *rest):
+    mask, inside, positions = np.array(original(blocks, window, *rest)), blocks >= 0, np.arange(len(blocks))
+    mask[:, -len(blocks) :] |= inside[:, None] & inside & (positions[:, None] - positions < window)
+    return mask
 
 
 @fault(
