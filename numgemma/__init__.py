@@ -18,7 +18,9 @@ The files, in the order in which they read best:
     trace        the seam that watches, records and edits every tensor
     masks        who attends to whom
     cache        what a run keeps of earlier tokens
+    threads      how many, and work shared among them
     ops_numpy    the operations, defined
+    ops_numba    their compiled twins
     ops          the operations, by the names that the model calls
     attention    self-attention
     feedforward  the gated MLP, and the routed experts
@@ -47,8 +49,13 @@ __all__ = ["Dump", "InputError", "Model", "Sampling", "__version__", "diff", "lo
 
 
 def diff(a, b, points=("*",)):
-    """Compare two dumps (or paths of dumps), point by point; a is the reference.  Returns a debug.diff.Diff."""
-    from numgemma.debug.diff import diff as compare
+    """Compare two dumps, point by point; a is the reference.  Returns a debug.diff.Diff.
 
-    a, b = (x if isinstance(x, Dump) else read_dump(x) for x in (a, b))
+    a, b: dumps, or paths of whatever `numgemma.debug.readers` reads: another engine's dump too.  Raises InputError
+    where nothing there can be read.
+    """
+    from numgemma.debug.diff import diff as compare
+    from numgemma.debug.readers import read_any
+
+    a, b = (x if isinstance(x, Dump) else read_any(x) for x in (a, b))
     return compare(a, b, points)

@@ -32,7 +32,11 @@ class Kept:
 def empty(config, dtype):
     """A cache whose keys and values will be stored in `dtype`, whatever the run computes in."""
     makers = [spec for spec in config.layers if spec.kv_from == spec.index]
-    return {spec.index: Kept(*np.empty((2, 0, spec.K, spec.H), dtype), 0, 0) for spec in makers}
+    return {spec.index: Kept(no_rows(spec, dtype), no_rows(spec, dtype), 0, 0) for spec in makers}
+
+
+def no_rows(spec, dtype):
+    return np.empty((0, spec.K, spec.H), dtype)
 
 
 def append(kvs, index, k, v):
@@ -59,7 +63,6 @@ def drop(kvs, index, rows):
 def moved(held, new):
     """The same rows in buffers with room for `new` more, and for half as many again: so a token costs no copy."""
     rows = len(held) + new
-    buffers = [np.empty((rows + max(SPARE, rows // 2), *old.shape[1:]), old.dtype) for old in held]
-    for buffer, old in zip(buffers, held, strict=True):
-        buffer[: len(old)] = old
-    return Kept(*buffers, 0, len(held))
+    k, v = (np.empty((rows + max(SPARE, rows // 2), *old.shape[1:]), old.dtype) for old in held)
+    k[: len(held)], v[: len(held)] = held
+    return Kept(k, v, 0, len(held))

@@ -123,6 +123,24 @@ def source(item):
     return None
 
 
+def chat_files(messages: Sequence[Mapping], given: Mapping[str, Sequence[Path]], where="the messages"):
+    """Kind -> files, in the order of a chat's items: the one that an item names, or else the next of those given.
+
+    Raises InputError where an item has no file, or a file no item.
+    """
+    queues = {kind: iter(given.get(kind, ())) for kind in KINDS}
+    files: dict[str, list[Path]] = {kind: [] for kind in KINDS}
+    for item in attachments(messages):
+        path = next(queues[item.kind], None) if item.source is None else item.source
+        if not isinstance(path, Path):
+            raise InputError(f'{where}: an item of type {item.kind} names no file; add its "path", or --{item.kind}.')
+        files[item.kind].append(path)
+    for kind, queue in queues.items():
+        if left := len(list(queue)):
+            raise InputError(f'{where}: has no item for {left} --{kind}; add {{"type": "{kind}"}} to a content list.')
+    return files
+
+
 # the template and what it may name
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from numgemma import cache, gemma4, multimodal, ops_numpy
+from numgemma import cache, gemma4, multimodal, ops, ops_numpy
 from numgemma.errors import InputError, NonFiniteError
 from numgemma.media import NO_MEDIA
 
@@ -56,18 +56,20 @@ class Memory:
             raise InputError(f"A chunk of {self.chunk} tokens holds nothing; give 1 or more.")
 
 
-def continuation(ids, media, w, config, dtype, sampling=Sampling(), memory=Memory()) -> Iterator[int]:
+def continuation(
+    ids, media, w, config, dtype, sampling: Sampling = Sampling(), memory: Memory = Memory()
+) -> Iterator[int]:
     """New token ids, one at a time, for as long as the caller asks.  ids: T   config: the whole Config"""
     rng = np.random.default_rng(sampling.seed)
     kvs = cache.empty(config.text, memory.cache_dtype or dtype)
-    with np.errstate(all="ignore"):  # `choose` says it in words
+    with ops.using(ops.fastest()), np.errstate(all="ignore"):  # `choose` says in words what is not finite
         x = prefill(ids, media, w, config, dtype, kvs, memory.chunk)
     for start in itertools.count(len(ids)):
-        with np.errstate(all="ignore"):
+        with ops.using(ops.fastest()), np.errstate(all="ignore"):
             logits = gemma4.head(x, w, config.text)[0]
         new = np.array([choose(logits, sampling, rng)])
         yield int(new[0])
-        with np.errstate(all="ignore"):
+        with ops.using(ops.fastest()), np.errstate(all="ignore"):
             x = multimodal.hidden(new, NO_MEDIA, w, config, dtype, kvs, start)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -103,11 +104,15 @@ class Model:
             if start == 0 and tap.unmet:
                 raise InputError(f"No point is called '{min(tap.unmet)}'; see `list(model.record(ids))` for the names.")
 
-    def generate(self, ids, max_new_tokens=20, sampling=None, ignore_eos=False, media=NO_MEDIA, memory=Memory()):
+    def generate(
+        self, ids, max_new_tokens=20, sampling=None, ignore_eos=False, media=NO_MEDIA, memory: Memory = Memory()
+    ) -> list[int]:
         """New token ids after `ids`, the stop token included.  Greedy unless `sampling` says otherwise."""
         return list(self.continued(ids, max_new_tokens, sampling, ignore_eos, media, memory))
 
-    def continued(self, ids, max_new_tokens=20, sampling=None, ignore_eos=False, media=NO_MEDIA, memory=Memory()):
+    def continued(
+        self, ids, max_new_tokens=20, sampling=None, ignore_eos=False, media=NO_MEDIA, memory: Memory = Memory()
+    ) -> Iterator[int]:
         """`generate`, one id at a time as it is found."""
         sampling = sampling or self.sampling()
         ids = self.checked(ids, media)

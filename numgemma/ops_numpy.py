@@ -8,14 +8,12 @@ loading them into a PyTorch model of that precision would.
 """
 
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
-from functools import cache, wraps
+from functools import wraps
 
 import numpy as np
 
 from numgemma.masks import Spans, everything
+from numgemma.threads import in_parallel
 from numgemma.trace import Tap
 
 BLOCK = 1 << 20  # numbers of a stored matrix expanded at a time: 4 MB of float32 stay in a core's cache
@@ -29,24 +27,6 @@ def wide(dtype):
 def stored(w, dtype):
     """A stored tensor, rounded to the run's dtype, ready for arithmetic."""
     return w.astype(dtype, copy=False).astype(wide(dtype), copy=False)
-
-
-@cache
-def workers():
-    """As many threads as BLAS may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    return ThreadPoolExecutor(min(cores, int(told)) if told.isdecimal() and int(told) else cores)
-
-
-def in_parallel(run, items):
-    """run(item) for each, on all cores; what np.errstate says here holds there.
-
-    For elementwise work alone: matrix products have threads of their own, and the two would fight.
-    """
-    context = copy_context()
-    for _ in workers().map(lambda item: context.copy().run(run, item), items):
-        pass
 
 
 def by_rows(op):

@@ -176,6 +176,21 @@ def prepare(text: str, files: Files, p: Processor, marks: Mapping[str, Marks], e
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "mm_token_type_ids": types} | arrays
 
 
+def join(text, files: Files, folder: Path, config: Config, tokenizer: Tokenizer, encode, soft_tokens=None):
+    """`prepare`, by the files of a checkpoint; soft_tokens: another budget than its own."""
+    settings = read_processor(folder)
+    if soft_tokens is not None:
+        settings = with_budget(settings, soft_tokens)
+    return prepare(text, files, settings, read_marks(config, tokenizer), encode)
+
+
+def place(text, files: Files, config: Config, tokenizer: Tokenizer):
+    """A plain prompt with a placeholder for each file: its own, or one before it."""
+    bos = config.text.bos_token_id
+    name = None if bos is None else tokenizer.rust.id_to_token(bos)
+    return placed(text, files, read_marks(config, tokenizer), name)
+
+
 def placed(text, files: Files, marks, bos: str | None = None):
     """A text without placeholders, with those of its files put before it; after <bos> where the text begins with it."""
     if any(m.soft in text for m in marks.values()):

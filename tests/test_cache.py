@@ -34,7 +34,7 @@ def test_what_is_kept_is_the_end_of_what_was_appended(parts, window):
         S = len(kvs[0])
         for held, whole in zip(kvs[0], (all_k, all_v), strict=True):
             np.testing.assert_array_equal(held, np.concatenate(whole)[-S:])
-        assert S == min(window or sum(parts), sum(len(x) for x in all_k))
+        assert min(window or sum(parts), sum(len(x) for x in all_k)) == S
         assert len(kvs[0].k) <= max(len(k), 2 * (S + cache.SPARE), 1.5 * S + 1)
     for view, copy in before:  # what somebody has read stays as it was
         np.testing.assert_array_equal(view, copy)

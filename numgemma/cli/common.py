@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from numgemma.chat import attachments, read_chat, render_chat
+from numgemma import ops
+from numgemma.chat import chat_files, read_chat, render_chat
 from numgemma.checkpoint import open_safetensors
-from numgemma.cli.files import add_files, chat_files, given_files, join, place
+from numgemma.cli.files import add_files, given_files, remark
 from numgemma.errors import InputError
 from numgemma.media import NAMES, NO_MEDIA, Media, read_media
 from numgemma.model import Model
+from numgemma.processor import place
 from numgemma.trace import EVERYTHING_BUT_MAPS, selects
 
 
@@ -54,9 +56,19 @@ def add_points(parser):
         nargs="+",
         metavar="GLOB",
         default=list(EVERYTHING_BUT_MAPS),
-        help="names to keep, as 'layers.3.*' or '*.out'; a leading ! excludes (default: all but *.scores and *.probs)",
+        help="names to keep, as 'layers.3.*' or '*.out'; a leading ! excludes (default: all but *attn.scores and *attn.probs)",
     )
     parser.add_argument("-o", "--out", metavar="OUT.safetensors", required=True, type=Path, help="the dump to write")
+
+
+def add_backend(parser, default):
+    parser.add_argument("--backend", choices=ops.BACKENDS, help=f"what computes (default: {default})")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: as many as the machine has cores")
+
+
+def use_backend(args, default="numpy"):
+    """Bind the operations as --backend and --threads say."""
+    ops.use(args.backend or default, args.threads)
 
 
 def read_prompts(args, model: Model) -> list[Prompt]:
@@ -84,17 +96,16 @@ def encode(args, model) -> Prompt:
 
 def encode_chat(args, model) -> Prompt:
     chat = read_chat(args.chat, args.tools)
-    files = chat_files(attachments(chat.messages), given_files(args), args.chat)
+    files = chat_files(chat.messages, given_files(args), args.chat)
     text = render_chat(model.checkpoint.folder, **vars(chat), thinking=args.thinking, template=args.template)
     return joined(text, files, args, model, model.tokenizer.encode_rendered, "template")
 
 
 def joined(text, files, args, model, encode, by) -> Prompt:
     """A text and the files that its placeholders stand for; both as they enter the model."""
-    if not any(files.values()):
-        return prompt_of(encode(text), text, model, by)
-    arrays = join(text, files, args, model.checkpoint.folder, model.config, model.tokenizer, encode)
-    return prompt_of(arrays["input_ids"][0].tolist(), text, model, by, read_media(arrays))
+    ids, media = model.joined(text, files, encode, args.soft_tokens)
+    remark(files, model.checkpoint.folder)
+    return prompt_of(ids, text, model, by, media)
 
 
 def prompt_of(ids, text, model, by, media=NO_MEDIA) -> Prompt:

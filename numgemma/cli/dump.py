@@ -1,6 +1,16 @@
 """Run a prompt and write every activation to a file."""
 
-from numgemma.cli.common import Progress, add_points, add_prompt, check_kept, numbered, read_prompts, warn_of_length
+from numgemma.cli.common import (
+    Progress,
+    add_backend,
+    add_points,
+    add_prompt,
+    check_kept,
+    numbered,
+    read_prompts,
+    use_backend,
+    warn_of_length,
+)
 from numgemma.dump import DumpWriter
 from numgemma.model import PRECISIONS, load
 
@@ -9,6 +19,7 @@ def add_arguments(parser):
     parser.add_argument("ckpt", metavar="CKPT")
     add_prompt(parser)
     add_points(parser)
+    add_backend(parser, "numpy, the definition")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: float32")
     parser.add_argument(
         "--prefill",
@@ -19,6 +30,7 @@ def add_arguments(parser):
 
 
 def run(args):
+    use_backend(args)
     model = load(args.ckpt, args.precision)
     for prompt in read_prompts(args, model):
         out = numbered(args.out, prompt.suffix)

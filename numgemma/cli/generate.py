@@ -3,8 +3,10 @@
 import sys
 import time
 
-from numgemma.cli.common import add_prompt, read_prompts, warn_of_length
+from numgemma import ops
+from numgemma.cli.common import add_backend, add_prompt, read_prompts, use_backend, warn_of_length
 from numgemma.errors import InputError
+from numgemma.generate import Memory
 from numgemma.model import PRECISIONS, load
 from numgemma.surgery.loops import described, repetition
 from numgemma.tokenizer import stream
@@ -23,6 +25,18 @@ def add_arguments(parser):
     parser.add_argument("--loops", action="store_true", help="say how much the new text repeats itself")
     parser.add_argument("--print-ids", action="store_true", help="print the new token ids alone on the last line")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: float32")
+    add_backend(parser, "numba where it is installed")
+    parser.add_argument(
+        "--chunk",
+        type=int,
+        metavar="N",
+        default=Memory.chunk,
+        help="tokens of the prompt that run at once; default: 2048",
+    )
+    parser.add_argument(
+        "--cache-dtype", choices=("float32", "bfloat16"), help="of keys and values (default: the run's)"
+    )
+    parser.add_argument("--verbose", action="store_true", help="say what computes, and how fast each part was")
 
 
 def run(args):
@@ -32,12 +46,14 @@ def run(args):
         raise InputError(f"--seed is {args.seed}; it should be at least 0.")
     if args.temperature == 0 and (args.top_k or args.top_p):
         raise InputError("--top-k and --top-p choose among sampled tokens; give a --temperature above 0 with them.")
+    memory = Memory(args.chunk, args.cache_dtype and PRECISIONS[args.cache_dtype])
+    use_backend(args, ops.fastest())
     model = load(args.ckpt, args.precision)
     (prompt,) = read_prompts(args, model)
     warn_of_length(prompt.ids, model, args.max_new_tokens)
     sampling = model.sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
     new: list[int] = []
-    ids = noted(model.continued(prompt.ids, args.max_new_tokens, sampling, args.ignore_eos, prompt.media), new)
+    ids = noted(model.continued(prompt.ids, args.max_new_tokens, sampling, args.ignore_eos, prompt.media, memory), new)
     begun = time.perf_counter()
     if (model.checkpoint.folder / "tokenizer.json").exists():
         begin = "" if args.chat is not None else prompt.text or model.tokenizer.decode(prompt.ids)

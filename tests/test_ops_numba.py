@@ -1,0 +1,310 @@
+"""Each compiled twin equals its definition on any shape, with any number of threads, and lets NaN and infinity through."""
+
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tiny
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import numgemma
+from numgemma import ops, ops_numba, ops_numpy, threads
+from numgemma.cli import main
+from numgemma.errors import InputError
+from numgemma.masks import Spans, causal_mask, everything
+from numgemma.trace import Recorder
+
+STORED = st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16])
+RUNS = st.sampled_from([np.float32, ml_dtypes.bfloat16])
+SIZES = st.integers(1, 70)  # of a row: most are no multiple of a vector
+TOKENS = st.integers(1, 3 * ops_numba.FEW)
+
+
+def drawn(*shape, seed=0):
+    return np.random.default_rng((seed, *shape)).standard_normal(shape, np.float32)
+
+
+def assert_equal(found, definition, least=0.0):
+    """Within what rounding makes of a float32 or bfloat16 result, NaN and infinity where the definition has them.
+
+    least: the size below which a result is all rounding.
+    """
+    assert found.shape == definition.shape
+    assert found.dtype == definition.dtype
+    limit = 1e-6 if found.dtype == np.float32 else 1e-3
+    a, b = found.astype(np.float64), definition.astype(np.float64)
+    np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
+    finite = np.isfinite(b)
+    np.testing.assert_array_equal(a[~finite], b[~finite])
+    assert np.linalg.norm(a[finite] - b[finite]) <= limit * max(np.linalg.norm(b[finite]), least)
+
+
+@settings(deadline=None)
+@given(TOKENS, SIZES, SIZES, STORED, RUNS)
+def test_linear(T, I, O, stored, run):
+    x, w = drawn(T, I).astype(run), drawn(O, I, seed=1).astype(stored)
+    assert_equal(ops_numba.linear(x, w), ops_numpy.linear(x, w))
+
+
+@pytest.mark.parametrize("T", [1, 4, 40])
+@pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_linear_over_more_rows_than_a_thread_takes_at_once(T, stored):
+    x, w = drawn(T, 300), drawn(9000, 300, seed=1).astype(stored)
+    assert_equal(ops_numba.linear(x, w), ops_numpy.linear(x, w))
+
+
+def test_linear_reads_every_number_that_float16_and_bfloat16_have():
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        w = np.arange(1 << 16, dtype=np.uint16).view(dtype)[:, None]
+        for T in (1, 2, 20):
+            x = np.ones((T, 1), np.float32)
+            with np.errstate(invalid="ignore"):
+                np.testing.assert_array_equal(ops_numba.linear(x, w), ops_numpy.linear(x, w))
+
+
+def test_linear_of_weights_that_are_no_plain_rows():
+    x, w = drawn(3, 8), drawn(9, 16, seed=1)[:, ::2]
+    assert_equal(ops_numba.linear(x, w), ops_numpy.linear(x, w))
+    assert ops_numba.linear(x[:0], w).shape == (0, 9)  # an expert that nobody chose
+
+
+@settings(deadline=None)
+@given(TOKENS, SIZES, RUNS, STORED | st.none())
+def test_rms_norm(T, D, run, stored):
+    assume(run is np.float32 or stored is not np.float16)
+    x = (3 * drawn(T, 2, D)).astype(run)
+    w = None if stored is None else drawn(D, seed=1).astype(stored)
+    assert_equal(ops_numba.rms_norm(x, w, 1e-6), ops_numpy.rms_norm(x, w, 1e-6))
+
+
+@settings(deadline=None)
+@given(TOKENS, st.integers(1, 4), st.integers(1, 20), RUNS)
+def test_rope(T, N, half, run):
+    x, cos, sin = drawn(T, N, 2 * half).astype(run), *drawn(2, T, 2 * half, seed=1).astype(run)
+    assert_equal(ops_numba.rope(x, cos, sin), ops_numpy.rope(x, cos, sin))
+
+
+@settings(deadline=None)
+@given(TOKENS, SIZES, RUNS, st.floats(0.01, 30))
+def test_gelu(T, F, run, size):
+    x = (size * drawn(T, F)).astype(run)
+    assert_equal(ops_numba.gelu_tanh(x), ops_numpy.gelu_tanh(x), np.linalg.norm(x.astype(np.float32)))
+
+
+@settings(deadline=None)
+@given(TOKENS, st.integers(1, 3), st.integers(1, 3), st.integers(1, 20), st.integers(0, 600), st.data())
+def test_attend(T, K, G, H, past, data):
+    S = T + past
+    q, k, v = drawn(T, K * G, H), drawn(S, K, H, seed=1), drawn(S, K, H, seed=2)
+    if data.draw(st.booleans()):
+        mask = causal_mask(np.arange(past, S), 0, data.draw(st.none() | st.integers(1, 300)))
+    else:
+        end = np.array([data.draw(st.integers(1, S)) for _ in range(T)])
+        mask = Spans(np.array([data.draw(st.integers(0, e - 1)) for e in end]), end, S)
+    stored = data.draw(STORED)  # what the cache holds
+    k, v = k.astype(stored), v.astype(stored)
+    whole = ops_numpy.attend(*(x.astype(np.float64) for x in (q, k, v)), np.asarray(mask)).astype(np.float32)
+    assert_equal(ops_numba.attend(q, k, v, mask), whole)
+
+
+def test_attend_on_a_map_and_under_a_watch_is_the_definition():
+    q, k, v = drawn(9, 4, 8), drawn(9, 2, 8, seed=1), drawn(9, 2, 8, seed=2)
+    mask, seen = causal_mask(np.arange(9), 0, 4), {}
+    np.testing.assert_array_equal(
+        ops_numba.attend(q, k, v, np.asarray(mask)), ops_numpy.attend(q, k, v, np.asarray(mask))
+    )
+    tap = Recorder(lambda name, x, axes: seen.update({name: x}), np.dtype(np.float32), ["probs"])
+    np.testing.assert_array_equal(ops_numba.attend(q, k, v, mask, tap), ops_numpy.attend(q, k, v, mask, tap))
+    assert (seen["probs"][:, ~np.asarray(mask)] == 0).all()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 2), st.integers(1, 2), st.integers(1, 20))
+def test_attend_all(patches, K, G, H):
+    q, k, v = drawn(patches, K * G, H), drawn(patches, K, H, seed=1), drawn(patches, K, H, seed=2)
+    assert_equal(ops_numba.attend_all(q, k, v), ops_numpy.attend_all(q, k, v))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("T", [1, 3, 30])
+def test_what_is_not_finite_comes_through(T, bad):
+    S, rng = T + 40, np.random.default_rng(T)
+
+    def spoilt(*shape):
+        x = drawn(*shape)
+        x.ravel()[rng.integers(x.size)] = bad
+        return x
+
+    with np.errstate(all="ignore"):
+        for x, w in ((spoilt(T, 20), drawn(9, 20)), (drawn(T, 20), spoilt(9, 20))):
+            assert_equal(ops_numba.linear(x, w), ops_numpy.linear(x, w))
+        x = spoilt(T, 4, 10)
+        assert_equal(ops_numba.rms_norm(x, None, 1e-6), ops_numpy.rms_norm(x, None, 1e-6))
+        assert_equal(ops_numba.rope(x, *drawn(2, T, 10)), ops_numpy.rope(x, *drawn(2, T, 10)))
+        assert_equal(ops_numba.gelu_tanh(x), ops_numpy.gelu_tanh(x))
+        q, k, v = drawn(T, 4, 10), drawn(S, 2, 10), drawn(S, 2, 10)
+        mask = everything(T, S)
+        for given in ((spoilt(T, 4, 10), k, v), (q, spoilt(S, 2, 10), v), (q, k, spoilt(S, 2, 10))):
+            assert_equal(ops_numba.attend(*given, mask), ops_numpy.attend(*given, mask))
+
+
+def test_the_exponential_is_right_from_the_smallest_number_to_the_largest():
+    x = np.linspace(-87, 88.7, 40001, dtype=np.float32)
+    scores = x.copy()
+    ops_numba.exponentials(scores, np.float32(0))
+    assert np.abs(scores / np.exp(x.astype(np.float64)) - 1).max() < 3e-7
+    ends = np.float32([-np.inf, -200, 0, 89, np.inf, np.nan])
+    ops_numba.exponentials(ends, np.float32(0))
+    np.testing.assert_array_equal(ends, np.float32([0, 0, 1, np.inf, np.inf, np.nan]))
+
+
+# runs
+
+
+@pytest.fixture
+def numba():
+    """Everything runs on numba, and afterwards as before."""
+    with ops.using("numba"):
+        yield
+
+
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float64"])
+def test_a_run_on_numba_equals_the_run_on_numpy_at_every_point(folders, variant, precision, numba):
+    model, ids = numgemma.load(folders[variant], precision), tiny.prompt(tiny.VARIANTS[variant], 20)
+    found = model.record(ids, ["*"])
+    with ops.using("numpy"):
+        expected = model.record(ids, ["*"])
+    limit = {"float32": 5e-5, "bfloat16": 0.1, "float64": 1e-12}[precision]
+    for name, x in expected.items():
+        a, b = found[name].astype(np.float64), x.astype(np.float64)
+        assert np.linalg.norm(a - b) <= limit * np.linalg.norm(b), name
+
+
+@pytest.mark.parametrize("name", tiny.MULTIMODAL)
+def test_towers_on_numba_equal_towers_on_numpy(multimodal_folders, name, numba):
+    model = numgemma.load(multimodal_folders[name])
+    ids, arrays = tiny.multimodal_prompt(name)
+    media = numgemma.media.read_media(arrays)
+    found = model.record(ids, ["*.out", "logits"], media=media)
+    with ops.using("numpy"):
+        expected = model.record(ids, ["*.out", "logits"], media=media)
+    for point, b in expected.items():
+        assert np.linalg.norm(found[point] - b) <= 1e-4 * np.linalg.norm(b), point
+
+
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+def test_both_backends_tell_the_same_story(models, variant):
+    model, ids = models[variant], tiny.prompt(tiny.VARIANTS[variant], 20)
+    stories = []
+    for backend in ops.BACKENDS:
+        with chosen(backend):
+            stories.append(model.generate(ids, 12, ignore_eos=True))
+    assert stories[0] == stories[1]
+
+
+class chosen:
+    """ops.use, and afterwards what was chosen before."""
+
+    def __init__(self, backend):
+        self.backend = backend
+
+    def __enter__(self):
+        self.before = ops.chosen, ops.current
+        ops.use(self.backend)
+
+    def __exit__(self, *_):
+        ops.bind(self.before[1])
+        ops.chosen = self.before[0]
+
+
+SCRIPT = """
+import sys, hashlib, numpy as np, numgemma
+from numgemma import ops
+ops.use("numba", int(sys.argv[2]))
+model = numgemma.load(sys.argv[1])
+ids = np.arange(40) % 7 + 3
+digest = hashlib.sha256(model.logits(ids).tobytes())
+digest.update(bytes(str(model.generate(ids, 8, ignore_eos=True)), "ascii"))
+x, w = np.random.default_rng(0).standard_normal((2, 2000, 700), np.float32)
+for T in (1, 5, 300):
+    digest.update(ops.linear(x[:T], w).tobytes())
+q = x.reshape(-1, 4, 100)
+digest.update(ops.attend_all(q[:600], q[:600], q[:600]).tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_the_bits_do_not_depend_on_the_number_of_threads(folders):
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT, folders["moe"], threads], capture_output=True, text=True, check=True
+        ).stdout
+        for threads in ("1", "2", "3", "2")
+    }
+    assert len(found) == 1
+
+
+def test_importing_changes_no_thread_setting_and_a_run_leaves_none_behind(folders):
+    script = """
+import os, sys, numpy
+from threadpoolctl import threadpool_info
+before = dict(os.environ), threadpool_info()
+import numgemma
+from numgemma import ops_numba
+assert (dict(os.environ), threadpool_info()) == before
+numgemma.load(sys.argv[1]).generate([3, 4, 5], 3, ignore_eos=True)
+assert (dict(os.environ), threadpool_info()) == before, threadpool_info()
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script, folders["dense"]], check=True)
+
+
+def test_an_operation_that_somebody_has_replaced_stays_replaced(monkeypatch):
+    def broken(x, cos, sin):
+        return x
+
+    monkeypatch.setattr(ops, "rope", broken)
+    with ops.using("numba"):
+        assert ops.rope is broken
+        assert ops.linear is ops_numba.linear
+    assert ops.rope is broken
+    assert ops.linear is ops_numpy.linear
+
+
+def test_a_missing_numba_is_said_with_the_line_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    ops.twins.cache_clear()
+    try:
+        with pytest.raises(InputError, match=r"pip install 'numgemma\[fast\]'"):
+            ops.use("numba")
+    finally:
+        ops.twins.cache_clear()
+
+
+def test_without_numba_generate_runs_on_numpy(monkeypatch):
+    monkeypatch.setattr(ops, "find_spec", lambda name: None)
+    assert ops.fastest() == "numpy"
+
+
+def test_a_place_where_nothing_may_be_written_is_said_in_words(monkeypatch, capsys):
+    def import_module(name):
+        raise RuntimeError("cannot cache function 'expand': no locator available")
+
+    monkeypatch.setattr(ops, "import_module", import_module)
+    ops.twins.cache_clear()
+    try:
+        assert main(["generate", "tiny", "--prompt", "Once", "--backend", "numba"]) == 2
+        assert "NUMBA_CACHE_DIR" in capsys.readouterr().err
+    finally:
+        ops.twins.cache_clear()
+
+
+@pytest.mark.parametrize("wrong", [["--threads", "0"], ["--chunk", "0"]])
+def test_numbers_without_meaning_are_refused(wrong, capsys):
+    before = threads.limit
+    assert main(["generate", "tiny", "--prompt", "Once", *wrong]) == 2
+    assert "give 1 or more" in capsys.readouterr().err
+    assert threads.limit == before
