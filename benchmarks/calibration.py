@@ -130,8 +130,8 @@ class Tally:
         sizes = np.array(self.sizes[kind])
         return {
             "pairs": self.pairs[kind],
-            "states": dict(self.states[kind]),
             "pairs with a SUSPECT or FAULT": self.suspicious[kind],
+            "states": dict(self.states[kind]),
             "xfloor": {str(q): round(float(np.percentile(sizes, q)), 3) for q in (50, 95, 99, 99.9, 100)},
         }
 
@@ -150,7 +150,7 @@ def main():
                 reference = record(model, ids, "float32")
                 for kind, point, dump in damaged(record(model, ids, precision, seed=99)):
                     found = {p.name: p for p in diff(reference, dump, floor=floors[precision]).points}[point]
-                    faults.setdefault(f"{kind}, {precision}", []).append((found.state, found.xfloor))
+                    faults.setdefault(f"{kind}, {precision}", []).append((found.state, found.xfloor, found.by))
             print(name, dict(sum(clean.states.values(), Counter())), flush=True)
     write(clean, faults)
 
@@ -160,9 +160,17 @@ def write(clean, faults):
     total = sum(clean.states.values(), Counter())
     tree = {
         "clean": {kind: clean.row(kind) for kind in clean.pairs},
-        "clean, all": {"pairs": sum(clean.pairs.values()), "states": dict(total)},
+        "clean, all": {
+            "pairs": sum(clean.pairs.values()),
+            "pairs with a SUSPECT or FAULT": sum(clean.suspicious.values()),
+            "states": dict(total),
+        },
         "damaged": {
-            kind: {"states": dict(Counter(s for s, _ in rows)), "least xfloor": round(min(x for _, x in rows), 2)}
+            kind: {
+                "states": dict(Counter(state for state, *_ in rows)),
+                "least xfloor": round(min(x for _, x, _ in rows), 2),
+                "by": dict(Counter(by for *_, by in rows)),
+            }
             for kind, rows in faults.items()
         },
     }
@@ -173,34 +181,44 @@ def write(clean, faults):
 def page(tree):
     """The same for a reader."""
     total = tree["clean, all"]
+    pairs, touched = total["pairs"], total["pairs with a SUSPECT or FAULT"]
     points, off = sum(total["states"].values()), [total["states"].get(state, 0) for state in ("FAULT", "SUSPECT")]
-    counts = f"{total['pairs']} pairs, {points} points: {off[0]} FAULT, {off[1]} SUSPECT"
     lines = [
         "# Calibration of the bands",
         "",
         "Made by `python benchmarks/calibration.py --hf`. A point is NOISE up to 1.5 times its floor, SUSPECT up to 5,",
         "FAULT above. The floor is where the errors of eight runs with perturbed rounding and summing end: their 95th",
-        "percentile, and once more its distance from their median, since eight runs hardly ever meet a tail.",
+        "percentile, and once more its distance from their median, since eight runs hardly ever meet a tail. Of the",
+        "best-fit scale, which errs to both sides of 1, it is twice the 95th percentile of its distance from 1.",
         "",
-        f"**Runs that are right:** {counts} ({100 * off[1] / points:.2g} %).",
+        "**Runs that are right:**",
         "",
-        "| pair | pairs | with a SUSPECT | median | 99 % | 99.9 % | largest, times the floor |",
-        "|---|---|---|---|---|---|---|",
+        f"- by points: of {points}, {off[0]} are FAULT and {off[1]} SUSPECT ({100 * off[1] / points:.2g} %).",
+        f"- by pairs of runs: of {pairs}, none has a FAULT; {touched} have a SUSPECT ({100 * touched / pairs:.2g} %),"
+        if off[0] == 0
+        else f"- by pairs of runs: of {pairs}, {touched} have a SUSPECT or a FAULT ({100 * touched / pairs:.2g} %),",
+        "  mostly a run of them: what one token lost to noise, all that is computed from it has lost.",
+        "",
+        "| pair | pairs | with a SUSPECT | points | SUSPECT | median | 99 % | 99.9 % | largest, times the floor |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for kind, row in tree["clean"].items():
         x = row["xfloor"]
         sizes = f"{x['50']:.2f} | {x['99']:.2f} | {x['99.9']:.2f} | {x['100']:.2f}"
-        lines.append(f"| {kind} | {row['pairs']} | {row['pairs with a SUSPECT or FAULT']} | {sizes} |")
+        states = row["states"]
+        counts = (row["pairs"], row["pairs with a SUSPECT or FAULT"], sum(states.values()), states.get("SUSPECT", 0))
+        lines.append(f"| {kind} | {' | '.join(map(str, counts))} | {sizes} |")
     lines += [
         "",
         "**Runs with one damage**, at `layers.N.mlp.down_proj`:",
         "",
-        "| damage | states | least, times the floor |",
+        "| damage | states | least, times the floor | told by |",
+        "|---|---|---|---|",
     ]
-    lines += ["|---|---|---|"]
     for kind, row in tree["damaged"].items():
         states = ", ".join(f"{n} {state}" for state, n in row["states"].items())
-        lines.append(f"| {kind} | {states} | {row['least xfloor']} |")
+        by = ", ".join(f"{n} {key}" for key, n in row["by"].items())
+        lines.append(f"| {kind} | {states} | {row['least xfloor']} | {by} |")
     return "\n".join(lines) + "\n"
 
 

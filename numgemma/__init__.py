@@ -4,6 +4,7 @@ The files, in the order in which they read best:
 
     whole        files written whole or not at all
     checkpoint   safetensors by memory map, and the tree of weights
+    streaming    weights that stay on disk until they are needed
     config       config.json, and one row per layer
     layout       every tensor's name and shape, from the config alone
     template     a chat template and its variables to text
@@ -32,6 +33,7 @@ The files, in the order in which they read best:
     generate     sampling, the loops
     dump         a recorded run, in memory or in a file
     model        what `load` returns
+    machine      what this machine can do at most
     colours      of all figures
     debug        capture, read other engines' dumps, compare, measure the noise, replay, name the fault, report
     plots        the course's figures of a run

@@ -12,7 +12,7 @@ import os
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -205,6 +205,7 @@ class Weights:
     tensors: Mapping[str, np.ndarray]
     source: str | Path = "these weights"
     scope: str = ""  # ends in a dot when not empty
+    entered: Callable[[str], object] = str  # is told of each scope that is entered; `streaming` listens
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self:
@@ -218,6 +219,7 @@ class Weights:
         return (name.removeprefix(self.scope) for name in self.tensors if name.startswith(self.scope))
 
     def at(self, scope: str) -> "Weights":
+        self.entered(scope)
         return replace(self, scope=f"{self.scope}{scope}.")
 
 

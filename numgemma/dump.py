@@ -5,6 +5,7 @@ room left for the header, and the header is written last.  Until then the file b
 bytes are zero, so that what an interruption leaves behind cannot be taken for a dump.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,8 +18,9 @@ import numpy as np
 
 from numgemma.checkpoint import open_safetensors
 from numgemma.errors import InputError
+from numgemma.media import Media, clips, frames, images
 from numgemma.trace import EVERYTHING_BUT_MAPS
-from numgemma.whole import target
+from numgemma.whole import remedy, target
 
 SCHEMA = "numgemma.dump/1"
 TYPES = {
@@ -115,7 +117,8 @@ class DumpWriter:
                 offset = self.entries[name]["data_offsets"][0] + self.room
                 np.memmap(self.file, x.dtype, "r+", offset, shape)[index] = x
         except OSError as error:
-            raise InputError(f"{self.path}: {error.strerror}; free some space or choose fewer --points.") from error
+            step = remedy(error, "free some space or choose fewer --points", "choose another -o")
+            raise InputError(f"{self.path}: cannot be written ({error.strerror}); {step}.") from error
 
     def reserve(self, name, shape, dtype, axes):
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -156,7 +159,7 @@ class DumpWriter:
                 self.partial.chmod(0o666 & ~umask())
                 os.replace(self.partial, self.path)
         except OSError as failure:
-            raise InputError(f"{self.path}: {failure.strerror}; free some space or choose another -o.") from failure
+            raise InputError(f"{self.path}: cannot be written ({failure.strerror}); {remedy(failure)}.") from failure
         finally:
             self.file.close()
             self.partial.unlink(missing_ok=True)
@@ -195,12 +198,14 @@ def read_dump(path) -> Dump:
         raise InputError(f"{path}: is not a dump; write one with `numgemma dump` or `numgemma capture`.") from error
 
 
-def new_meta(engine, version, model, ids, precision, points=EVERYTHING_BUT_MAPS, text=None, prefill=None):
+def new_meta(engine, version, model, ids, precision, points=EVERYTHING_BUT_MAPS, text=None, prefill=None, media=None):
     """The description that a dump carries.  ids: the token ids of the run, from position 0.
 
     prefill: how many tokens were run at once, before the others went through the cache; None: all of them.
+    media: what stood at the placeholders; None: not said.
     """
-    return {
+    said = {} if media is None else {"inputs": hashes(media)}
+    return said | {
         "schema": SCHEMA,
         "engine": {"name": engine, "version": version},
         "model": model,
@@ -212,3 +217,29 @@ def new_meta(engine, version, model, ids, precision, points=EVERYTHING_BUT_MAPS,
         "fidelity": "exact",
         "coverage": list(points),
     }
+
+
+def hashes(media: Media) -> dict[str, str]:
+    """Which pictures and sounds stood beside the ids: name -> SHA-256 of its numbers, padding left out.
+
+    Not of mm_token_type_ids: the ids tell those.
+    """
+    pictures, shots = images(media), frames(media)
+    found = {
+        "pixel_values": [pixels for pixels, _ in pictures],
+        "image_position_ids": [positions for _, positions in pictures],
+        "pixel_values_videos": [pixels for pixels, _ in shots],
+        "video_position_ids": [positions for _, positions in shots],
+        "num_frames_per_video": [] if media.num_frames_per_video is None else [media.num_frames_per_video],
+        "input_features": clips(media),
+    }
+    return {name: digest(arrays) for name, arrays in found.items() if arrays}
+
+
+def digest(arrays):
+    """One hash of arrays, the same whatever type of integer or how wide a float they came in."""
+    total = hashlib.sha256()
+    for x in arrays:
+        plain = np.ascontiguousarray(x, np.int64 if x.dtype.kind in "iub" else np.float32)
+        total.update(f"{list(plain.shape)}".encode() + plain.tobytes())
+    return total.hexdigest()

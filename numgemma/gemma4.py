@@ -18,6 +18,7 @@ from numgemma.trace import Tap
 
 ALL = slice(None)
 
+
 def forward(ids, w, config, dtype, kvs, start=0, tap=Tap()):
     """Logits of every token.  ids: T, the first at position `start`  ->  T V   (equals Gemma4ForCausalLM)
 

@@ -222,7 +222,7 @@ def spans(ids, media: Media, config):
     for kind, each in counts(media, config).items():
         places = np.flatnonzero(ids == placeholders(config).get(kind, -1))
         frames_each = media.num_frames_per_video if kind == "video" else None
-        files = range(len(each)) if frames_each is None else np.repeat(np.arange(len(frames_each)), frames_each)
+        files = np.arange(len(each)) if frames_each is None else np.repeat(np.arange(len(frames_each)), frames_each)
         for file, at in zip(files, np.split(places, np.cumsum(each)[:-1]), strict=True) if each else ():
             together = at[-1] - at[0] + 1 == len(at)
             span = {"kind": kind, "file": int(file), "first": int(at[0]) if together else None, "count": len(at)}

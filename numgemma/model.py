@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,8 @@ from numgemma.dump import Dump, new_meta
 from numgemma.errors import InputError
 from numgemma.generate import Memory, Sampling, continuation, steps
 from numgemma.media import NO_MEDIA, check_fit, check_prefill, read_media, spans
-from numgemma.processor import join, place
+from numgemma.processor import join, listed, place
+from numgemma.streaming import streamed
 from numgemma.tokenizer import Tokenizer, open_tokenizer
 from numgemma.trace import EVERYTHING_BUT_MAPS, NONE, Recorder
 from numgemma.version import __version__
@@ -56,6 +57,7 @@ class Model:
         files: of "image", "audio" and "video" the paths, in the order of their placeholders (`<|image|>`); where the
         text has none, they go before it.  soft_tokens: at most so many for each picture and frame.
         """
+        files = listed(files)
         text = place(text, files, self.config, self.tokenizer)
         return self.joined(text, files, self.tokenizer.encode, soft_tokens)
 
@@ -66,7 +68,7 @@ class Model:
         files: for items that name none, by kind.  choices: tools, thinking, ... of chat.render_chat.
         """
         text = render_chat(self.checkpoint.folder, messages, **choices)
-        return self.joined(text, chat_files(messages, files), self.tokenizer.encode_rendered, soft_tokens)
+        return self.joined(text, chat_files(messages, listed(files)), self.tokenizer.encode_rendered, soft_tokens)
 
     def joined(self, text, files, encode, soft_tokens=None):
         """A text with placeholders, and the files that they stand for.  -> ids, media"""
@@ -105,18 +107,18 @@ class Model:
                 raise InputError(f"No point is called '{min(tap.unmet)}'; see `list(model.record(ids))` for the names.")
 
     def generate(
-        self, ids, max_new_tokens=20, sampling=None, ignore_eos=False, media=NO_MEDIA, memory: Memory = Memory()
+        self, ids, max_new_tokens=20, sampling=None, ignore_eos=False, media=NO_MEDIA, memory: Memory | None = None
     ) -> list[int]:
         """New token ids after `ids`, the stop token included.  Greedy unless `sampling` says otherwise."""
         return list(self.continued(ids, max_new_tokens, sampling, ignore_eos, media, memory))
 
     def continued(
-        self, ids, max_new_tokens=20, sampling=None, ignore_eos=False, media=NO_MEDIA, memory: Memory = Memory()
+        self, ids, max_new_tokens=20, sampling=None, ignore_eos=False, media=NO_MEDIA, memory: Memory | None = None
     ) -> Iterator[int]:
         """`generate`, one id at a time as it is found."""
         sampling = sampling or self.sampling()
         ids = self.checked(ids, media)
-        new = continuation(ids, media, self.weights, self.config, self.dtype, sampling, memory)
+        new = continuation(ids, media, self.weights, self.config, self.dtype, sampling, memory or Memory())
         for i in islice(new, max_new_tokens):
             yield i
             if i in self.stop_ids and not ignore_eos:
@@ -175,7 +177,8 @@ def load(path, precision="float32") -> Model:
     checkpoint = open_checkpoint(resolve(path))
     config = read_config(checkpoint.config, str(checkpoint.folder / "config.json"))
     check_model_tensors(checkpoint.weights, config)
-    return Model(checkpoint, config, PRECISIONS[precision])
+    weights = streamed(checkpoint.weights, len(config.text.layers))
+    return Model(replace(checkpoint, weights=weights), config, PRECISIONS[precision])
 
 
 def resolve(path) -> Path:

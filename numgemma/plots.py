@@ -10,14 +10,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from numgemma import ops, ops_numpy
+from numgemma.colours import BLUE, GREEN, GREY, HEAT, ORANGE, RED
+from numgemma.debug.judge import NOISE_TO
 from numgemma.debug.metrics import measure
-from numgemma.debug.plot import BLUE, RED
+from numgemma.debug.replay import Replay
+from numgemma.debug.result import FAULT
 from numgemma.dump import Dump
 from numgemma.errors import InputError
 
-GREEN, ORANGE, GREY = "#009E73", "#E69F00", "#767676"  # Okabe and Ito's, as BLUE and RED
 SERIES = ((BLUE, "o"), (RED, "s"), (GREEN, "^"), (ORANGE, "D"), (GREY, "v"))
-HEAT = "cividis"
 LABELLED = 64  # tokens that fit along an axis with their text; of longer runs the positions are shown
 
 
@@ -196,6 +197,28 @@ def error_against_depth(truth: Dump, runs: Mapping[str, Dump], ax=None):
         ax.set_yscale("log")
     layer_axis(ax, layers, "embedding")
     ax.set_ylabel("relative error of the stream (1e-2 is 1 %)")
+    ax.legend(fontsize=8, frameon=False)
+    return ax
+
+
+def local_errors(found: Replay, ax=None):
+    """Each step's own error, and all that is wrong with what it returns, in units of the noise.  -> Axes"""
+    steps = [step for step in found.points if step.xfloor is not None]
+    ax = axes(ax, 9, 4)
+    own = [max(step.xfloor or 0, 1e-2) for step in steps]
+    whole = [max(step.global_xfloor or step.xfloor or 0, 1e-2) for step in steps]
+    ax.plot(whole, color=ORANGE, linewidth=1, label="the tensor, with what it inherited")
+    wrong = [i for i, step in enumerate(steps) if step.state == FAULT]
+    right = [i for i in range(len(steps)) if i not in wrong]
+    ax.plot(right, [own[i] for i in right], "o", markersize=3, color=BLUE, label="the step alone")
+    ax.plot(wrong, [own[i] for i in wrong], "X", markersize=8, color=RED, label="the step alone: at fault")
+    ax.axhline(NOISE_TO, color=GREY, linestyle="--", linewidth=1)
+    ax.set_yscale("log")
+    ends = [i for i, step in enumerate(steps) if re.fullmatch(r"layers\.\d+\.out", step.name)]
+    every = 1 + len(ends) // 20
+    ax.set_xticks(ends[::every], [steps[i].name.removesuffix(".out") for i in ends[::every]], fontsize=8)
+    ax.set_xlabel("points in order of execution; a layer ends at its name")
+    ax.set_ylabel("error, in units of the noise")
     ax.legend(fontsize=8, frameon=False)
     return ax
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numgemma import audio, images, video
+from numgemma.chat import KINDS
 from numgemma.checkpoint import parse_object, read_object
 from numgemma.config import Config, build
 from numgemma.errors import InputError
@@ -61,6 +62,15 @@ class Marks(NamedTuple):
 
 
 Files = Mapping[str, list[Path]]  # of "image", "audio" and "video", each in the order of its placeholders
+
+
+def listed(files: Mapping[str, Any]) -> Files:
+    """One path or several of each kind, as lists of paths."""
+    for kind in files:
+        if kind not in KINDS:
+            raise InputError(f"'{kind:.40}' is no kind of file; name them as {', '.join(KINDS)}.")
+    several = {kind: [some] if isinstance(some, str | Path) else some for kind, some in files.items()}
+    return {kind: [Path(path) for path in some] for kind, some in several.items()}
 
 
 # the settings

@@ -46,10 +46,10 @@ def in_parallel(run: Callable, items: Iterable):
 def in_shares(run: Callable[[int, int], None], n: int, least: int):
     """run(first, end) over shares of range(n), one for each thread; no share is smaller than `least`."""
     shares = max(1, min(allowed(), n // least))
-    edges = [n * i // shares for i in range(shares + 1)]
-    others = [pool(allowed()).submit(run, *edge) for edge in itertools.pairwise(edges)]
-    run(edges[0], edges[1])
-    for other in others:
+    mine, *theirs = itertools.pairwise([n * i // shares for i in range(shares + 1)])
+    waiting = [pool(allowed()).submit(run, *share) for share in theirs]
+    run(*mine)
+    for other in waiting:
         other.result()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from numgemma.errors import NonFiniteError
 
-EVERYTHING_BUT_MAPS = ("*", "!*.scores", "!*.probs")  # the T x S maps grow with the square of the prompt
+EVERYTHING_BUT_MAPS = ("*", "!*attn.scores", "!*attn.probs")  # the T x S maps grow with the square of the prompt
 
 NONE: Mapping[str, Callable] = MappingProxyType({})
 

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import errno
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,20 @@ from numgemma.errors import InputError
 def target(path):
     """Where a new file goes: through links, and never over a folder or a device.  Raises InputError."""
     found = Path(os.path.realpath(path))
+    if found.is_dir():
+        raise InputError(f"{path}: cannot be written, it is a folder; name a file in it, or choose another name.")
     if found.exists() and not found.is_file():
         raise InputError(f"{path}: cannot be written, it is there and is no file; choose another name.")
+    if found.parent.exists() and not found.parent.is_dir():
+        raise InputError(f"{path}: cannot be written, {found.parent} is a file and no folder; choose another name.")
     if not found.parent.is_dir():
         raise InputError(f"{path}: cannot be written, there is no folder {found.parent}; create it.")
     return found
+
+
+def remedy(error: OSError, full="free some space", otherwise="choose another name"):
+    """The next step where a file cannot be written: to free space helps where there is none."""
+    return full if error.errno in (errno.ENOSPC, errno.EDQUOT) else otherwise
 
 
 @contextmanager
@@ -29,7 +39,7 @@ def whole(path):
         yield partial
         os.replace(partial, path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another file.") from error
+        raise InputError(f"{path}: cannot be written ({error.strerror}); {remedy(error)}.") from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -266,3 +266,33 @@ def test_the_demo_shows_a_story_a_match_and_a_broken_twin(run, tmp_path):
     assert verdicts[0].startswith("SAME (150 points)")
     assert verdicts[1].startswith("DIFFERS first at layers.3.self_attn.k_norm (sliding attention)")
     assert (tmp_path / "broken-twin.png").exists()
+
+
+def test_bench_says_how_fast_and_how_near_the_limits(run, folders):
+    words = ["--lengths", "4", "--decode", "2", "--rounds", "1"]
+    code, out, _ = run("bench", folders["ple"], *words)
+    assert code == 0
+    assert "prefill, all layers, 4 tokens" in out
+    assert "GB/s reading" in out
+    code, out, _ = run("bench", folders["ple"], *words, "--json", "--backend", "numpy")
+    found = json.loads(out)
+    assert found["schema"] == "numgemma.bench/1"
+    assert found["engine"].startswith("numpy")
+    assert [row["job"] for row in found["speed"]] == ["prefill", "prefill, all layers", "decode"]
+    assert all(row["numgemma"] > 0 for row in found["speed"])
+    assert run("bench", folders["ple"], "--rounds", "0")[0] == 2
+
+
+def test_generate_says_what_computes(run, folders):
+    code, _, err = run("generate", folders["ple"], "--ids", "5,6", "--print-ids", "--max-new-tokens", "3", "--verbose")
+    assert code == 0
+    assert "BLAS" in err
+    assert "prompt: 2 tokens" in err
+
+
+def test_inspect_says_what_a_long_context_takes(run):
+    code, out, _ = run("inspect", "gemma-4-E2B-it", "--context", "131072")
+    assert code == 0
+    assert "cache of full layers at 131072 tokens     1.611 GB" in out  # 3 layers, 1 head, 512 wide, keys and values
+    assert 3 * 2 * 512 * 4 * 131072 == 1610612736
+    assert run("inspect", "gemma-4-E2B-it", "--context", "0")[0] == 2

@@ -8,7 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from numgemma.debug import metrics
+import numgemma
+from numgemma.debug import logits, metrics
 from numgemma.debug.diff import diff, render, verdict
 from numgemma.debug.floor import Floor, Noise
 from numgemma.debug.plot import plot
@@ -136,6 +137,39 @@ def test_blocks_give_the_same_numbers_as_the_formula_over_the_whole_tensor(monke
     assert (m.a_at, m.b_at) == (a[at], b[at])
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("axes", ["T N H", "N T S", "T S O"])
+def test_blocks_whose_bits_are_equal_count_as_the_others_do(monkeypatch, axes, dtype):
+    monkeypatch.setattr(metrics, "BLOCK", 20)
+    a = normal(6, 4, 5).astype(dtype)
+    b = a.copy()
+    b[3, 2, 1] += dtype(0.5)
+    x, y = (side.astype(np.float64) for side in (a, b))
+    m = metrics.measure(a, b, axes)
+    assert m.rel == pytest.approx(np.linalg.norm(x - y) / np.linalg.norm(x))
+    assert m.scale == pytest.approx(np.vdot(x, y) / np.vdot(x, x))
+    assert m.max_abs_at == [3, 2, 1]
+    assert m.rms == pytest.approx(np.sqrt((x * x).mean()))
+    same = metrics.measure(a, a.copy(), axes)
+    assert (same.rel, same.scale, same.worst_token, same.worst_channel, same.max_abs) == (0, 1, 0, 0, 0)
+    b[:] = a
+    a[5, 0, 0] = b[5, 0, 0] = np.nan
+    assert metrics.measure(a, b, axes).nonfinite == ("a", "b")
+
+
+def test_zeros_of_either_sign_are_equal_though_their_bits_are_not():
+    x = normal(4, 6)
+    x[2] = 0
+    assert only(x, np.where(x == 0, -x, x)).rel == 0
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_numbers_whose_squares_float32_cannot_hold_are_measured(size):
+    x = normal(8, 16) * np.float32(size)
+    p = only(x, 2 * x)
+    assert (p.rel, p.scale, p.max_abs) == pytest.approx((1, 2, float(np.abs(x).max())))
+
+
 @pytest.mark.parametrize("shape", [(), (5,), (0, 3), (3, 0), (2, 3, 4), (1, 9)])
 def test_blocks_cover_every_element_once(shape):
     seen = np.zeros(shape, int)
@@ -183,6 +217,38 @@ def test_the_tolerance_that_passes_does_pass_and_a_smaller_one_does_not():
 def test_a_precision_without_tolerances_is_refused_in_one_sentence():
     with pytest.raises(InputError, match="'int4' has no tolerances"):
         diff(dump({"x": normal(2, 2)}), dump({"x": normal(2, 2)}, precision="int4"))
+
+
+# -- logits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("V", [1, 3, 12, 500, 5003])
+def test_the_highest_logits_are_those_of_a_sort(V):
+    k, x = min(10, V), normal(6, V, seed=V)
+    x[4] = 0  # all equal: any ten
+    found = logits.highest(x, k)
+    expected = np.argsort(-x, axis=-1, kind="stable")[:, :k]
+    assert np.array_equal(found[:4], expected[:4])
+    assert len(set(found[4])) == k
+
+
+@pytest.mark.parametrize("block", [4, 64, 10**6])
+@pytest.mark.parametrize("size", [1e-5, 1.0, 900.0])
+def test_logits_in_pieces_give_the_divergence_of_the_formula(monkeypatch, block, size):
+    monkeypatch.setattr(logits, "BLOCK", block)
+    x = normal(5, 40, dtype=np.float64)
+    y = x + size * normal(5, 40, seed=1, dtype=np.float64)
+    y[1] = x[1]
+    p, q = (z - z.max(-1, keepdims=True) for z in (x, y))
+    p, q = (z - np.log(np.exp(z).sum(-1, keepdims=True)) for z in (p, q))
+    found = logits.compare(x, y)
+    assert found.kl_ab == pytest.approx((np.exp(p) * (p - q)).sum(-1).mean(), rel=1e-4)
+    assert found.kl_ba == pytest.approx((np.exp(q) * (q - p)).sum(-1).mean(), rel=1e-4)
+    d, x = (z - z.mean(-1, keepdims=True) for z in (x - y, x))
+    assert found.centred == pytest.approx(np.linalg.norm(d) / np.linalg.norm(x))
+    y[2, 3] = np.nan
+    assert logits.compare(x, y) is None
+    assert logits.compare(y, y) is None
 
 
 # -- experts ----------------------------------------------------------------------------------------------------------
@@ -356,6 +422,18 @@ def test_dumps_read_from_files_compare_as_those_in_memory(tmp_path):
     assert diff(read_dump(tmp_path / "a"), read_dump(tmp_path / "b")).to_json() == diff(a, b).to_json()
 
 
+def test_the_package_compares_what_its_readers_read(tmp_path):
+    a, b = deep(), deep(noise=0.5)
+    a.save(tmp_path / "a.safetensors")
+    np.savez(tmp_path / "b.npz", input_ids=np.arange(8), **{name: b[name] for name in b})
+    found = numgemma.diff(tmp_path / "a.safetensors", tmp_path / "b.npz", ["*.out"])
+    assert (found.verdict, found.first) == ("differs", "layers.2.out")
+    assert numgemma.diff(a, str(tmp_path / "a.safetensors")).verdict == "same"
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\0")
+    with pytest.raises(InputError, match="none of what can be read"):
+        numgemma.diff(a, tmp_path / "model.gguf")
+
+
 def test_a_picture_is_written_whole_and_leaves_nothing_else(tmp_path):
     a, b = deep(), deep(noise=0.5)
     del b.arrays["layers.0.out"]
@@ -385,7 +463,7 @@ def test_a_picture_with_a_floor_shows_every_state(tmp_path):
     del b.arrays["layers.0.out"]
     b.arrays["layers.1.out"] = np.nextafter(b["layers.1.out"], np.float32(9))
     b.arrays["norm"][0, 0] = np.nan
-    small = Noise((1e-7, 2e-7), (1e-7, 2e-7), (1e-7, 2e-7))
+    small = Noise((1e-7, 2e-7), (1e-7, 2e-7), (1e-7, 2e-7), (1e-8, 3e-8))
     floor = Floor("float32", {"config": "c"}, list(range(8)), 8, dict.fromkeys(a, small))
     found = diff(a, b, floor=floor)
     assert {"BIT-EXACT", "NOISE", "FAULT", "INHERITED", "NON-FINITE", "UNMEASURED"} == {p.state for p in found.points}

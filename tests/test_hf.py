@@ -7,9 +7,9 @@ from closeness import assert_close, assert_same_run, relative
 
 import numgemma
 from numgemma import gemma4
-from numgemma.masks import causal_mask
 from numgemma.debug.diff import diff
 from numgemma.dump import Dump
+from numgemma.masks import causal_mask
 
 pytestmark = pytest.mark.hf
 torch = pytest.importorskip("torch")

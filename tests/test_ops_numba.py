@@ -1,4 +1,4 @@
-"""Each compiled twin equals its definition on any shape, with any number of threads, and lets NaN and infinity through."""
+"""Each compiled twin equals its definition on any shape, with any number of threads; NaN and infinity come through."""
 
 import subprocess
 import sys

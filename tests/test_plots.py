@@ -16,6 +16,9 @@ from matplotlib.axes import Axes
 
 from numgemma import InputError, load, plots
 from numgemma.cli import main
+from numgemma.debug.faults import applied
+from numgemma.debug.floor import measure_floor
+from numgemma.debug.replay import replay
 from numgemma.dump import Dump
 
 TOKENS = 15
@@ -181,6 +184,25 @@ def test_the_routing_histogram_counts_each_token_once_for_each_expert_it_chose(d
     ids = dump["layers.1.router.ids"]
     assert found == [sum(e in row for row in ids.tolist()) for e in range(7)]
     assert sum(found) == 3 * TOKENS
+
+
+def test_local_errors_mark_the_steps_that_are_at_fault_and_no_others(models):
+    """A value norm left out: one fault a layer; what inherits lies high on the line and low as a dot."""
+    model = models["ple"]
+    ids = tiny.prompt(tiny.VARIANTS["ple"], TOKENS, seed=3)
+    with applied(model, "T03", layers=[1]):
+        dump = model.record(ids)
+    found = replay(model, dump, floor=measure_floor(model, ids, "float32", runs=3))
+    ax = drawn(plots.local_errors(found))
+    shown = {line.get_label(): line for line in ax.get_lines()}
+    wrong = shown["the step alone: at fault"]
+    steps = [step for step in found.points if step.xfloor is not None]
+    assert [steps[int(i)].name for i in wrong.get_xdata()] == ["layers.1.self_attn.v_norm"]
+    np.testing.assert_allclose(wrong.get_ydata(), [s.xfloor for s in steps if s.state == "FAULT"])
+    last = steps[-1]
+    assert last.state == "INHERITED"
+    assert shown["the step alone"].get_ydata()[-1] == pytest.approx(max(last.xfloor, 1e-2))
+    assert shown["the tensor, with what it inherited"].get_ydata()[-1] == pytest.approx(last.global_xfloor)
 
 
 def test_error_against_depth_is_relative_to_the_truth(models, dump):

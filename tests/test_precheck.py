@@ -16,7 +16,9 @@ MODEL = {"config": "c", "shards": {"model.safetensors": "h"}, "layer_kinds": KIN
 
 
 def dump(ids=(2, 5, 6, 7), points=None, axes=None, **meta):
-    about = new_meta("numgemma", "0.1.0", MODEL, ids, "float32", text="some text") | {"cache": "none"} | meta
+    about = (
+        new_meta("numgemma", "0.1.0", MODEL, ids, "float32", text="some text") | {"cache": "none", "inputs": {}} | meta
+    )
     x = np.random.default_rng(0).normal(size=(len(ids), 8)).astype(np.float32)
     points = {"embed_tokens": x} | (points or {})
     return Dump(about, points, {"embed_tokens": "T D"} | (axes or {}))

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,14 @@ from hypothesis import given
 from hypothesis import settings as few
 from hypothesis import strategies as st
 
-from numgemma import read_dump
+from numgemma import load, read_dump
 from numgemma.audio import sound_arrays
 from numgemma.checkpoint import open_safetensors
 from numgemma.cli import main
 from numgemma.config import read_config
 from numgemma.errors import InputError
 from numgemma.images import image_arrays
+from numgemma.media import NO_MEDIA, is_empty
 from numgemma.processor import (
     OFFICIAL,
     Marks,
@@ -431,3 +433,83 @@ def test_importing_numgemma_and_its_command_line_needs_no_extra():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "fine"
+
+
+# -- the same from Python
+
+
+def by_command(run, folder, tmp_path, *words):
+    """ids and media of a prompt as `dump` records them."""
+    assert run("preprocess", folder, *words, "-o", tmp_path / "in.safetensors")[0] == 0
+    return open_safetensors(tmp_path / "in.safetensors").tensors
+
+
+def test_prompt_ids_are_those_of_the_command_line(run, folder, tmp_path):
+    text = "Hello <|image|> you <|audio|>"
+    files = {"image": [RGB], "audio": [TONE]}
+    ids, media = load(folder).prompt_ids(text, files, soft_tokens=70)
+    told = by_command(run, folder, tmp_path, "--prompt", text, "--image", RGB, "--audio", TONE, "--soft-tokens", 70)
+    assert ids == told["input_ids"][0].tolist()
+    for name in ("pixel_values", "image_position_ids", "input_features", "input_features_mask"):
+        np.testing.assert_array_equal(getattr(media, name), told[name])
+    plain, nothing = load(folder).prompt_ids("Hello")
+    assert plain == load(folder).tokenizer.encode("Hello")
+    assert is_empty(nothing)
+
+
+def test_chat_ids_are_those_of_the_command_line(run, folder, tmp_path):
+    """Files that the messages name, and files beside them for items that name none."""
+    named = {"type": "image", "path": str(RGB)}
+    chat = [{"role": "user", "content": [named, {"type": "text", "text": "Hello"}, {"type": "audio"}]}]
+    (tmp_path / "chat.json").write_text(json.dumps(chat))
+    ids, media = load(folder).chat_ids(chat, {"audio": [TONE]}, soft_tokens=70)
+    words = ("--chat", tmp_path / "chat.json", "--audio", TONE, "--soft-tokens", 70)
+    told = by_command(run, folder, tmp_path, *words)
+    assert ids == told["input_ids"][0].tolist()
+    assert (np.array(ids) == IDS["<|image|>"]).sum() == 63
+    np.testing.assert_array_equal(media.pixel_values, told["pixel_values"])
+    np.testing.assert_array_equal(media.input_features, told["input_features"])
+    assert load(folder).generate(ids, 2, media=media)
+
+
+def test_chat_ids_refuse_items_and_files_that_do_not_meet(folder):
+    model = load(folder)
+    image = [{"role": "user", "content": [{"type": "image"}]}]
+    with pytest.raises(InputError, match="an item of type image names no file"):
+        model.chat_ids(image)
+    with pytest.raises(InputError, match="has no item for 1 --image"):
+        model.chat_ids(image, {"image": [RGB, GRAY]})
+    for give in (model.chat_ids, model.prompt_ids):
+        with pytest.raises(InputError, match="'images' is no kind of file; name them as image, audio, video"):
+            give(image if give == model.chat_ids else "Hello", {"images": [RGB]})
+
+
+def test_one_file_may_be_given_by_its_name_alone(folder):
+    model = load(folder)
+    expected, _ = model.prompt_ids("Hello <|image|>", {"image": [RGB]}, soft_tokens=70)
+    assert model.prompt_ids("Hello <|image|>", {"image": str(RGB)}, soft_tokens=70)[0] == expected
+
+
+def test_a_dump_says_where_each_picture_frame_and_recording_stands(folder):
+    """Two images, a clip of five frames and a recording, in another order than that of their kinds."""
+    model = load(folder)
+    text = "<|audio|> Hello <|video|><|image|> you <|image|>"
+    ids, media = model.prompt_ids(text, {"image": [RGB, GRAY], "audio": [TONE], "video": [FIVE]}, soft_tokens=70)
+    said = model.record(ids, ["logits"], media=media).meta["media"]
+    assert [(s["kind"], s["file"]) for s in said] == [("image", 0), ("image", 1), *[("video", 0)] * 5, ("audio", 0)]
+    soft = {kind: IDS[f"<|{kind}|>"] for kind in ("image", "video", "audio")}
+    covered = [i for s in said for i in range(s["first"], s["first"] + s["count"])]
+    assert sorted(covered) == [i for i, token in enumerate(ids) if token in soft.values()]
+    assert all(ids[s["first"]] == soft[s["kind"]] for s in said)
+    assert all(ids[s["first"] - 1] != soft[s["kind"]] != ids[s["first"] + s["count"]] for s in said)
+
+
+def test_placeholders_that_do_not_stand_side_by_side_have_no_place(folder):
+    model = load(folder)
+    ids, media = model.prompt_ids("Hello <|image|> you", {"image": [RGB]}, soft_tokens=70)
+    at = ids.index(IDS["<|image|>"])
+    apart = [*ids[: at + 5], 5, *ids[at + 5 :]]
+    (said,) = model.describe(apart, media=replace(media, mm_token_type_ids=None))["media"]
+    assert said == {"kind": "image", "file": 0, "first": None, "count": 63}
+    assert model.describe([2, 5, 9], media=NO_MEDIA)["media"] == []
+    assert "media" not in model.describe([2, 5, 9])

@@ -1,5 +1,6 @@
 """Other engines' dumps, as their own tools wrote them (tests/fixtures), read into ours."""
 
+import copy
 import gzip
 import json
 import pickle
@@ -19,6 +20,7 @@ from safetensors.numpy import save_file
 from numgemma import load, read_dump
 from numgemma.debug import known, metrics
 from numgemma.debug.diff import diff
+from numgemma.debug.floor import Floor, Noise, measure_floor
 from numgemma.debug.precision import TOLERANCES
 from numgemma.debug.readers import read_any, summary
 from numgemma.debug.readers.names import axes_of, ours
@@ -130,6 +132,61 @@ def test_diff_calls_the_clean_runs_the_same_and_names_the_fault_of_the_other(mod
     found = diff(models["ple"].record(dump.meta["ids"], EVERY), dump)
     assert (found.verdict, found.first) == ("differs", "layers.3.self_attn.k_norm")
     assert [p.name for p in found.points if p.state == "DIFFERS"][1] == "layers.3.self_attn.k_rope"
+
+
+@pytest.fixture(scope="module")
+def floors(models, tmp_path_factory):
+    """The noise of the logs' prompts in the precision that llama.cpp's GELU has."""
+    found = {}
+    for name in ("ple", "moe"):
+        path = tmp_path_factory.mktemp("logs") / "log.txt"
+        path.write_bytes(gzip.decompress((FIXTURES / f"llama_eval_callback_{name}.txt.gz").read_bytes()))
+        found[name] = measure_floor(models[name], read_any(path).meta["ids"], "float16", points=EVERY)
+    return found
+
+
+def scaled(dump, name, factor):
+    """The same log, had one of its tensors been printed with a factor more."""
+    parts = copy.deepcopy(dump.meta["parts"])
+    if parts[name]["sum"] is not None:
+        parts[name]["sum"] = round(parts[name]["sum"] * factor, 6)
+    return Dump(dump.meta | {"parts": parts}, dump.arrays | {name: np.round(dump[name] * factor, 4)}, dump.axes)
+
+
+@pytest.mark.parametrize("name", ["ple", "moe"])
+def test_under_a_floor_a_clean_log_is_noise_and_five_percent_more_at_one_point_a_fault_there(name, models, floors, log):
+    dump = read_any(log(f"llama_eval_callback_{name}"))
+    reference = models[name].record(dump.meta["ids"], EVERY)
+    assert {p.state for p in diff(reference, dump, floor=floors[name]).points} <= {"NOISE", "BIT-EXACT"}
+    real = [point for point in dump if dump[point].dtype.kind == "f"]
+    found = {point: diff(reference, scaled(dump, point, 1.05), [point], floor=floors[name]) for point in real}
+    missed = [point for point, result in found.items() if result.points[0].state != "FAULT"]
+    assert {diff.points[0].state for diff in found.values()} <= {"FAULT", "SUSPECT"}
+    assert len(missed) <= 0.01 * len(real)  # where float16 makes several percent of noise, and six values are known
+
+
+def test_under_a_floor_the_wrong_weight_of_a_log_is_the_first_fault(models, floors, log):
+    dump = read_any(log("llama_eval_callback_faulty"))
+    found = diff(models["ple"].record(dump.meta["ids"], EVERY), dump, floor=floors["ple"])
+    assert (found.verdict, found.first) == ("differs", "layers.3.self_attn.k_norm")
+    assert found.points[[p.name for p in found.points].index(found.first)].by == "scale"
+
+
+def test_four_decimals_are_forgiven_once():
+    """A point that is printed whole is judged as one that is not printed, but for the decimals."""
+    x = np.random.default_rng(0).normal(size=(8, 6))
+    noise = Noise((1e-5, 2e-5), (1e-5, 2e-5), (1e-5, 2e-5), (1e-6, 2e-6))
+    floor = Floor("float32", {}, list(range(8)), 8, {"x": noise})
+    a = Dump({"ids": list(range(8)), "precision": "float32"}, {"x": x}, {"x": "T D"})
+    slack = {"shape": [8, 6], "at": [None, None], "slack": {"abs": 5e-5}}
+    b = Dump(a.meta | {"fidelity": "rounded:4dp", "parts": {"x": slack}}, {"x": np.round(x, 4)}, a.axes)
+    (whole,), (printed,) = (diff(a, side, floor=floor).points for side in (a, b))
+    assert printed.floor == whole.floor  # nothing on top of the slack
+    assert printed.state == "BIT-EXACT"
+    without = Dump(b.meta | {"parts": {}}, b.arrays, b.axes)
+    (p,) = diff(a, without, floor=floor).points
+    assert p.floor["rel"] > whole.floor["rel"]
+    assert p.state == "NOISE"
 
 
 def test_raw_keys_named_vcur_are_keys(models, log):

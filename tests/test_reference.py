@@ -9,8 +9,8 @@ from closeness import assert_close, assert_same_run, relative
 
 import numgemma
 from numgemma import gemma4
-from numgemma.masks import causal_mask
 from numgemma.debug.diff import diff
+from numgemma.masks import causal_mask
 
 STORED = Path(__file__).parents[1] / "reference_outputs"
 FLOAT32 = ["tiny", "dense", "moe", "ple"]

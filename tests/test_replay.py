@@ -147,6 +147,14 @@ def test_a_wrong_weight_in_llama_cpp_is_found_where_it_is_used(fixture_models, t
     assert abs(by_name(found)[found.first].scale - 1.05) < 0.002
 
 
+@pytest.mark.parametrize("point", ["embed_tokens", "layers.1.mlp.up_proj", "layers.5.out", "per_layer_inputs"])
+def test_five_percent_more_at_one_point_of_a_log_is_a_fault_there(fixture_models, tmp_path, point):
+    dump = logged("llama_eval_callback_ple", tmp_path)
+    dump.meta["parts"][point]["sum"] *= 1.05
+    found = replay(fixture_models["ple"], changed(dump, point, lambda x: np.round(1.05 * x, 4)))
+    assert found.first == point
+
+
 def test_the_debugger_of_transformers_prints_few_digits_and_no_fault(fixture_models, tmp_path):
     with zipfile.ZipFile(FIXTURES / "hf_debugger_repr.zip") as archive:
         archive.extractall(tmp_path)

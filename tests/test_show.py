@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from PIL import Image
-from test_preprocess import HOSTILE, RGB, SMALL, TONE, folder, run  # noqa: F401 - fixtures
+from test_preprocess import FIVE, HOSTILE, RGB, SMALL, TONE, folder, run  # noqa: F401 - fixtures
 
 from numgemma import audio, images, read_dump
-from numgemma.debug.overlay import Look, draw_picture, draw_sound
+from numgemma.debug.overlay import draw_picture, draw_sound, draw_video
+from numgemma.debug.seen import Look
 from numgemma.errors import InputError
 
 
@@ -15,7 +16,17 @@ def dump(folder, tmp_path_factory):  # noqa: F811 - the fixture
     from numgemma.cli import main
 
     out = tmp_path_factory.mktemp("show") / "d.safetensors"
-    words = ("--prompt", "Hello <|image|> you <|audio|><|image|>", "--image", RGB, "--image", RGB, "--audio", TONE)
+    words = (
+        "--prompt",
+        "Hello <|image|> you <|audio|><|video|><|image|>",
+        "--image",
+        RGB,
+        "--image",
+        RGB,
+        "--audio",
+        TONE,
+    )
+    words = (*words, "--video", FIVE)
     points = ("--points", "inputs_embeds", "layers.*.self_attn.probs")
     assert main([str(word) for word in ("dump", folder, *words, "--soft-tokens", 70, "-o", out, *points)]) == 0
     return read_dump(out)
@@ -67,6 +78,74 @@ def test_soft_tokens_are_drawn_as_they_enter_the_decoder(dump):
     np.testing.assert_allclose(drawn(figure.axes[1]), expected.reshape(ROWS, COLUMNS), rtol=1e-6)
 
 
+def frames_of(path):
+    """The frames of a clip as PyAV decodes them, at the size of the first one's patches."""
+    from numgemma.video import video_arrays
+
+    return video_arrays(path, SMALL.frame, SMALL.num_frames)
+
+
+def test_every_frame_of_a_clip_is_drawn_with_its_soft_tokens_and_the_attention_over_it(dump):
+    clip = frames_of(FIVE)
+    figure = draw_video(FIVE, dump, SMALL, look=Look(-1, 7, 1))
+    views = [ax for ax in figure.axes if ax.images and ax.get_label() != "<colorbar>"]
+    assert len(views) == 3 * len(clip.patches)
+    places = np.flatnonzero(np.array(dump.meta["ids"]) == 606).reshape(len(clip.patches), -1)  # <|video|>
+    for n, (patches, at) in enumerate(zip(clip.patches, places, strict=True)):
+        seen, strong, looked = views[3 * n : 3 * n + 3]
+        size, cell = SMALL.frame.patch_size, SMALL.frame.cell
+        pixels = drawn(seen)
+        rows, columns = pixels.shape[0] // cell, pixels.shape[1] // cell
+        y, x = 17, 40  # any pixel: where it lies in the patches
+        patch = int(np.flatnonzero((clip.places[n] == (x // size, y // size)).all(-1))[0])
+        here = patches[patch].reshape(size, size, 3)[y % size, x % size]
+        np.testing.assert_array_equal(pixels[y, x], np.rint(here * 255))
+        expected = np.sqrt((dump["inputs_embeds"][at].astype(np.float64) ** 2).mean(-1))
+        np.testing.assert_allclose(drawn(strong), expected.reshape(rows, columns), rtol=1e-6)
+        probs = dump["layers.7.self_attn.probs"][1, -1, at]
+        assert (probs > 0).all()
+        np.testing.assert_allclose(drawn(looked), probs.reshape(rows, columns), rtol=1e-6)
+        assert f"tokens {at[0]} to {at[-1]}" in seen.get_title(loc="left")
+    scales = {ax.images[-1].get_clim() for ax in views[2::3]}
+    assert len(scales) == 1  # frames can be compared
+
+
+def test_patches_put_together_are_the_frame(dump):
+    from numgemma.debug.seen import whole_picture
+
+    pixels = images.resized(images.open_image(RGB), SMALL.image)
+    np.testing.assert_array_equal(whole_picture(*images.image_arrays(RGB, SMALL.image), SMALL.image), pixels)
+
+
+def test_a_dump_says_where_each_file_stands_and_is_believed(dump):
+    """A recording and a picture with as many soft tokens are not taken for each other."""
+    from numgemma.dump import Dump
+
+    ids = np.array(dump.meta["ids"])
+    said = dump.meta["media"]
+    assert [(span["kind"], span["file"]) for span in said] == [
+        *(("image", n) for n in range(2)),
+        *(("video", 0) for _ in frames_of(FIVE).patches),
+        ("audio", 0),
+    ]
+    soft = {"image": 602, "video": 606, "audio": 603}
+    for span in said:
+        assert set(ids[span["first"] : span["first"] + span["count"]]) == {soft[span["kind"]]}
+    moved = [span | {"first": 5 if span["kind"] == "audio" else 9} for span in said]
+    other = Dump(dump.meta | {"media": moved}, {"inputs_embeds": dump["inputs_embeds"]}, dump.axes)
+    assert "(tokens 9 to 71)" in draw_picture(RGB, other, SMALL).axes[0].get_title(loc="left")
+    assert "(tokens 5 to " in draw_sound(TONE, other, SMALL).axes[0].get_title(loc="left")
+
+
+def test_without_the_dumps_word_files_are_found_by_the_runs_of_their_ids(dump):
+    from numgemma.dump import Dump
+
+    silent = Dump({key: x for key, x in dump.meta.items() if key != "media"}, dump.arrays, dump.axes)
+    for draw, path in ((draw_picture, RGB), (draw_video, FIVE), (draw_sound, TONE)):
+        titles = [[ax.get_title(loc="left") for ax in draw(path, d, SMALL).axes] for d in (dump, silent)]
+        assert titles[0] == titles[1]
+
+
 def test_the_budget_is_found_in_the_ids(dump):
     from numgemma.processor import read_processor
 
@@ -97,13 +176,15 @@ def test_without_probs_the_attention_is_left_out_unless_asked_for(dump):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--image", HOSTILE / "picture_1x5000.png"), "makes 280 soft tokens, and the dump has 0 runs"),
-        (("--image", RGB, "--index", 2), "has 2 runs of so many equal ids"),
-        (("--image", RGB, "--index", -1), "--index below that number"),
+        (("--image", HOSTILE / "picture_1x5000.png"), "makes 280 soft tokens, and the dump has 0 pictures"),
+        (("--image", RGB, "--index", 2), "has 2 pictures of that size"),
+        (("--image", RGB, "--index", -1), "--index below that"),
         (("--image", RGB, "--token", 999), "--token 999 is not one of the"),
         (("--image", RGB, "--head", 6), "--head 6 is not one of the 6 heads"),
         (("--image", RGB, "--layer", 8), "no layers.8.self_attn.probs"),
-        (("--audio", HOSTILE / "sound_48k_24bit.wav"), "and the dump has 0 runs"),
+        (("--audio", HOSTILE / "sound_48k_24bit.wav"), "and the dump has 0 recordings"),
+        (("--video", HOSTILE / "clip_gif.gif"), "soft tokens a frame, and the dump has 0 clips"),
+        (("--video", HOSTILE / "bad_text.mp4"), "is no clip"),
         (("--audio", HOSTILE / "bad_text.wav"), "is no recording"),
     ],
 )
@@ -118,7 +199,7 @@ def test_what_cannot_be_drawn_is_one_sentence(run, dump, tmp_path, words, told):
 
 def test_show_writes_a_png(run, dump, tmp_path):  # noqa: F811 - the fixture
     dump.save(tmp_path / "d.safetensors")
-    for words in (("--image", RGB), ("--audio", TONE)):
+    for words in (("--image", RGB), ("--audio", TONE), ("--video", FIVE)):
         code, out, _ = run("show", tmp_path / "d.safetensors", *words, "-o", tmp_path / "out.png")
         assert code == 0
         assert "out.png: drawn" in out
@@ -131,6 +212,6 @@ def test_a_thin_picture_makes_a_drawing_of_ordinary_size(name, dump, tmp_path):
     from numgemma.debug.overlay import write_png
     from numgemma.dump import Dump
 
-    meta = dump.meta | {"ids": [2, *[602] * 70, 5]}
+    meta = dump.meta | {"ids": [2, *[602] * 70, 5], "media": None}
     write_png(draw_picture(HOSTILE / name, Dump(meta), SMALL), tmp_path / "thin.png")
     assert max(size(tmp_path / "thin.png")) < 3000

@@ -73,8 +73,10 @@ def test_an_edit_must_keep_the_shape(kept):
 
 
 def test_the_default_leaves_out_the_maps():
-    names = ["layers.0.self_attn.scores", "layers.0.self_attn.probs", "layers.0.self_attn.context", "logits"]
-    assert [n for n in names if selects(EVERYTHING_BUT_MAPS, n)] == names[2:]
+    towers = ("vision_tower@1.encoder.layers.0", "audio_tower.layers.0", "layers.0")
+    maps = [f"{layer}.self_attn.{name}" for layer in towers for name in ("scores", "probs")]
+    names = ["layers.0.self_attn.context", "layers.0.router.probs", "logits"]
+    assert [n for n in maps + names if selects(EVERYTHING_BUT_MAPS, n)] == names
 
 
 @given(st.text("ab.*?!", max_size=8), st.text("ab.", max_size=8))

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from numgemma.cli import (
+    bench,
     capture,
     demo,
     diff,
@@ -29,7 +30,7 @@ from numgemma.errors import InputError, NonFiniteError
 from numgemma.version import __version__
 from numgemma.whole import target
 
-RUN = (inspect, generate, preprocess, dump, capture, precheck, floor, diff, replay, whatif, show, demo)
+RUN = (inspect, generate, preprocess, dump, capture, precheck, floor, diff, replay, whatif, show, bench, demo)
 MAKE = (synth, stack, transplant, lint, lineage, seams)
 VERBS = RUN + MAKE
 
@@ -66,7 +67,7 @@ def check_outputs(args):
     read = [Path(value) for key, value in args.items() if key not in FILES_WRITTEN and isinstance(value, str)]
     for key in FILES_WRITTEN:
         path = args.get(key)
-        if not isinstance(path, Path) or not path.suffix:  # a flag, or a folder, which has checks of its own
+        if not isinstance(path, Path) or (key == "out" and not path.suffix):  # a flag; a folder has checks of its own
             continue
         path = target(path)
         if any(other.is_file() and path.exists() and other.samefile(path) for other in read):

@@ -18,7 +18,9 @@ def run(args):
     model = load(args.ckpt)
     for prompt in read_prompts(args, model):
         out = numbered(args.out, prompt.suffix)
-        with DumpWriter(out, capture.describe(model, prompt.ids, args.dtype, args.points, prompt.text)) as writer:
+        with DumpWriter(
+            out, capture.describe(model, prompt.ids, args.dtype, args.points, prompt.text, prompt.media)
+        ) as writer:
             ids = model.checked(prompt.ids, prompt.media)
             capture.capture(model, ids, writer, args.dtype, args.points, prompt.media)
             check_kept(writer, args.points)

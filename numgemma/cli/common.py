@@ -56,7 +56,7 @@ def add_points(parser):
         nargs="+",
         metavar="GLOB",
         default=list(EVERYTHING_BUT_MAPS),
-        help="names to keep, as 'layers.3.*' or '*.out'; a leading ! excludes (default: all but *attn.scores and *attn.probs)",
+        help="names to keep, as 'layers.3.*' or '*.out'; a leading ! excludes (default: all but maps of attention)",
     )
     parser.add_argument("-o", "--out", metavar="OUT.safetensors", required=True, type=Path, help="the dump to write")
 

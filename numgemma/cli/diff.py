@@ -3,12 +3,11 @@
 With --floor every error is judged by what rounding alone makes of that point; without, by a table of tolerances.
 """
 
-import json
 import math
 from pathlib import Path
 
 from numgemma.cli import seams
-from numgemma.cli.report import add_report, write_report
+from numgemma.cli.report import add_report, write_json, write_report, written
 from numgemma.debug.align import NameMap, parse_map
 from numgemma.debug.diff import diff, render
 from numgemma.debug.floor import cache_path, cached_floor, read_floor
@@ -16,7 +15,6 @@ from numgemma.debug.precision import coarser, of_run
 from numgemma.debug.readers import read_any, summary
 from numgemma.errors import InputError
 from numgemma.model import load
-from numgemma.whole import write_whole
 
 
 def add_arguments(parser):
@@ -69,11 +67,12 @@ def run(args):
         print(line)
     print(render(found, args.all))
     if args.json:
-        write_whole(args.json, json.dumps(found.to_json(), indent=1, allow_nan=False))
+        write_json(args.json, found)
     if args.plot and found.points:
         from numgemma.debug.plot import plot
 
         plot(found, args.plot, f"{Path(args.b).name} against {Path(args.a).name}")
+        written(args.plot)
     write_report(args, args.ckpt, a, b, found)
     return found.exit_code_for(args.fail_on)
 
@@ -89,7 +88,7 @@ def floors(args, a, b):
     if args.ckpt:
         return [cached_floor(load(args.ckpt), ids, precision)]
     for dump in (a, b):
-        path = cache_path(dump.meta.get("model") or {}, ids, precision)
+        path = cache_path(dump.meta.get("model") or {}, ids, precision, dump.meta.get("inputs"))
         if path.exists():
             return [read_floor(path)]
     raise InputError(

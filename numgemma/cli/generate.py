@@ -3,7 +3,7 @@
 import sys
 import time
 
-from numgemma import ops
+from numgemma import machine, ops
 from numgemma.cli.common import add_backend, add_prompt, read_prompts, use_backend, warn_of_length
 from numgemma.errors import InputError
 from numgemma.generate import Memory
@@ -49,11 +49,16 @@ def run(args):
     memory = Memory(args.chunk, args.cache_dtype and PRECISIONS[args.cache_dtype])
     use_backend(args, ops.fastest())
     model = load(args.ckpt, args.precision)
+    if args.verbose:
+        print("\n".join([machine.engine(), *machine.warnings()]), file=sys.stderr)
     (prompt,) = read_prompts(args, model)
     warn_of_length(prompt.ids, model, args.max_new_tokens)
     sampling = model.sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
     new: list[int] = []
-    ids = noted(model.continued(prompt.ids, args.max_new_tokens, sampling, args.ignore_eos, prompt.media, memory), new)
+    clock: list[float] = [time.perf_counter()]  # when the run began, and when each token was there
+    ids = noted(
+        model.continued(prompt.ids, args.max_new_tokens, sampling, args.ignore_eos, prompt.media, memory), new, clock
+    )
     begun = time.perf_counter()
     if (model.checkpoint.folder / "tokenizer.json").exists():
         begin = "" if args.chat is not None else prompt.text or model.tokenizer.decode(prompt.ids)
@@ -63,6 +68,8 @@ def run(args):
     else:
         raise InputError(f"{model.checkpoint.folder}: has no tokenizer.json to write text with; add --print-ids.")
     seconds = time.perf_counter() - begun
+    if args.verbose:
+        print(told(len(prompt.ids), clock), file=sys.stderr)
     print(f"{len(new)} tokens in {seconds:.1f} s, {len(new) / seconds:.1f} a second", file=sys.stderr)
     if args.loops:
         print(described(repetition(new)))
@@ -71,10 +78,21 @@ def run(args):
     return 0
 
 
-def noted(ids, into):
+def noted(ids, into, clock):
     for i in ids:
         into.append(i)
+        clock.append(time.perf_counter())
         yield i
+
+
+def told(tokens, clock):
+    """How fast each part was, and the memory it took."""
+    first, last = clock[1], clock[-1]
+    parts = [f"prompt: {tokens} tokens in {first - clock[0]:.2f} s, {tokens / (first - clock[0]):.1f} a second"]
+    if len(clock) > 2:
+        parts.append(f"then {(len(clock) - 2) / (last - first):.2f} tokens a second")
+    memory = ", ".join(f"{what} {size:.2f} GB" for what, size in machine.peak_memory().items())
+    return "; ".join([*parts, f"memory: {memory}"] if memory else parts)
 
 
 def show(begin, pieces):

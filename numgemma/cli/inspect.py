@@ -21,16 +21,21 @@ buffers, in the table below: numbers that training does not change"""
 
 def add_arguments(parser):
     parser.add_argument("ckpt", metavar="CKPT", help="a checkpoint, or the bare name of an official config")
+    parser.add_argument(
+        "--context", type=int, metavar="T", default=1024, help="tokens that a run's cache holds; default: 1024"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def run(args):
-    found = describe(args.ckpt)
+    if args.context < 1:
+        raise InputError(f"--context is {args.context}; it should be at least 1.")
+    found = describe(args.ckpt, args.context)
     print(json.dumps(found, indent=1) if args.json else render(found))
     return 0
 
 
-def describe(name):
+def describe(name, context=1024):
     """Everything that `inspect` tells, as plain values."""
     path = resolve(name)
     official = DATA / "configs" / f"{name}.json"
@@ -54,7 +59,7 @@ def describe(name):
         "layers": [asdict(spec) for spec in config.text.layers],
         "parameters": parameter_table(shapes, config),
         "bytes": sizes,
-        "memory": memory(config),
+        "memory": memory(config, context),
     }
 
 
@@ -95,17 +100,19 @@ def module_of(name):
     return f"layers: {'per-layer input' if 'per_layer' in branch else branch}"
 
 
-def memory(config: Config):
+def memory(config: Config, context):
     """Bytes that a float32 run needs beyond the checkpoint's own pages: what grows with the tokens."""
     c = config.text
     held = [spec for spec in c.layers if spec.kv_from == spec.index]
-    cache = sum(2 * spec.K * spec.H * 4 * min(1024, spec.window or 1024) for spec in held)
+    cache = total(
+        (spec.kind.removesuffix("_attention"), 2 * spec.K * spec.H * 4 * min(context, spec.window or context))
+        for spec in held
+    )
     widest = max(2 * spec.F + spec.N * spec.H for spec in c.layers) + 4 * c.hidden_size
     return {
         "activations per token of a pass": 4 * (widest + c.num_hidden_layers * (c.hidden_size_per_layer_input or 0)),
         "logits per token of a recorded pass": 4 * c.vocab_size,
-        "cache at 1024 tokens": cache,
-    }
+    } | {f"cache of {kind} layers at {context} tokens": size for kind, size in cache.items()}
 
 
 def render(found):

@@ -1,9 +1,9 @@
 """Find which parent, and which layer of it, every tensor of a checkpoint came from, by what the tensors hold."""
 
-import json
 from pathlib import Path
 
 from numgemma.cli.building import progress
+from numgemma.cli.report import write_json, written
 from numgemma.surgery.inventory import inventory, misplaced_inputs, slices, strangers, to_recipe
 from numgemma.surgery.lineage import lineage
 from numgemma.whole import write_whole
@@ -23,13 +23,15 @@ def run(args):
     found = lineage(args.ckpt, args.parents, progress())
     print(render(found))
     if args.json:
-        write_whole(args.json, json.dumps(found.to_json(), indent=1, allow_nan=False))
+        write_json(args.json, found)
     if args.plot:
         from numgemma.surgery.pictures import layer_matrix, save
 
         save(layer_matrix(found), args.plot)
+        written(args.plot)
     if args.emit:
         write_whole(args.emit, to_recipe(found, args.emit.name))
+        written(args.emit)
     return 0
 
 

@@ -3,12 +3,11 @@
 Exit code 3 where a comparison would mean nothing.  `diff` looks at the same things first.
 """
 
-import json
 from pathlib import Path
 
+from numgemma.cli.report import write_json
 from numgemma.debug.precheck import precheck, render
 from numgemma.debug.readers import read_any
-from numgemma.whole import write_whole
 
 
 def add_arguments(parser):
@@ -21,5 +20,5 @@ def run(args):
     found = precheck(read_any(args.a), read_any(args.b))
     print(render(found))
     if args.json:
-        write_whole(args.json, json.dumps(found.to_json(), indent=1))
+        write_json(args.json, found)
     return found.exit_code

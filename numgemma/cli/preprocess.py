@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from numgemma.chat import attachments, read_chat, render_chat
+from numgemma.chat import chat_files, read_chat, render_chat
 from numgemma.checkpoint import read_object
 from numgemma.cli.common import add_chat
-from numgemma.cli.files import add_files, chat_files, given_files, join, place
+from numgemma.cli.files import add_files, given_files, remark
 from numgemma.config import read_config
 from numgemma.model import resolve
+from numgemma.processor import join, place
 from numgemma.tokenizer import open_tokenizer
 from numgemma.whole import whole
 
@@ -47,10 +48,12 @@ def prepared(args, folder, config, tokenizer):
         text, encode = place(args.prompt, files, config, tokenizer), tokenizer.encode
     else:
         chat = read_chat(args.chat, args.tools)
-        files = chat_files(attachments(chat.messages), given_files(args), args.chat)
+        files = chat_files(chat.messages, given_files(args), args.chat)
         text = render_chat(folder, **vars(chat), thinking=args.thinking, template=args.template)
         encode = tokenizer.encode_rendered
-    return join(text, files, args, folder, config, tokenizer, encode)
+    arrays = join(text, files, folder, config, tokenizer, encode, args.soft_tokens)
+    remark(files, folder)
+    return arrays
 
 
 def write(arrays, path):

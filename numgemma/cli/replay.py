@@ -3,12 +3,11 @@
 It works with all points, with what modules return, or with the outputs of layers alone; it needs no other engine.
 """
 
-import json
 import sys
 from pathlib import Path
 
 from numgemma.cli.common import Prompt, parse_ids, read_inputs
-from numgemma.cli.report import add_report, write_report
+from numgemma.cli.report import add_report, write_json, write_report
 from numgemma.debug.floor import read_floor
 from numgemma.debug.readers import read_any, summary
 from numgemma.debug.render_replay import render
@@ -16,7 +15,6 @@ from numgemma.debug.replay import replay
 from numgemma.dump import Dump
 from numgemma.errors import InputError
 from numgemma.model import load
-from numgemma.whole import write_whole
 
 
 def add_arguments(parser):
@@ -51,7 +49,7 @@ def run(args):
     truth = Dump(given["dump"].meta, found.base.truth, found.base.axes)
     write_report(args, given["model"], truth, given["dump"], replay=found)
     if args.json:
-        write_whole(args.json, json.dumps(found.to_json(), indent=1, allow_nan=False))
+        write_json(args.json, found)
     return found.exit_code
 
 

@@ -1,15 +1,28 @@
-"""--html and --png, for the verbs that compare."""
+"""--json, --html and --png, for the verbs that compare; each says which files it has written."""
 
+import json
 from pathlib import Path
 
 from numgemma.debug.report import Subject, write_html, write_png
 from numgemma.errors import InputError
 from numgemma.model import Model, load
+from numgemma.whole import write_whole
 
 
 def add_report(parser):
     parser.add_argument("--html", type=Path, metavar="FILE.html", help="write a report: one page, complete in itself")
     parser.add_argument("--png", type=Path, metavar="DIR", help="the report's pictures as PNG files")
+
+
+def write_json(path, found):
+    """The whole of what was found."""
+    write_whole(path, json.dumps(found.to_json(), indent=1, allow_nan=False))
+    written(path)
+
+
+def written(*paths):
+    for path in paths:
+        print(f"{path}: written")
 
 
 def write_report(args, model: Model | str | None, a, b, diff=None, replay=None):
@@ -21,8 +34,9 @@ def write_report(args, model: Model | str | None, a, b, diff=None, replay=None):
     subject = Subject(diff, a, b, replay, words(model, a, b), paths, title)
     if args.html:
         write_html(args.html, subject)
+        written(args.html)
     if args.png:
-        write_png(args.png, subject)
+        written(*write_png(args.png, subject))
 
 
 def words(model, *dumps):

@@ -1,6 +1,5 @@
 """Compare each slot of a stack with the layer it came from, on the same prompts: where it leaves its parent's range."""
 
-import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -9,9 +8,9 @@ import numpy as np
 
 from numgemma.cli.building import progress
 from numgemma.cli.common import parse_ids
+from numgemma.cli.report import write_json, written
 from numgemma.model import PRECISIONS, load
 from numgemma.surgery.seams import TEXTS, compare, origins
-from numgemma.whole import write_whole
 
 RANDOM = (6, 24)  # prompts, and tokens of each, where there is no tokenizer
 
@@ -39,11 +38,12 @@ def run(args):
     found = compare(args.child, map_, prompts(args), args.precision, shown)
     print(render(found))
     if args.json:
-        write_whole(args.json, json.dumps(found.to_json(), indent=1, allow_nan=False))
+        write_json(args.json, found)
     if args.plot:
         from numgemma.surgery.pictures import save, seam_picture
 
         save(seam_picture(found), args.plot)
+        written(args.plot)
     return 0
 
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from numgemma import plots
-from numgemma.debug.overlay import Look, draw_picture, draw_sound, write_png
+from numgemma.debug.overlay import draw_picture, draw_sound, draw_video, write_png
+from numgemma.debug.seen import Look
 from numgemma.dump import read_dump
 from numgemma.errors import InputError
 from numgemma.images import BUDGETS
@@ -21,11 +22,16 @@ WHAT = {
     "routing": ("layer",),
 }
 
+DRAW = {"image": draw_picture, "video": draw_video, "audio": draw_sound}
+
 
 def add_arguments(parser):
-    parser.add_argument("dump", metavar="DUMP", help="written with --image or --audio; the attention needs its *.probs")
+    parser.add_argument(
+        "dump", metavar="DUMP", help="written with --image, --audio, ...; the attention needs its *.probs"
+    )
     file = parser.add_mutually_exclusive_group(required=True)
     file.add_argument("--image", type=Path, metavar="FILE", help="a picture: its patches, soft tokens, attention")
+    file.add_argument("--video", type=Path, metavar="FILE", help="a clip: the same of each frame that is looked at")
     file.add_argument("--audio", type=Path, metavar="FILE", help="a recording: its spectrogram and soft tokens")
     file.add_argument(
         "--what",
@@ -66,8 +72,8 @@ def run(args):
     if args.soft_tokens is not None:
         settings = with_budget(settings, args.soft_tokens)
     look = Look(args.token, args.layer, args.head)
-    draw = draw_sound if args.image is None else draw_picture
-    write_png(draw(args.image or args.audio, dump, settings, args.index, look), args.out)
+    kind = next(kind for kind in DRAW if getattr(args, kind) is not None)
+    write_png(DRAW[kind](getattr(args, kind), dump, settings, args.index, look), args.out)
     print(f"{args.out}: drawn")
     return 0
 

@@ -1,12 +1,11 @@
 """Name the fault: try the known mistakes on the steps that went wrong, until one reproduces the dump's numbers."""
 
-import json
 from pathlib import Path
 
 from numgemma.cli.replay import add_subject, subject
+from numgemma.cli.report import write_json
 from numgemma.debug.render_replay import render_whatif
 from numgemma.debug.whatif import whatif
-from numgemma.whole import write_whole
 
 
 def add_arguments(parser):
@@ -18,5 +17,5 @@ def run(args):
     found = whatif(**subject(args))
     print(render_whatif(found))
     if args.json:
-        write_whole(args.json, json.dumps(found.to_json(), indent=1, allow_nan=False))
+        write_json(args.json, found)
     return found.replay.exit_code

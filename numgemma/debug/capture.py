@@ -17,9 +17,8 @@ from numgemma.debug.towers import Towers
 from numgemma.dump import new_meta
 from numgemma.errors import InputError
 from numgemma.layout import TOWERS
-from numgemma.media import NO_MEDIA, is_empty
+from numgemma.media import NO_MEDIA, is_empty, placeholders, spans
 from numgemma.model import Model, fingerprint
-from numgemma.multimodal import placeholders
 from numgemma.trace import EVERYTHING_BUT_MAPS, selects
 
 # What a module returns, in the axes of our point.  All other leaf modules return "T D".
@@ -81,11 +80,12 @@ def load_hf(folder: Path, dtype):
     return hf.eval()
 
 
-def describe(model: Model, ids, dtype="float32", points=EVERYTHING_BUT_MAPS, text=None):
+def describe(model: Model, ids, dtype="float32", points=EVERYTHING_BUT_MAPS, text=None, media=None):
     """What the captured dump says of itself."""
     _, transformers = import_hf()
     which = fingerprint(model.checkpoint, model.config)
-    return new_meta("transformers", transformers.__version__, which, ids, dtype, points, text)
+    meta = new_meta("transformers", transformers.__version__, which, ids, dtype, points, text, media=media)
+    return meta if media is None else meta | {"media": spans(model.checked(ids, media), media, model.config)}
 
 
 def to_numpy(x):

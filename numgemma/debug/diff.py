@@ -9,6 +9,7 @@ A point that one dump should have and does not is never a pass.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -17,10 +18,10 @@ from numgemma.debug import hints, known, logits, metrics
 from numgemma.debug.align import NameMap, aligned
 from numgemma.debug.floor import Floor
 from numgemma.debug.inherit import hands_on
-from numgemma.debug.judge import NOISE_TO, Bench, Limits, bench, score, state_of, widened, with_step
+from numgemma.debug.judge import Bench, Limits, bench, from_table, score, state_of, widened, with_step
 from numgemma.debug.precheck import DIFFERS as OTHER
 from numgemma.debug.precheck import UNKNOWN, precheck
-from numgemma.debug.precision import TOLERANCES, coarser, decimal_step, declared, of_run
+from numgemma.debug.precision import TOLERANCES, coarser, declared, of_run
 from numgemma.debug.render import render, verdict
 from numgemma.debug.result import (
     BAD,
@@ -29,6 +30,7 @@ from numgemma.debug.result import (
     FAULT,
     GOOD,
     INHERITED,
+    LOGITS,
     MISSING,
     NON_FINITE,
     NOT_COMPARABLE,
@@ -47,6 +49,7 @@ from numgemma.trace import selects
 __all__ = ["Diff", "PointDiff", "diff", "render", "verdict"]
 
 SAME_NAMES = NameMap()
+THREADS = 2  # that measure points
 HINTED = 2  # points that are off, and not for another's sake, that hints are looked for
 
 
@@ -106,9 +109,10 @@ def compared(a, b, names, bank, truth: Truth | None, mapping, allow_missing, abo
     }
     names = [name for name in names if name not in skipped["a"] + skipped["b"]]
     course = Course(names, near_ties(bank) if bank else {}, a, b)
+    channel_floor = TOLERANCES[bank.precision if bank else about["precision"]].channel_floor
     rows = []
-    for name in names:
-        p = point(name, a, b, bank, course, about["precision"], about["tolerance"])
+    for name, m in zip(names, in_threads(lambda name: measured(name, a, b, channel_floor), names), strict=True):
+        p = point(name, m, a, b, bank, course, about["precision"], about["tolerance"])
         if p.state in (MISSING, UNMEASURED) and selects(allow_missing, name):
             p = replace(p, allowed=True)
         if truth and p.rel is not None:
@@ -169,8 +173,14 @@ def near_ties(bank: Bench):
     return found
 
 
-def point(name, a, b, bank: Bench | None, course: Course, precision, tolerance) -> PointDiff:
-    """The state and numbers of one point."""
+def in_threads(work, names):
+    """work(name) of each, in order: NumPy lets others run while it computes, and the disk is read meanwhile."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from pool.map(work, names)
+
+
+def point(name, m, a, b, bank: Bench | None, course: Course, precision, tolerance) -> PointDiff:
+    """The state and numbers of one point.  m: what `measured` returned"""
     if name not in a or name not in b:
         missing = f"missing in {'A' if name not in a else 'B'}"
         return without_numbers(name, UNMEASURED if bank else MISSING, missing, a, b)
@@ -178,10 +188,9 @@ def point(name, a, b, bank: Bench | None, course: Course, precision, tolerance) 
     for what, of_a, of_b in (("shape", list(x.shape), list(y.shape)), ("axes", axes, axes_y)):
         if of_a != of_b:
             return without_numbers(name, NOT_COMPARABLE, f"{what} {of_a} in A and {of_b} in B", a, b)
-    if x.dtype.kind in "iub" or y.dtype.kind in "iub":
+    if m is None:
         return integers(name, x, y, axes, bank, course)
     row = TOLERANCES[bank.precision if bank else precision]
-    m = measured(name, a, b, row.channel_floor)
     least = metrics.least_tolerance(m, row)
     if m.rel is None and not m.nonfinite and (known.part(a, name) or known.part(b, name)):
         return PointDiff(name=name, state=UNMEASURED if bank else MISSING, reason="no value of it is in both")
@@ -192,13 +201,20 @@ def point(name, a, b, bank: Bench | None, course: Course, precision, tolerance) 
 
 
 def measured(name, a, b, channel_floor):
-    """The numbers of a floating point tensor, whole or known in part, the weights of experts in one order."""
+    """The numbers of a floating point tensor, whole or known in part, the weights of experts in one order.
+
+    None where the dumps have no such tensor in common.
+    """
+    if name not in a or name not in b:
+        return None
+    x, axes, y, axes_y = known.both(name, a, b)
+    if x.shape != y.shape or axes != axes_y or x.dtype.kind in "iub" or y.dtype.kind in "iub":
+        return None
     if known.part(a, name) or known.part(b, name):
         return known.measure(name, a, b, channel_floor)
     if name.endswith("router.weights"):
         x, y = metrics.in_one_order(name, a, b)
         return metrics.measure(x, y, a.axes[name], channel_floor)
-    x, axes, y, _ = known.both(name, a, b)
     return metrics.measure(x, y, axes, channel_floor)
 
 
@@ -256,13 +272,10 @@ def by_floor(name, m, least, a, b, axes, bank: Bench, course: Course) -> PointDi
 
 def limits_of(name, m, a, b, axes, bank: Bench, rough=False) -> Limits:
     """What noise alone makes of this point; by the table of tolerances where the floor does not have it."""
-    limits = bank.limits(name, rough)
-    if limits is None:
-        row = TOLERANCES[bank.precision]
-        limits = Limits(*(x / NOISE_TO for x in (row.rel, row.worst_token, row.worst_channel)))
-    if known.part(a, name) or known.part(b, name):
-        return for_few(limits, known.both(name, a, b)[0], axes)
-    return with_step(limits, m, max(decimal_step(dump) for dump in (a, b)))
+    limits = bank.limits(name, rough) or from_table(TOLERANCES[bank.precision])
+    if not (known.whole(a, name) and known.whole(b, name)):
+        limits = for_few(limits, known.both(name, a, b)[0], axes)
+    return with_step(limits, m, max(known.step(dump, name) for dump in (a, b)))
 
 
 def for_few(limits: Limits, x, axes) -> Limits:
@@ -314,11 +327,10 @@ def without_numbers(name, state, reason, a, b):
 
 def compare_logits(a, b, names, bank: Bench | None, course: Course):
     """The probabilities that both runs end in, before and after the soft cap, where both have all of them."""
+    both = [name for name in LOGITS if name in names and name in a and name in b]
+    both = [name for name in both if not (known.part(a, name) or known.part(b, name))]
     found = []
-    for name in ("lm_head", "logits"):
-        if name not in names or name not in a or name not in b or known.part(a, name) or known.part(b, name):
-            continue
-        compared = logits.compare(a[name], b[name], name)
+    for name, compared in zip(both, in_threads(lambda n: logits.compare(a[n], b[n], n), both), strict=True):
         if compared is None:
             continue
         if bank:
@@ -359,8 +371,13 @@ def joined(a, b):
 
 
 def check_floors(floors, a, b):
-    """A floor belongs to one prompt and one checkpoint."""
+    """A floor belongs to one prompt, its pictures and sound, and one checkpoint."""
+    given = [dump.meta["inputs"] for dump in (a, b) if "inputs" in dump.meta]
     for floor in floors:
+        if given and floor.inputs not in given:
+            raise InputError(
+                "the floor is of other pictures or sound than the dumps; measure one with `numgemma floor`."
+            )
         for dump in (a, b):
             ids = dump.meta.get("ids")
             if ids is not None and list(ids) != list(floor.ids):

@@ -2,7 +2,7 @@
 
 The truth is a float64 run.  Against it stand a few runs in the candidate's precision, each rounding and summing in a
 way of its own (perturb.py).  Of their relative errors a floor keeps the median and the 95th percentile: of the whole
-tensor, of the worst token and of the worst channel.
+tensor, of the worst token and of the worst channel; and of how far their best-fit scale is from 1.
 
 An error that a flip of experts made is kept apart, as `rough`: a flip inside the noise is no rounding error, and would
 hide a hundred of them (ties.py).
@@ -21,15 +21,16 @@ import numpy as np
 from numgemma.debug import logits, metrics, ties
 from numgemma.debug.perturb import perturbed
 from numgemma.debug.precision import EPS, TOLERANCES
-from numgemma.dump import DumpWriter, read_dump
+from numgemma.dump import DumpWriter, hashes, read_dump
 from numgemma.errors import InputError
+from numgemma.media import NO_MEDIA
 from numgemma.trace import EVERYTHING_BUT_MAPS, selects
 from numgemma.whole import write_whole
 
-SCHEMA = "numgemma.floor/1"
+SCHEMA = "numgemma.floor/2"
 RUNS = 8
 REACHED = 3  # so many runs are enough to know the noise of a token
-KEYS = ("rel", "worst_token", "worst_channel")
+KEYS = ("rel", "worst_token", "worst_channel", "scale")
 PRECISIONS = ("float32", "bfloat16", "float16")
 CHOICES = (
     "*.router.probs",
@@ -37,16 +38,16 @@ CHOICES = (
     "*.router.ids",
     "logits",
 )  # looked at whether or not they are asked for
-MAPS = ("!*attn.scores", "!*attn.probs")
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Relative errors of one point: (median, 95th percentile) over the runs."""
+    """Relative errors of one point, and of its scale: (median, 95th percentile) over the runs."""
 
     rel: tuple[float, float]
     worst_token: tuple[float, float]
     worst_channel: tuple[float, float]
+    scale: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Floor:
     reach: dict[str, int] = field(default_factory=dict)  # the tokens before this one were free of flips, in some runs
     close: dict[str, dict[int, float]] = field(default_factory=dict)  # choice -> token -> margin in deviations
     kl: dict[str, tuple[float, float]] = field(default_factory=dict)  # of logits: mean KL divergence from the truth
+    inputs: dict[str, str] = field(default_factory=dict)  # pictures and sound: name -> hash, as a dump's meta["inputs"]
 
     def save(self, path):
         write_whole(path, json.dumps({"schema": SCHEMA} | asdict(self), separators=(",", ":")))
@@ -91,6 +93,7 @@ def measure_floor(model, ids, precision, runs=RUNS, points=EVERYTHING_BUT_MAPS, 
             model={key: truth.meta["model"].get(key) for key in ("name", "config", "shards")},
             ids=truth.meta["ids"],
             runs=runs,
+            inputs=hashes(inputs.get("media", NO_MEDIA)),
             **collected.results(),
         )
 
@@ -105,7 +108,7 @@ def record_truth(model, ids, path, points, inputs):
 
 def with_choices(points):
     """What to record: all that may be asked for, and the choices; the T x S maps only where a glob wants them."""
-    maps = () if selects(points, "layers.0.self_attn.probs") else MAPS
+    maps = () if selects(points, "layers.0.self_attn.probs") else EVERYTHING_BUT_MAPS[1:]
     return (*(glob for glob in points if not glob.startswith("!")), *CHOICES, *maps)
 
 
@@ -197,7 +200,8 @@ class Collected:
 
 def noise(measures) -> Noise:
     """The spread of each relative error over runs."""
-    return Noise(*(spread([getattr(m, key) or 0.0 for m in measures]) for key in KEYS))
+    found = [metrics.gated(m) for m in measures]
+    return Noise(*(spread([sizes.get(key, 0.0) for sizes in found]) for key in KEYS))
 
 
 def spread(values):
@@ -213,13 +217,14 @@ def read_floor(path) -> Floor:
     again = "measure one with `numgemma floor`"
     try:
         tree = json.loads(Path(path).read_bytes())
-        if tree.pop("schema") != SCHEMA:
-            raise InputError(f"{path}: is no {SCHEMA} file; {again}.")
+        if (schema := tree.pop("schema")) != SCHEMA:
+            raise InputError(f"{path}: is a {schema} file, this version reads {SCHEMA}; {again}.")
         tree["reach"] = {name: int(n) for name, n in tree["reach"].items()}
         for key in ("points", "rough"):
             tree[key] = {name: Noise(**{k: pair(v) for k, v in row.items()}) for name, row in tree[key].items()}
         tree["close"] = {name: {int(t): float(x) for t, x in row.items()} for name, row in tree["close"].items()}
         tree["kl"] = {name: pair(row) for name, row in tree["kl"].items()}
+        tree["inputs"] = {name: str(value) for name, value in tree["inputs"].items()}
         if tree["precision"] not in EPS:
             raise ValueError(tree["precision"])
         return Floor(**tree)
@@ -236,13 +241,22 @@ def pair(values):
     return median, high
 
 
-def cache_path(model_meta, ids, precision, beside="") -> Path:
+def check_floor(floor: Floor, ids, media) -> None:
+    """A floor belongs to one prompt, its pictures and its sound.  Raises InputError where it is of another."""
+    if list(floor.ids) != [int(i) for i in ids]:
+        raise InputError("the floor is of another prompt than the dump; measure one with `numgemma floor`.")
+    if floor.inputs != hashes(media):
+        raise InputError("the floor is of other pictures or sound than the dump; measure one with `numgemma floor`.")
+
+
+def cache_path(model_meta, ids, precision, beside=None) -> Path:
     """Where the floor of this checkpoint, prompt and precision is kept between runs.
 
-    Under $NUMGEMMA_CACHE, or else $XDG_CACHE_HOME/numgemma, or else ~/.cache/numgemma.  beside: a hash of what enters
-    the model beside the ids.
+    Under $NUMGEMMA_CACHE, or else $XDG_CACHE_HOME/numgemma, or else ~/.cache/numgemma.  beside: the hashes of what
+    enters the model beside the ids, as a dump's meta["inputs"].
     """
-    what = [SCHEMA, model_meta.get("config"), model_meta.get("shards"), [int(i) for i in ids], precision, RUNS, beside]
+    about = (model_meta.get("config"), model_meta.get("shards"), [int(i) for i in ids], precision, RUNS, beside or {})
+    what = [SCHEMA, *about]
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
     base = os.environ.get("NUMGEMMA_CACHE")
     folder = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "numgemma"
@@ -251,7 +265,7 @@ def cache_path(model_meta, ids, precision, beside="") -> Path:
 
 def cached_floor(model, ids, precision, told=lambda run: None, **inputs) -> Floor:
     """The floor from the cache; measured and put there first where it is not."""
-    path = cache_path(model.describe(ids)["model"], ids, precision, hash_of(inputs))
+    path = cache_path(model.describe(ids)["model"], ids, precision, hashes(inputs.get("media", NO_MEDIA)))
     if path.exists():
         return read_floor(path)
     found = measure_floor(model, ids, precision, told=told, **inputs)
@@ -261,14 +275,3 @@ def cached_floor(model, ids, precision, told=lambda run: None, **inputs) -> Floo
     except (OSError, InputError):
         pass  # a cache that cannot be written only costs time
     return found
-
-
-def hash_of(inputs):
-    """A hash of all arrays in the fields of dataclasses, as Media; "" where there are none."""
-    total, found = hashlib.sha256(), False
-    for name, group in sorted(inputs.items()):
-        for field_name, array in vars(group).items():
-            if array is not None:
-                found = True
-                total.update(f"{name}.{field_name} {array.dtype} {array.shape}".encode() + array.tobytes())
-    return total.hexdigest() if found else ""

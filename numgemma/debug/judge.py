@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from numgemma.debug.floor import KEYS, Floor
-from numgemma.debug.metrics import Measure
-from numgemma.debug.precision import EPS, coarser
+from numgemma.debug.metrics import Measure, gated
+from numgemma.debug.precision import EPS, Tolerance, coarser
 from numgemma.debug.result import BIT_EXACT, FAULT, NOISE, SUSPECT
 from numgemma.errors import InputError
 
@@ -19,11 +19,12 @@ NOISE_TO, SUSPECT_TO = 1.5, 5.0  # times the floor
 
 @dataclass(frozen=True)
 class Limits:
-    """What noise alone makes of the three relative errors of one point."""
+    """What noise alone makes of the three relative errors of one point, and of its scale's distance from 1."""
 
     rel: float
     worst_token: float
     worst_channel: float
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Bench:
         if None in found or not found:
             return None
         least = EPS[self.precision] / 2
-        high = {key: math.hypot(*(upper(*getattr(noise, key)) for noise in found)) for key in KEYS}
+        high = {key: math.hypot(*(upper(key, *getattr(noise, key)) for noise in found)) for key in KEYS}
         return Limits(**{key: max(value, least) for key, value in high.items()})
 
     def sigmas(self, choice, token) -> float:
@@ -61,9 +62,12 @@ class Bench:
         return sum(found) or None
 
 
-def upper(median, high):
-    """Where noise ends: a few runs hardly ever meet the tail of a wide distribution, so it is drawn out."""
-    return 2 * high - median
+def upper(key, median, high):
+    """Where noise ends: a few runs hardly ever meet the tail of a wide distribution, so it is drawn out.
+
+    A scale errs to both sides of 1 and comes near it by chance, so its median says nothing of the tail.
+    """
+    return 2 * high if key == "scale" else 2 * high - median
 
 
 def noise_of(floor, name, rough):
@@ -87,28 +91,39 @@ def bench(floors: Sequence[Floor], precisions: Sequence[str]) -> Bench:
     return Bench(tuple(known[p] for p in precisions if p in known), coarse)
 
 
+def from_table(row: Tolerance) -> Limits:
+    """Limits where no noise was measured; a scale is never farther from 1 than the tensor's relative error."""
+    return Limits(*(x / NOISE_TO for x in (row.rel, row.worst_token, row.worst_channel, row.rel)))
+
+
 def widened(limits: Limits, values: Sequence[int]) -> Limits:
     """The same for a few sampled values: the fewer an RMS is taken over, the farther it strays from the true one.
 
-    values: how many the tensor, a token and a channel have.
+    values: how many the tensor, a token and a channel have.  Of n values the scale strays by 1 / sqrt(n) of their
+    relative error.
     """
-    factors = (1 + 6 / math.sqrt(max(1, n)) for n in values)
-    return Limits(*(getattr(limits, key) * factor for key, factor in zip(KEYS, factors, strict=True)))
+    whole, token, channel = (math.sqrt(max(1, n)) for n in values)
+    return Limits(
+        rel=limits.rel * (1 + 3 / whole),
+        worst_token=limits.worst_token * (1 + 3 / token),
+        worst_channel=limits.worst_channel * (1 + 3 / channel),
+        scale=math.hypot(limits.scale, 2 * limits.rel / whole),
+    )
 
 
 def with_step(limits: Limits, m: Measure, step: float) -> Limits:
     """The same where values were written with a few decimals: that error is absolute.  step: its RMS"""
     if not step or not m.rms:
         return limits
-    sizes = (m.rms, m.rms_token or m.rms, m.rms_channel or m.rms)
-    most = (1.0, 3**0.5, 3**0.5)  # an RMS over one value can be as large as the largest error
+    sizes = (m.rms, m.rms_token or m.rms, m.rms_channel or m.rms, m.rms)
+    most = (1.0, 3**0.5, 3**0.5, 1.0)  # an RMS over one value can be as large as the largest error
     errors = (step * factor / size for factor, size in zip(most, sizes, strict=True))
     return Limits(*(math.hypot(getattr(limits, key), error) for key, error in zip(KEYS, errors, strict=True)))
 
 
 def score(m: Measure, limits: Limits) -> tuple[float, str]:
-    """The largest of the relative errors in units of the floor, and which it is."""
-    found = {key: getattr(m, key) / getattr(limits, key) for key in KEYS if getattr(m, key) is not None}
+    """The largest of the errors in units of the floor, and which it is."""
+    found = {key: error / getattr(limits, key) for key, error in gated(m).items()}
     by = max(found, key=found.__getitem__)
     return found[by], by
 

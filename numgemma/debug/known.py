@@ -18,6 +18,7 @@ from dataclasses import replace
 import numpy as np
 
 from numgemma.debug import metrics
+from numgemma.debug.precision import decimal_step
 
 EPS32 = 2.0**-24  # half a unit in the last place of float32
 SIGMAS = 3  # a sum of random errors is that many times their root of squares at most
@@ -96,6 +97,11 @@ def slack(dump, name, values):
     with np.errstate(all="ignore"):  # zeros and infinities have no leading digit
         unit = 10.0 ** (np.floor(np.log10(size)) - rule["digits"])
     return np.where(np.isfinite(unit), unit / 2, 0.0)
+
+
+def step(dump, name) -> float:
+    """RMS of the error of values that are kept with a few decimals; 0 where `slack` takes it out of every value."""
+    return 0.0 if (part(dump, name) or {}).get("slack") else decimal_step(dump)
 
 
 def nearest(x, y, room):

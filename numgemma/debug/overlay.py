@@ -1,152 +1,102 @@
-"""What the model sees of a picture, or hears of a recording: its soft tokens laid over the file they were made of.
+"""What the model sees of a picture or a clip, or hears of a recording: its soft tokens over the file they were made of.
 
-Takes a dump and the file.  Which tokens stand for the file is found in the dump's ids: an unbroken run of one id, as
-long as the file has soft tokens.
+Takes a dump and the file.  What the numbers are, seen.py says; here they are drawn.
 """
 
-from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from numgemma import audio, images
+from numgemma.colours import HEAT, RED, WHITE
+from numgemma.debug.seen import USUAL, attention, chosen, files, fitting, strength
 from numgemma.dump import Dump
-from numgemma.errors import InputError
-from numgemma.processor import Processor, with_budget
+from numgemma.processor import Processor
 from numgemma.whole import whole
 
-WHITE, ORANGE = "#FFFFFF", "#D55E00"
-HEAT = "cividis"  # even for every kind of colour vision
 MEL_TICKS = (100, 300, 1000, 2000, 4000, 8000)  # Hz
-
-
-class Look(NamedTuple):
-    """Whose attention is drawn.  None: of the last token; in the last full-attention layer; the mean of all heads."""
-
-    token: int | None = None
-    layer: int | None = None
-    head: int | None = None
-
-
-USUAL = Look()
-
-
-class Attention(NamedTuple):
-    """How much one token attends to each soft token."""
-
-    weights: np.ndarray  # O
-    said: str  # whose they are
-
-
-# finding things in a dump
-
-
-def runs(ids, count) -> list[int]:
-    """Positions of the first tokens of all unbroken runs of exactly `count` equal ids."""
-    starts, at = [], 0
-    for _, run in groupby(ids):
-        length = len(list(run))
-        starts += [at] * (length == count)
-        at += length
-    return starts
-
-
-def soft_run(ids, count, index, path) -> int:
-    """Position of the first token of the index-th such run."""
-    starts = runs(ids, count)
-    if not 0 <= index < len(starts):
-        fault = f"makes {count} soft tokens, and the dump has {len(starts)} runs of so many equal ids"
-        raise InputError(f"{path}: {fault}; give the file it was made with, and an --index below that number.")
-    return starts[index]
-
-
-def fitting(path, dump: Dump, p: Processor, index):
-    """Settings of the budget at which the picture was dumped: the given one, or else another that fits the ids."""
-    given = p.image.max_soft_tokens
-    counts = {}
-    for budget in dict.fromkeys((given, *images.BUDGETS)):
-        s = with_budget(p, budget).image
-        counts[budget] = images.soft_tokens(images.image_arrays(path, s)[1], s)
-        if runs(dump.meta["ids"], counts[budget]):
-            return s, soft_run(dump.meta["ids"], counts[budget], index, path)
-    return p.image, soft_run(dump.meta["ids"], counts[given], index, path)
-
-
-def attention(dump: Dump, look: Look, start, count) -> Attention | None:
-    """From the dump's *.probs; None where it has none and none was asked for."""
-    kinds = dump.meta["model"].get("layer_kinds", ())
-    layers = [i for i in range(len(kinds)) if f"layers.{i}.self_attn.probs" in dump]
-    layer = look.layer
-    if layer is None:
-        layer = max((i for i in layers if kinds[i] == "full_attention"), default=max(layers, default=None))
-    if layer not in layers:
-        if look == USUAL:
-            return None
-        name = "*.self_attn.probs" if layer is None else f"layers.{layer}.self_attn.probs"
-        raise InputError(f"The dump has no {name}; dump again with --points '*.probs' beside what you need.")
-    probs = dump[f"layers.{layer}.self_attn.probs"]
-    heads, tokens = probs.shape[:2]
-    token = tokens - 1 if look.token is None else look.token
-    if not -tokens <= token < tokens:
-        raise InputError(f"--token {token} is not one of the {tokens} tokens of the dump.")
-    if look.head is not None and not 0 <= look.head < heads:
-        raise InputError(f"--head {look.head} is not one of the {heads} heads of layer {layer}.")
-    chosen = slice(None) if look.head is None else slice(look.head, look.head + 1)
-    weights = np.asarray(probs[chosen, token, start : start + count], np.float64).mean(axis=0)
-    who = f"mean of {heads} heads" if look.head is None else f"head {look.head}"
-    return Attention(weights, f"attention of token {token % tokens}, layer {layer} ({kinds[layer]}), {who}")
-
-
-def strength(dump: Dump, start, count):
-    """Root mean square of each soft token as it enters the decoder; None where the dump has no inputs_embeds.  -> O"""
-    if "inputs_embeds" not in dump:
-        return None
-    return np.sqrt((np.asarray(dump["inputs_embeds"][start : start + count], np.float64) ** 2).mean(axis=-1))
-
-
-# drawing
 
 
 def draw_picture(path, dump: Dump, p: Processor, index=0, look=USUAL):
     """Three views of a picture: its patches, its soft tokens, and the attention over it.  -> a matplotlib Figure"""
-    s, start = fitting(path, dump, p, index)
-    pixels = images.resized(images.open_image(path), s)
-    rows, columns = pixels.shape[0] // s.cell, pixels.shape[1] // s.cell
-    seen = attention(dump, look, start, rows * columns)
-    values = strength(dump, start, rows * columns)
-    views = 1 + (values is not None) + (seen is not None)
+    seen = fitting(path, dump, p, "image", index)
+    (pixels,), (start,), (rows, columns) = seen.frames, seen.starts, seen.grid
+    found = attention(dump, look, start, seen.count)
+    values = strength(dump, start, seen.count)
+    views = 1 + (values is not None) + (found is not None)
     figure, axes = canvas(views, columns / rows)
-    last, k = start + rows * columns - 1, s.pooling_kernel_size
-    show_patches(axes[0], pixels, s)
-    axes[0].set_title(
-        f"{Path(path).name} as the model sees it: {pixels.shape[1]} x {pixels.shape[0]} pixels,\n"
-        f"{columns * k} x {rows * k} patches, {columns} x {rows} soft tokens (tokens {start} to {last})",
-        **TITLE,
-    )
+    show_patches(axes[0], pixels, seen.s)
+    tokens = f"(tokens {start} to {start + seen.count - 1})"
+    axes[0].set_title(f"{Path(path).name} as the model sees it: {seen.size} {tokens}", **TITLE)
     if values is not None:
-        show_heat(figure, axes[1], pixels, values.reshape(rows, columns), HEAT)
+        heat = show_heat(axes[1], pixels, values.reshape(rows, columns), HEAT)
+        scale(figure, axes[1:2], heat)
         axes[1].set_title("soft tokens as they enter the decoder:\nroot mean square of inputs_embeds", **TITLE)
-    if seen is not None:
-        show_heat(figure, axes[-1], pixels, seen.weights.reshape(rows, columns), glow(), low=0)
-        axes[-1].set_title(f"{seen.said}:\n{seen.weights.sum():.1%} of it falls on this picture", **TITLE)
+    if found is not None:
+        heat = show_heat(axes[-1], pixels, found.weights.reshape(rows, columns), glow(), low=0)
+        scale(figure, axes[-1:], heat)
+        axes[-1].set_title(f"{found.said}:\n{found.weights.sum():.1%} of it falls on this picture", **TITLE)
     return figure
 
 
+def draw_video(path, dump: Dump, p: Processor, index=0, look=USUAL):
+    """The same views of every frame of a clip, each view in one scale for all frames.  -> a matplotlib Figure"""
+    seen = fitting(path, dump, p, "video", index)
+    found = [x for start in seen.starts if (x := attention(dump, look, start, seen.count)) is not None]
+    values = [x for start in seen.starts if (x := strength(dump, start, seen.count)) is not None]
+    figure, axes = sheet(len(seen.frames), 1 + bool(values) + bool(found), seen.grid)
+    said = ["patches"]
+    for ax, pixels, time, start in zip(axes, seen.frames, seen.times, seen.starts, strict=True):
+        show_patches(ax[0], pixels, seen.s)
+        ax[0].set_title(f"{time}, tokens {start} to {start + seen.count - 1}", **SMALL)
+    if values:
+        scale = min(x.min() for x in values), max(x.max() for x in values)
+        said.append("root mean square of each soft token in inputs_embeds, dark {:.2g}, bright {:.2g}".format(*scale))
+        for ax, pixels, x in zip(axes, seen.frames, values, strict=True):
+            show_heat(ax[1], pixels, x.reshape(seen.grid), HEAT, *scale)
+    if found:
+        most = max(x.weights.max() for x in found)
+        said.append(f"{found[0].said}, grey 0, red {most:.2g}")
+        for ax, pixels, x in zip(axes, seen.frames, found, strict=True):
+            show_heat(ax[-1], pixels, x.weights.reshape(seen.grid), glow(), 0, most or 1)  # 0: beyond the window
+            ax[-1].set_title(f"{x.weights.sum():.1%} of the attention", **SMALL)
+    head = f"{Path(path).name} as the model sees it: {len(seen.frames)} frames of {seen.size} each"
+    figure.suptitle("\n".join([head, "of each frame: " + ";\n".join(said)]), x=0.01, ha="left", fontsize=9)
+    return figure
+
+
+def sheet(frames, views, grid):
+    """A Figure with `views` panels beside each other for every frame, and its panels by frame."""
+    rows, columns = grid
+    tall = min(max(rows / columns, 0.2), 5)
+    across = max(1, round((frames * (tall + 0.15) / views) ** 0.5))  # frames beside each other: it comes out square
+    down = -(-frames // across)
+    width = min(max(12 / (across * views), 1.5), 3.4)
+    figure, axes = panels(down, across * views, across * views * width, down * (width * tall + 0.25) + 0.8)
+    for ax in axes[frames * views :]:
+        ax.set_axis_off()
+    return figure, [axes[i * views : (i + 1) * views] for i in range(frames)]
+
+
+SMALL = {"loc": "left", "fontsize": 7}
 TITLE = {"loc": "left", "fontsize": 9}
 
 
 def canvas(views, aspect):
-    """A Figure that belongs to no window, views side by side; one above the other where they are wide."""
+    """A Figure with views side by side; one above the other where they are wide."""
+    if aspect > 2:
+        return panels(views, 1, 10, min(2.2 + 9 / aspect * views, 16))
+    return panels(1, views, 4.6 * views, min(0.9 + 4.6 / max(aspect, 0.3), 16))
+
+
+def panels(down, across, width, height, **more):
+    """A Figure that belongs to no window, and its axes row by row; sizes in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    stacked = aspect > 2
-    width, height = (10, 2.2 + 9 / aspect * views) if stacked else (4.6 * views, 0.9 + 4.6 / max(aspect, 0.3))
-    figure = Figure(figsize=(width, min(height, 16)), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    shape = (views, 1) if stacked else (1, views)
-    return figure, list(figure.subplots(*shape, squeeze=False).ravel())
+    return figure, list(figure.subplots(down, across, squeeze=False, **more).ravel())
 
 
 def show_patches(ax, pixels, s: images.ImageSettings):
@@ -159,21 +109,25 @@ def show_patches(ax, pixels, s: images.ImageSettings):
     ax.set_axis_off()
 
 
-def show_heat(figure, ax, pixels, values, cmap, low=None):
-    """One number for each soft token, over the picture in grey; the colours begin at `low`, or at the smallest."""
+def show_heat(ax, pixels, values, cmap, low=None, high=None):
+    """One number for each soft token, over the picture in grey; colours from `low` to `high`, or to the ends."""
     height, width = pixels.shape[:2]
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     ax.imshow(pixels.mean(axis=-1), cmap="gray", vmin=0, vmax=255)
-    heat = ax.imshow(values, cmap=cmap, vmin=low, extent=extent, interpolation="nearest")
-    figure.colorbar(heat, cax=ax.inset_axes((1.01, 0, 0.02, 1))).ax.tick_params(labelsize=7)
     ax.set_axis_off()
+    return ax.imshow(values, cmap=cmap, vmin=low, vmax=high, extent=extent, interpolation="nearest")
+
+
+def scale(figure, axes, heat):
+    """The colours of a view in numbers, beside its last panel."""
+    figure.colorbar(heat, cax=axes[-1].inset_axes((1.01, 0, 0.02, 1))).ax.tick_params(labelsize=7)
 
 
 def glow():
-    """A colour map from nothing to orange: what is looked at glows, the rest of the picture stays grey."""
+    """A colour map from nothing to red: what is looked at glows, the rest of the picture stays grey."""
     from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
-    return LinearSegmentedColormap.from_list("glow", [to_rgba(ORANGE, 0), to_rgba(ORANGE, 0.9)])
+    return LinearSegmentedColormap.from_list("glow", [to_rgba(RED, 0), to_rgba(RED, 0.9)])
 
 
 def draw_sound(path, dump: Dump, p: Processor, index=0, look=USUAL):
@@ -183,7 +137,7 @@ def draw_sound(path, dump: Dump, p: Processor, index=0, look=USUAL):
     """
     mel, mask = (x[0] for x in audio.sound_arrays([path], p.sound))
     count = audio.soft_tokens(mask)
-    start = soft_run(dump.meta["ids"], count, index, path)
+    (start,) = chosen(files(dump, "audio", count), "audio", count, index, path)
     seen, values = attention(dump, look, start, count), strength(dump, start, count)
     curves = [] if values is None else [(values, "rms of\ninputs_embeds")]
     curves += [] if seen is None else [(seen.weights, "attention")]
@@ -194,7 +148,7 @@ def draw_sound(path, dump: Dump, p: Processor, index=0, look=USUAL):
     tokens = f"{count} soft tokens (tokens {start} to {start + count - 1})"
     axes[0].set_title(f"{Path(path).name} as the model hears it: {mask.sum()} frames, {tokens}", **TITLE)
     for ax, (numbers, label) in zip(axes[1:], curves, strict=True):
-        ax.stairs(numbers, borders, color=ORANGE, fill=True)
+        ax.stairs(numbers, borders, color=RED, fill=True)
         ax.set_ylabel(label, fontsize=8)
         ax.set_xlim(0, mask.sum() * hop)
     if seen is not None:
@@ -205,15 +159,8 @@ def draw_sound(path, dump: Dump, p: Processor, index=0, look=USUAL):
 
 def lanes(curves):
     """A Figure of one tall view and `curves` low ones below it, which share the time axis."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.6 + 1.4 * curves), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(
-        1 + curves, 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": [3.4] + [1.2] * curves}
-    )
-    return figure, list(grid.ravel())
+    ratios = {"height_ratios": [3.4] + [1.2] * curves}
+    return panels(1 + curves, 1, 10, 3.6 + 1.4 * curves, sharex=True, gridspec_kw=ratios)
 
 
 def show_mel(figure, ax, mel, hop, borders, p: Processor):

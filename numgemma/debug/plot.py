@@ -4,14 +4,14 @@ import math
 import re
 import textwrap
 
+from numgemma.colours import BLACK, BLUE, ORANGE, RED
 from numgemma.debug.judge import NOISE_TO
 from numgemma.debug.render import layer_kind, verdict
 from numgemma.debug.result import DIFFERS, FAULT, GOOD, INHERITED, MISSING, SUSPECT, UNMEASURED, Diff
 from numgemma.errors import InputError
 from numgemma.whole import whole
 
-# Okabe and Ito's colours, which stay apart for every kind of colour vision; the markers differ as well.
-BLUE, RED, ORANGE, BLACK, SHADE, BAND = "#0072B2", "#D55E00", "#E69F00", "#000000", "#E8E8E8", "#BFDDEE"
+SHADE, BAND = "#E8E8E8", "#BFDDEE"
 
 ABSENT = (MISSING, UNMEASURED)
 

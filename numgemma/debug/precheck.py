@@ -188,8 +188,12 @@ def weights(a, b):
 
 def inputs(a, b):
     """Pixels and mel frames, where the dumps hold them or their hashes."""
-    hashes = [dump.meta.get("inputs") or {} for dump in (a, b)]
-    for name in sorted(hashes[0].keys() | hashes[1].keys()):
+    hashes = [dump.meta.get("inputs") for dump in (a, b)]
+    names = sorted({name for side in hashes for name in side or ()})
+    for name in names:
+        if None in hashes:
+            yield Finding(name, UNKNOWN, f"{'A' if hashes[0] is None else 'B'} does not say")
+            continue
         x, y = (side.get(name) for side in hashes)
         if x != y:
             fatal = x is None or y is None

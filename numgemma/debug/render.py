@@ -36,7 +36,12 @@ COLUMNS: tuple[Column, ...] = (
 )
 WIDE_STATE: Column = ("", "state", 10, lambda p: SHORT.get(p.state, p.state))
 FLOOR: Column = ("times", "floor", 7, lambda p: number(p.xfloor, ".2g"))
-WORDS = {"rel": "relative error", "worst_token": "error of token", "worst_channel": "error of channel"}
+WORDS = {
+    "rel": "relative error",
+    "worst_token": "error of token",
+    "worst_channel": "error of channel",
+    "scale": "best-fit scale",
+}
 
 
 def render(diff: Diff, all: bool = False, width: int | None = None) -> str:
@@ -115,12 +120,17 @@ def why(p, diff):
         some = f"{100 * p.rel:.2g} % of the tokens have other values, first token {place(p.worst_token_at)}"
         return f"{p.reason} ({100 * p.rel:.2g} % of the tokens)" if p.reason else some
     if p.xfloor is not None:
-        size = f"{WORDS[p.by]}{place_of(p, p.by)} {getattr(p, p.by):.2g}, {p.xfloor:.2g} x the noise floor"
+        size = f"{WORDS[p.by]}{place_of(p, p.by)} {value_of(p)}, {p.xfloor:.2g} x the noise floor"
         return size + lost_factor(p)
     limits = diff.limits()
     key = next((key for key in limits if getattr(p, key) > limits[key]), "rel")
     size = f"{WORDS[key]}{place_of(p, key)} {getattr(p, key):.2g}, tolerance {limits[key]:.2g}"
     return size + lost_factor(p)
+
+
+def value_of(p):
+    """The number that a point is judged by; beside a scale the relative error, which tells how much else is wrong."""
+    return f"{p.scale:.4g} at a relative error of {p.rel:.2g}" if p.by == "scale" else f"{getattr(p, p.by):.2g}"
 
 
 def place_of(p, key):

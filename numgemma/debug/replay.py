@@ -4,16 +4,17 @@ A point whose local error is noise was computed rightly, however wrong it is: wh
 with a local fault is where to look.  It needs no other engine, only the checkpoint and the dump.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from numgemma.debug import flow, known, metrics
-from numgemma.debug.floor import Floor, cached_floor
+from numgemma.debug.floor import Floor, cached_floor, check_floor
 from numgemma.debug.judge import KEYS, Limits, bench, score, state_of, widened, with_step
 from numgemma.debug.local import RUNS, Local, Subject, fed, local
 from numgemma.debug.metrics import Measure
-from numgemma.debug.precision import EPS, TOLERANCES, coarser, decimal_step, declared, shown_by_bits
+from numgemma.debug.precision import EPS, TOLERANCES, coarser, declared, shown_by_bits
 from numgemma.debug.result import BIT_EXACT, FAULT, INHERITED, NOISE, NON_FINITE, SUSPECT, TIE, UNMEASURED, plain
 from numgemma.dump import Dump
 from numgemma.errors import InputError
@@ -33,7 +34,7 @@ class Step(Measure):
     name: str
     state: str
     reason: str = ""
-    xfloor: float | None = None  # the largest of the three relative errors, in units of the step's noise
+    xfloor: float | None = None  # the largest of its errors (metrics.gated), in units of the step's noise
     by: str | None = None  # which of them
     floor: dict[str, float] | None = None  # the noise of each
     sources: tuple[str, ...] = ()  # the recorded points that it was computed from
@@ -205,16 +206,8 @@ def scored(subject, base, name, way):
 
 
 def size_of(subject, base, name) -> tuple[float, str]:
-    """The largest error of a step in units of its noise, and which it is.
-
-    Of a table that was looked up and scaled the common factor counts too: every number is rounded by itself, once, so
-    over many of them a wrong factor shows that is smaller than one rounding.
-    """
-    m, limits = base.errors[name], limits_at(subject, base, name)
-    found = score(m, limits)
-    if name in LOOKED_UP and m.scale is not None:
-        found = max(found, (abs(m.scale - 1) * base.truth[name].size ** 0.5 / (SIGMAS * limits.rel), "scale"))
-    return found
+    """The largest error of a step in units of its noise, and which it is."""
+    return score(base.errors[name], limits_at(subject, base, name))
 
 
 def limits_at(subject, base, name) -> Limits:
@@ -222,20 +215,34 @@ def limits_at(subject, base, name) -> Limits:
     dump, m = subject.dump, base.errors[name]
     least = EPS[subject.precision] / 2
     limits = Limits(*(max(getattr(base.limits[name], key), least) for key in KEYS))
+    token, channel = metrics.split_axes(base.axes[name])
+    limits = replace(limits, scale=scale_limit(name, limits, base.truth[name], token))
     if not known.whole(dump, name):
-        token, channel = metrics.split_axes(base.axes[name])
         shape = dump[name].shape
         sizes = [int(np.prod([n for i, n in enumerate(shape) if i not in kept])) for kept in ([], token, channel)]
         limits = widened(limits, sizes)
-    return with_step(limits, m, decimal_step(dump))
+    return with_step(limits, m, known.step(dump, name))
+
+
+def scale_limit(name, limits, x, token):
+    """How far noise takes a step's scale from 1.  token: the axis that counts tokens
+
+    A few runs may all meet 1 by chance: so it is at least what errors make that are the same for all of a token and
+    differ from token to token.  Of a table that was looked up every number is rounded by itself, once, so over many of
+    them a wrong factor shows that is smaller than one rounding.
+    """
+    if name in LOOKED_UP:
+        return SIGMAS * limits.rel / x.size**0.5
+    return max(2 * limits.scale, 2 * limits.rel / math.prod(x.shape[i] for i in token) ** 0.5)
 
 
 # -- what was inherited
 
 
 def floor_of(subject, floor, told) -> Floor:
-    """The floor of the whole run: the one given, or measured now."""
+    """The floor of the whole run: the one given, or measured now.  Raises InputError where it is of another run."""
     if isinstance(floor, Floor):
+        check_floor(floor, subject.ids, subject.media)
         return floor
     model = replace(subject.model, dtype=np.dtype("float32"))
     media = {} if subject.media is NO_MEDIA else {"media": subject.media}

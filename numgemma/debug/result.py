@@ -30,8 +30,8 @@ class PointDiff(metrics.Measure):
     reason: str = ""
     tolerance: float | None = None
     tolerance_that_passes: float | None = None
-    xfloor: float | None = None  # the largest of its relative errors, in units of the floor
-    by: str | None = None  # which of them: rel, worst_token, worst_channel
+    xfloor: float | None = None  # the largest of its errors (metrics.gated), in units of the floor
+    by: str | None = None  # which of them: rel, worst_token, worst_channel, scale
     floor: dict[str, float] | None = None  # what noise alone makes of each
     name_b: str | None = None  # where B calls it otherwise
     truth: dict | None = None  # how far each side is from the truth, and which is off

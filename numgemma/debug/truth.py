@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from numgemma.debug import known
 from numgemma.debug.floor import Floor
-from numgemma.debug.judge import NOISE_TO, SUSPECT_TO, Limits, bench, score
+from numgemma.debug.judge import SUSPECT_TO, bench, from_table, score
 from numgemma.debug.precision import TOLERANCES
 from numgemma.dump import Dump
 from numgemma.errors import InputError
@@ -47,7 +47,7 @@ class Truth:
         if any(floor.precision == precision for floor in self.floors):
             limits = bench(self.floors, [precision]).limits(name)
         if limits is None:
-            limits = Limits(*(value / NOISE_TO for value in (row.rel, row.worst_token, row.worst_channel)))
+            limits = from_table(row)
         return {"rel": m.rel, "xfloor": score(m, limits)[0]}
 
 

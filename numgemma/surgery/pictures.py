@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from numgemma.colours import BLUE, GREEN, ORANGE, RED
 from numgemma.surgery.lineage import Lineage, decoder_layer, scope
 from numgemma.surgery.seams import REWIND, Seams, seam
 from numgemma.whole import whole
 
-# Okabe and Ito's colours, which stay apart for every kind of colour vision; the markers differ as well.
-BLUE, ORANGE, RED, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#C8C8C8"
+GREY = "#C8C8C8"  # lines that should not stand out
 
 
 def new_figure(width: float, height: float):

@@ -21,6 +21,7 @@ import numpy as np
 from numgemma.checkpoint import DTYPES, INDEX, SINGLE, release
 from numgemma.dump import umask
 from numgemma.errors import InputError
+from numgemma.whole import remedy
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 PIECE = 1 << 25  # bytes held at a time, about
@@ -216,7 +217,7 @@ def becoming(target: Path):
         partial.chmod(0o777 & ~umask())
         take_place(partial, target)
     except OSError as error:
-        raise InputError(f"{target}: {error.strerror or error}; free some space, or choose another -o.") from error
+        raise InputError(f"{target}: cannot be written ({error.strerror or error}); {remedy(error)}.") from error
     finally:
         if partial:
             shutil.rmtree(partial, ignore_errors=True)

@@ -8,7 +8,8 @@ GLOSSARY = {
     "it is largest. One dead channel of 1536 hides in the error of the whole tensor.",
     "scale B/A": "The number that A must be multiplied with to come nearest to B. 1.05 at cosine 1 is a lost factor.",
     "floor": "How large an error rounding alone makes at this point, measured by runs that round and sum otherwise.",
-    "× floor": "The largest of the three relative errors in units of the floor.",
+    "× floor": "The largest in units of the floor of four errors: of the tensor, of its worst token, of its worst "
+    "channel, and of its scale, which is 1 where nothing is lost.",
     "tolerance": "What is allowed where no floor was measured: a table by precision.",
     "local error": "The error of one step, recomputed from what the engine itself recorded as the input to that step.",
     "inherited error": "What a point has because its inputs were already wrong.",

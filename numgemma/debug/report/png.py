@@ -4,17 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
+from numgemma.colours import BLUE, ORANGE, PINK, RED
 from numgemma.debug.report import chart
 from numgemma.debug.result import Diff
 from numgemma.errors import InputError
 from numgemma.whole import whole
 
-# Okabe and Ito's colours, which stay apart for every kind of colour vision; the markers differ as well.
+# The markers differ as well as the colours.
 COLOURS = {
-    chart.FINE: ("#0072B2", "o"),
-    chart.DOUBTFUL: ("#E69F00", "^"),
-    chart.PASSED_ON: ("#CC79A7", "D"),
-    chart.WRONG: ("#D55E00", "x"),
+    chart.FINE: (BLUE, "o"),
+    chart.DOUBTFUL: (ORANGE, "^"),
+    chart.PASSED_ON: (PINK, "D"),
+    chart.WRONG: (RED, "x"),
     chart.BLANK: ("#777777", "|"),
 }
 
@@ -65,7 +66,7 @@ def depth(points, subject, tolerance, other=None, title=None):
     heights = [p.rel for p in points] + [other(p) for p in points if other]
     scale = chart.scale_of(heights + [limit for pair in limits if pair for limit in pair])
     x = np.arange(len(points))
-    for which, colour in ((1, "#E69F00"), (0, "#0072B2")):
+    for which, colour in ((1, ORANGE), (0, BLUE)):
         top = [pair[which] if pair else np.nan for pair in limits]
         ax.fill_between(x, scale.low, top, color=colour, alpha=0.12, linewidth=0, step="mid")
     shade_layers(ax, points, subject.kinds)
@@ -75,9 +76,7 @@ def depth(points, subject, tolerance, other=None, title=None):
             label = ", ".join(sorted({p.state for p in points if chart.class_of(p.state) == kind}))
             ax.plot(*zip(*chosen, strict=True), color=colour, marker=marker, markersize=4, linestyle="", label=label)
     if other:
-        ax.plot(
-            x, [v if (v := other(p)) else np.nan for p in points], color="#CC79A7", linewidth=1.2, label="whole error"
-        )
+        ax.plot(x, [v if (v := other(p)) else np.nan for p in points], color=PINK, linewidth=1.2, label="whole error")
     ax.set_yscale("log")
     ax.set_ylim(scale.low, scale.high)
     ax.set_xlim(-1, len(points))

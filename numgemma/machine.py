@@ -1,0 +1,105 @@
+"""What this machine can do at most, measured, and what a token asks of it: so that "fast" is a number."""
+
+import os
+import platform
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from numgemma import layout, ops, threads
+
+READ = 1 << 29  # bytes, many times what any cache holds
+
+
+def read_bandwidth(number: int) -> float:
+    """GB/s at which so many threads read memory, each a share of its own; the median of nine."""
+    memory = np.ones(READ // 4, np.float32)
+    sums = np.empty(number, np.float32)
+
+    def share(first, end):
+        sums[first * number // len(memory)] = memory[first:end].max()
+
+    return READ / 1e9 / median(seconds(lambda: threads.in_shares(share, len(memory), 1)) for _ in range(9))
+
+
+def gemm_peak() -> float:
+    """GFLOP/s of a float32 product of matrices in this process's BLAS; the median of nine."""
+    x, w = np.ones((512, 1536), np.float32), np.ones((6144, 1536), np.float32)
+    with ops.using("numpy"):  # which leaves BLAS all its threads
+        return 2e-9 * x.size * len(w) / median(seconds(lambda: x @ w.T) for _ in range(9))
+
+
+def seconds(call) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def blas_kernel() -> str:
+    """The library that multiplies matrices, and which processor it takes this one for."""
+    found = threads.libraries()
+    names = [
+        f"{lib['internal_api']} {lib['version']} ({lib.get('architecture', 'unknown')})"
+        for lib in (found.info() if found else [])
+    ]
+    return ", ".join(names) or "unknown (threadpoolctl is not installed)"
+
+
+def engine() -> str:
+    """In one line: what computes, on how many threads."""
+    return f"{ops.current}, {threads.allowed()} threads of numgemma's own pool, BLAS {blas_kernel()}"
+
+
+def warnings() -> list[str]:
+    """What makes this process slower than its processor is."""
+    forced = os.environ.get("OPENBLAS_CORETYPE")
+    if not forced or "avx512f" not in processor_flags() or forced.lower().startswith(("sky", "cooper", "sapphire")):
+        return []
+    fault = f"OPENBLAS_CORETYPE={forced} in the environment keeps BLAS from this processor's AVX-512"
+    return [f"{fault}; run with `env -u OPENBLAS_CORETYPE`."]
+
+
+def processor_flags() -> str:
+    return Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else ""
+
+
+def bytes_per_token(model) -> float:
+    """Bytes of weights that a decoded token reads: of a table one row, unless it is the head; of experts the chosen."""
+    c, w = model.config.text, model.weights
+    tied = "lm_head.weight" not in w
+    total = 0.0
+    for name in layout.text_shapes(c):
+        share = 1.0
+        if name == "embed_tokens_per_layer.weight" or (name == "embed_tokens.weight" and not tied):
+            share = 1 / len(w[name])
+        elif ".experts." in name:
+            spec = c.layers[int(name.split(".")[1])]
+            share = spec.J / spec.E
+        total += share * w[name].nbytes
+    return total if tied else total + w["lm_head.weight"].nbytes
+
+
+def flops_per_token(model, whole: bool) -> float:
+    """Multiplications and additions of a prompt's token in linear layers; whole: those that only share keys as well."""
+    c = model.config.text
+    total = 0.0
+    for name, shape in layout.text_shapes(c).items():
+        layer = int(name.split(".")[1]) if name.startswith("layers.") else -1
+        if len(shape) < 2 or name.startswith("embed_tokens") or (layer > c.last_maker and not whole):
+            continue
+        share = c.layers[layer].J / c.layers[layer].E if ".experts." in name else 1.0
+        total += 2 * share * float(np.prod(shape))
+    return total
+
+
+def peak_memory() -> dict[str, float]:
+    """GB that this process has held at most, pages of mapped files included, and what it holds now without them."""
+    try:
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    except OSError:
+        return {}
+    return {
+        name: int(status[key].split()[0]) * 1024 / 1e9 for name, key in (("peak", "VmHWM"), ("anonymous", "RssAnon"))
+    }

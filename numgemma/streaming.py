@@ -1,0 +1,85 @@
+"""Weights that stay on disk: the next layer is asked for while one is computed, and let go of where memory is short.
+
+Pages of a mapped file are read when they are touched, a few at a time; asked for ahead, they come as fast as the disk
+gives.  A model larger than memory runs at that speed, since pages of a file are dropped, never swapped.
+"""
+
+import ctypes
+import mmap
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from numgemma.checkpoint import Weights, release
+
+SHARE_OF_MEMORY = 0.8
+
+
+def streamed(w: Weights, layers: int) -> Weights:
+    """The same weights; who enters a layer makes the next one come, and the one before go if not all can stay."""
+    tensors = [[w.at(f"layers.{i}")[name] for name in w.at(f"layers.{i}")] for i in range(layers)]
+    larger = sum(x.nbytes for some in tensors for x in some) > SHARE_OF_MEMORY * available_memory()
+    asked: set[int] = set()
+
+    def entered(scope):
+        i = layer_of(scope)
+        if i is None:
+            return
+        for ahead in {i, i + 1} - asked:
+            if ahead < layers:
+                asked.add(ahead)
+                disk().submit(ask_for, tensors[ahead])
+        if larger:
+            asked.discard(i)
+            for x in tensors[i - 1]:  # of the first layer, the last of the pass before
+                release(x)
+
+    return replace(w, entered=entered)
+
+
+def layer_of(scope):
+    head, _, number = scope.partition(".")
+    return int(number) if head == "layers" and number.isdecimal() else None
+
+
+@cache
+def disk():
+    """One thread that waits for the disk."""
+    return ThreadPoolExecutor(1, "numgemma-disk")
+
+
+def ask_for(tensors):
+    """Have the pages of these tensors read.  Experts are left out: a token reads a few of them, by what it chooses."""
+    if not hasattr(mmap, "MADV_WILLNEED"):
+        return
+    for x in tensors:
+        if x.ndim < 3 and x.nbytes > mmap.PAGESIZE:
+            start = x.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(x.ctypes.data + x.nbytes - start), mmap.MADV_WILLNEED)
+
+
+def madvise(*args):
+    return ctypes.CDLL(None).madvise(*args)  # unlike mmap's, this one lets other threads of Python run
+
+
+def available_memory() -> float:
+    """Bytes that this process may still take without swapping, cached files counted as free; infinite if unknown."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return np.inf
+    return min(free, group_limit())
+
+
+def group_limit() -> float:
+    """What a container may take."""
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            return float(Path(file).read_text())
+        except (OSError, ValueError):  # absent, or "max"
+            continue
+    return np.inf
