@@ -10,6 +10,7 @@ No flag here lets the compiler assume that numbers are finite: NaN and infinity 
 """
 
 import threading
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -25,13 +26,18 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 BITS = {BFLOAT16: np.uint16, np.dtype(np.float16): np.int16, np.dtype(np.float32): np.float32}  # what kernels are given
 EXACT = {np.dtype(np.float32): tuple(BITS), BFLOAT16: (BFLOAT16,)}  # run -> stored: others would be rounded first
 
-FEW = 6  # tokens, up to which a stored row is multiplied as it is read
+FEW = 48  # tokens, up to which stored rows are multiplied as they are read; for more, BLAS is faster
 SHARE = 1 << 18  # numbers of a matrix that are worth waking a thread for
 KEYS = 256  # whose softmax is taken together, before blocks are joined
 LEAST = 1 << 15  # numbers of an elementwise operation that are worth waking a thread for
 
 SUMS = {"reassoc", "contract", "nsz"}  # sums may be taken in any order, and so in many lanes
 PLAIN = {"contract"}  # an order that matters, as in `exp`
+
+
+def kernel(order):
+    """Compiled when first called, kept on disk; x / 0 is infinity, as everywhere in this package."""
+    return njit(nogil=True, cache=True, error_model="numpy", fastmath=order)
 
 
 # numbers
@@ -50,7 +56,7 @@ def _(stored):
     return lambda stored: stored
 
 
-@njit(nogil=True, fastmath=PLAIN)
+@kernel(PLAIN)
 def from_float16(h):
     """Exponent and fraction moved up, the bias set right by a product; exact for subnormal numbers too."""
     size = h & np.uint32(0x7FFF)
@@ -60,7 +66,7 @@ def from_float16(h):
     return -value if h & np.uint32(0x8000) else value
 
 
-@njit(nogil=True, fastmath=PLAIN)
+@kernel(PLAIN)
 def exp(x):
     """e^x to one unit in the last place, without a branch, so that loops over it run in many lanes at once.
 
@@ -82,7 +88,7 @@ def exp(x):
     return p * power_of_two(half) * power_of_two(whole - half)
 
 
-@njit(nogil=True)
+@kernel(PLAIN)
 def power_of_two(n):
     return np.int32((n + np.int32(127)) << np.int32(23)).view(np.float32)
 
@@ -107,31 +113,44 @@ def floats(x):
 # products of matrices
 
 
-@njit(nogil=True, fastmath=SUMS, cache=True)
+@kernel(SUMS)
 def times_one(w, x, y, first, end):
     """y = W x, for some of the rows of W."""
     for o in range(first, end):
         total = np.float32(0)
         for i in range(w.shape[1]):
-            total += number(w[o, i]) * x[0, i]
-        y[0, o] = total
+            total += number(w[o, i]) * x[i]
+        y[o] = total
 
 
-@njit(nogil=True, fastmath=SUMS, cache=True)
+@kernel(SUMS)
 def times_few(w, x, y, first, end):
-    """Y = X W^T for some of the rows of W, each read once for all rows of X."""
-    row = np.empty(w.shape[1], np.float32)
-    for o in range(first, end):
-        for i in range(w.shape[1]):
-            row[i] = number(w[o, i])
-        for t in range(len(x)):
-            total = np.float32(0)
+    """Y = X W^T for tiles `first` to end - 1 of four rows of W, each read once for all rows of X, which come by fours."""
+    rows = np.empty((4, w.shape[1]), np.float32)
+    for tile in range(first, end):
+        o = min(4 * tile, len(w) - 4)
+        for n in range(4):
             for i in range(w.shape[1]):
-                total += row[i] * x[t, i]
-            y[t, o] = total
+                rows[n, i] = number(w[o + n, i])
+        for t in range(0, len(x), 4):
+            sums = four_by_four(rows[0], rows[1], rows[2], rows[3], x[t], x[t + 1], x[t + 2], x[t + 3])
+            for n in range(16):
+                y[t + n % 4, o + n // 4] = sums[n]
 
 
-@njit(nogil=True, cache=True)
+@kernel(SUMS)
+def four_by_four(a, b, c, d, x0, x1, x2, x3):
+    """Sixteen scalar products at once: eight numbers loaded for sixteen products, and all sums stay in registers."""
+    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = np.float32(0)
+    for i in range(len(a)):
+        a0, a1, a2, a3 = a0 + a[i] * x0[i], a1 + a[i] * x1[i], a2 + a[i] * x2[i], a3 + a[i] * x3[i]
+        b0, b1, b2, b3 = b0 + b[i] * x0[i], b1 + b[i] * x1[i], b2 + b[i] * x2[i], b3 + b[i] * x3[i]
+        c0, c1, c2, c3 = c0 + c[i] * x0[i], c1 + c[i] * x1[i], c2 + c[i] * x2[i], c3 + c[i] * x3[i]
+        d0, d1, d2, d3 = d0 + d[i] * x0[i], d1 + d[i] * x1[i], d2 + d[i] * x2[i], d3 + d[i] * x3[i]
+    return a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3
+
+
+@kernel(PLAIN)
 def expand(w, into):
     for o in range(w.shape[0]):
         for i in range(w.shape[1]):
@@ -156,17 +175,27 @@ def linear(x, w):
     if not fits(x, w) or not w.flags.c_contiguous or not x.size:
         return ops_numpy.linear(x, w)
     a = floats(x).reshape(-1, x.shape[-1])
-    y = np.empty((len(a), len(w)), np.float32)
-    if len(a) <= FEW:
-        kernel, w = times_one if len(a) == 1 else times_few, bits(w)
-        in_shares(lambda first, end: kernel(w, a, y, first, end), len(w), max(1, SHARE // w.shape[1]))
-    else:
-        many(a, w, y)
+    y = few(a, bits(w)) if len(a) <= FEW else many(a, w)
     return y.reshape(*x.shape[:-1], len(w)).astype(x.dtype, copy=False)
 
 
-def many(a, w, y):
-    """Y = A W^T by BLAS: each thread takes blocks of rows of W, as float32 in its cache."""
+def few(a, w):
+    """A W^T for one token, or for some: bound by reading W, as long as they are few."""
+    if len(a) == 1 or len(w) < 4:
+        y = np.empty((len(a), len(w)), np.float32)
+        for t in range(len(a)):
+            share = partial(times_one, w, a[t], y[t])
+            in_shares(share, len(w), max(1, SHARE // w.shape[1]))
+        return y
+    by_fours = np.pad(a, ((0, -len(a) % 4), (0, 0)))
+    y = np.empty((len(by_fours), len(w)), np.float32)
+    in_shares(partial(times_few, w, by_fours, y), -(-len(w) // 4), max(1, SHARE // (w.size // len(w) * len(y))))
+    return y[: len(a)]
+
+
+def many(a, w):
+    """A W^T by BLAS: each thread takes blocks of rows of W, as float32 in its cache."""
+    y = np.empty((len(a), len(w)), np.float32)
     rows = max(16, ops_numpy.BLOCK // w.shape[1])
 
     def block(o):
@@ -177,12 +206,13 @@ def many(a, w, y):
         np.matmul(a, part.T, out=y[:, o : o + rows])
 
     in_parallel(block, range(0, len(w), rows))
+    return y
 
 
 # along a row
 
 
-@njit(nogil=True, fastmath=SUMS, cache=True)
+@kernel(SUMS)
 def norm_rows(x, w, eps, y, first, end):
     D = x.shape[1]
     for t in range(first, end):
@@ -205,11 +235,11 @@ def rms_norm(x, w, eps):
     w = ONES.setdefault(D, np.ones(D, np.float32)) if w is None else w
     a, w, eps = floats(x).reshape(-1, D), bits(w), np.float32(eps)
     y = np.empty_like(a)
-    in_shares(lambda first, end: norm_rows(a, w, eps, y, first, end), len(a), max(1, LEAST // D))
+    in_shares(partial(norm_rows, a, w, eps, y), len(a), max(1, LEAST // D))
     return y.reshape(x.shape).astype(x.dtype, copy=False)
 
 
-@njit(nogil=True, fastmath=PLAIN, cache=True)
+@kernel(PLAIN)
 def turn_rows(x, cos, sin, y, first, end):
     half = x.shape[2] // 2
     for t in range(first, end):
@@ -227,14 +257,14 @@ def rope(x, cos, sin):
     x, cos, sin = floats(x), floats(cos), floats(sin)
     y = np.empty_like(x)
     least = max(1, LEAST // (x.shape[1] * x.shape[2]))
-    in_shares(lambda first, end: turn_rows(x, cos, sin, y, first, end), len(x), least)
+    in_shares(partial(turn_rows, x, cos, sin, y), len(x), least)
     return y
 
 
-@njit(nogil=True, fastmath=PLAIN, cache=True)
-def gelu_all(x, y, first, end):
+@kernel(PLAIN)
+def gelu_all(x, y):
     """x / 2 (1 + tanh u) = x / (1 + e^(-2u))."""
-    for i in range(first, end):
+    for i in range(len(x)):
         u = x[i] * (np.float32(0.7978845608) + np.float32(0.7978845608 * 0.044715) * x[i] * x[i])
         y[i] = x[i] / (np.float32(1) + exp(np.float32(-2) * u))
 
@@ -245,7 +275,7 @@ def gelu_tanh(x):
         return ops_numpy.gelu_tanh(x)
     a = floats(x).ravel()
     y = np.empty_like(a)
-    in_shares(lambda first, end: gelu_all(a, y, first, end), len(a), LEAST)
+    in_shares(lambda first, end: gelu_all(a[first:end], y[first:end]), len(a), LEAST)
     return y.reshape(x.shape).astype(x.dtype, copy=False)
 
 
@@ -260,7 +290,7 @@ def attend(q, k, v, mask, tap=Tap()):
     watched = tap.watches("scores") or tap.watches("probs")
     if watched or q.dtype != np.float32 or k.dtype not in BITS or not isinstance(mask, Spans):
         return ops_numpy.attend(q, k, v, mask, tap)
-    if len(q) <= FEW:
+    if len(q) <= 4:
         return attend_few(q, k, v, mask)
     return attend_many(q, k, v, mask, 128)
 
@@ -285,16 +315,14 @@ def attend_few(q, k, v, mask):
         top, total = np.empty((2, blocks, N), np.float32)
         means = np.empty((blocks, N, H), np.float32)
 
-        def share(b, stop, query=q[t], first=first, end=end, top=top, total=total, means=means):
-            attend_blocks(query, k, v, first, end, b, stop, top, total, means)
-
+        share = partial(attend_blocks, q[t], k, v, first, end, top, total, means)
         in_shares(share, blocks, max(1, SHARE // (KEYS * N * H)))
         join(top, total, means, context[t])
     return context
 
 
-@njit(nogil=True, fastmath=SUMS, cache=True)
-def attend_blocks(q, k, v, first, end, b, stop, top, total, means):
+@kernel(SUMS)
+def attend_blocks(q, k, v, first, end, top, total, means, b, stop):
     """For blocks b to stop - 1 of keys: the largest score, the sum of exponentials, and the sum of values by these."""
     N, H = q.shape
     G = N // k.shape[1]
@@ -320,13 +348,13 @@ def attend_blocks(q, k, v, first, end, b, stop, top, total, means):
             top[block, n], total[block, n] = largest, weight
 
 
-@njit(nogil=True, fastmath=PLAIN, cache=True)
+@kernel(PLAIN)
 def exponentials(scores, largest):
     for s in range(len(scores)):
         scores[s] = exp(scores[s] - largest)
 
 
-@njit(nogil=True, fastmath=PLAIN, cache=True)
+@kernel(PLAIN)
 def join(top, total, means, context):
     """One softmax out of those of all blocks."""
     blocks, N, H = means.shape
@@ -367,7 +395,7 @@ def attend_many(q, k, v, mask, most):
     return context
 
 
-@njit(nogil=True, fastmath=SUMS, cache=True)
+@kernel(SUMS)
 def softmax_rows(scores, first, end, G):
     """Scores to exponentials, zero where a query does not look; returns their sums.  scores: TG S  ->  TG"""
     total = np.empty(len(scores), np.float32)

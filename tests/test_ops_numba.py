@@ -20,7 +20,7 @@ from numgemma.trace import Recorder
 STORED = st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16])
 RUNS = st.sampled_from([np.float32, ml_dtypes.bfloat16])
 SIZES = st.integers(1, 70)  # of a row: most are no multiple of a vector
-TOKENS = st.integers(1, 3 * ops_numba.FEW)
+TOKENS = st.integers(1, 9) | st.just(ops_numba.FEW + 3)
 
 
 def drawn(*shape, seed=0):
@@ -49,7 +49,7 @@ def test_linear(T, I, O, stored, run):
     assert_equal(ops_numba.linear(x, w), ops_numpy.linear(x, w))
 
 
-@pytest.mark.parametrize("T", [1, 4, 40])
+@pytest.mark.parametrize("T", [1, 4, 30, 60])
 @pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_linear_over_more_rows_than_a_thread_takes_at_once(T, stored):
     x, w = drawn(T, 300), drawn(9000, 300, seed=1).astype(stored)
@@ -59,7 +59,7 @@ def test_linear_over_more_rows_than_a_thread_takes_at_once(T, stored):
 def test_linear_reads_every_number_that_float16_and_bfloat16_have():
     for dtype in (np.float16, ml_dtypes.bfloat16):
         w = np.arange(1 << 16, dtype=np.uint16).view(dtype)[:, None]
-        for T in (1, 2, 20):
+        for T in (1, 2, 60):
             x = np.ones((T, 1), np.float32)
             with np.errstate(invalid="ignore"):
                 np.testing.assert_array_equal(ops_numba.linear(x, w), ops_numpy.linear(x, w))
@@ -129,7 +129,7 @@ def test_attend_all(patches, K, G, H):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("T", [1, 3, 30])
+@pytest.mark.parametrize("T", [1, 3, 60])
 def test_what_is_not_finite_comes_through(T, bad):
     S, rng = T + 40, np.random.default_rng(T)
 
