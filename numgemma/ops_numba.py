@@ -19,7 +19,7 @@ from numba.extending import overload
 
 from numgemma import ops_numpy
 from numgemma.masks import Spans, everything
-from numgemma.threads import in_parallel, in_shares
+from numgemma.threads import allowed, in_parallel, in_shares
 from numgemma.trace import Tap
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -125,7 +125,7 @@ def times_one(w, x, y, first, end):
 
 @kernel(SUMS)
 def times_few(w, x, y, first, end):
-    """Y = X W^T for tiles `first` to end - 1 of four rows of W, each read once for all rows of X, which come by fours."""
+    """Y = X W^T for tiles `first` to end - 1 of four rows of W, each read once for all of X, whose rows come by fours."""
     rows = np.empty((4, w.shape[1]), np.float32)
     for tile in range(first, end):
         o = min(4 * tile, len(w) - 4)
@@ -194,18 +194,24 @@ def few(a, w):
 
 
 def many(a, w):
-    """A W^T by BLAS: each thread takes blocks of rows of W, as float32 in its cache."""
-    y = np.empty((len(a), len(w)), np.float32)
-    rows = max(16, ops_numpy.BLOCK // w.shape[1])
+    """A W^T by BLAS: each thread takes blocks of rows of W, as float32 in its cache.
 
-    def block(o):
-        part = w[o : o + rows]
+    A sum is the same in a block of any size that is not tiny: only there OpenBLAS adds in another order.
+    """
+    y = np.empty((len(a), len(w)), np.float32)
+    size = np.clip(4 * a.size, 1 << 20, 1 << 22)  # the more tokens, the dearer it is to go over them for each block
+    threads = allowed()
+    blocks = max(1, min(threads * -(-w.size // (threads * size)), len(a) * w.size >> 21))
+
+    def block(n):
+        rows = slice(n * len(w) // blocks, (n + 1) * len(w) // blocks)
+        part = w[rows]
         if w.dtype != np.float32:
             part = scratch("rows", *part.shape)
-            expand(bits(w[o : o + rows]), part)
-        np.matmul(a, part.T, out=y[:, o : o + rows])
+            expand(bits(w[rows]), part)
+        np.matmul(a, part.T, out=y[:, rows])
 
-    in_parallel(block, range(0, len(w), rows))
+    in_parallel(block, range(blocks))
     return y
 
 

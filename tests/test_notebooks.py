@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from numgemma import ops
+
 FOLDER = Path(__file__).parents[1] / "notebooks"
 spec = importlib.util.spec_from_file_location("course", FOLDER / "course.py")
 course = importlib.util.module_from_spec(spec)
@@ -127,7 +129,8 @@ def unlabelled(figure):
 
 @runs
 @each
-def test_it_runs_with_its_solutions_and_no_blank_passes_its_check(path, tmp_path, monkeypatch):
+@pytest.mark.parametrize("backend", ops.BACKENDS)
+def test_it_runs_with_its_solutions_and_no_blank_passes_its_check(path, backend, tmp_path, monkeypatch):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -140,7 +143,8 @@ def test_it_runs_with_its_solutions_and_no_blank_passes_its_check(path, tmp_path
             where = f"{path.name}, code cell {i}"
             if step.role == "exercise":
                 blank_fails(step, steps[i + 1], names, where)
-            execute(solved[step.number] if step.role == "exercise" else step.source, names, where)
+            with ops.using(backend):
+                execute(solved[step.number] if step.role == "exercise" else step.source, names, where)
         figures = [pyplot.figure(number) for number in pyplot.get_fignums()]
         assert figures
         assert not [ax for figure in figures for ax in unlabelled(figure)]

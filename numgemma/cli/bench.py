@@ -124,14 +124,14 @@ def render(found):
     peers = [name for name in ("numgemma", "transformers") if name in found["speed"][0]]
     lines = [f"{found['name']}, {found['precision']}", found["engine"], *found["warnings"], ""]
     read, gemm = found["machine"]["read_gb_per_s"], found["machine"]["gemm_gflop_per_s"]
-    lines += [f"{'':28}" + "".join(f"{name + ', tok/s':>22}" for name in peers) + "   of the machine's"]
+    lines += [f"{'':36}" + "".join(f"{name + ', tok/s':>22}" for name in peers) + "   of the machine's"]
     for row in found["speed"]:
         if row["job"] == "decode":
             share = f"{row['numgemma'] * found['bytes_per_token'] / 1e9 / read:6.0%} of {read:.1f} GB/s reading"
         else:
             share = f"{row['numgemma'] * row['gflop_per_token'] / gemm:6.0%} of {gemm:.0f} GFLOP/s in float32"
         what = f"{row['job']}, {row['tokens']} tokens"
-        lines.append(f"{what:28}" + "".join(f"{row[name]:22.2f}" for name in peers) + f"   {share}")
+        lines.append(f"{what:36}" + "".join(f"{row[name]:22.2f}" for name in peers) + f"   {share}")
     if len(peers) > 1:
         ratios = ", ".join(f"{row['numgemma'] / row['transformers']:.2f}" for row in found["speed"])
         lines.append(f"numgemma / transformers, row by row: {ratios}")

@@ -62,7 +62,9 @@ def compare(a, b, point="logits") -> LogitsDiff | None:
             flips += flipped(x, *best, start)
         if not math.isfinite(size + error):
             return None
-        metrics.advise((a, b), slice(start * V, (start + rows) * V), mmap.MADV_DONTNEED)
+        if (done := (start + rows) * V) % metrics.CHUNK < rows * V:  # not after every row: it takes a while
+            metrics.advise((a, b), slice(max(0, done - 2 * metrics.CHUNK), done), mmap.MADV_DONTNEED)
+    metrics.advise((a, b), slice(None), mmap.MADV_DONTNEED)
     worst = int(ab.argmax())
     return LogitsDiff(
         point=point,
@@ -89,8 +91,8 @@ def pieces(*arrays):
 
 def centred_squares(x):
     """The sum of squares of each token's logits about their mean.  x: T V"""
-    sums = np.sum([[u.sum(-1), np.vecdot(u, u)] for (u,) in pieces(x)], axis=0)
-    return about_mean(*sums, x.shape[1])
+    sums, squares = np.sum([[u.sum(-1), np.vecdot(u, u)] for (u,) in pieces(x)], axis=0)
+    return about_mean(sums, squares, x.shape[1])
 
 
 def about_mean(sums, squares, n):

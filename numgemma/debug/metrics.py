@@ -22,6 +22,7 @@ from numgemma.debug.precision import Tolerance
 
 BLOCK = 2**16  # elements: 256 KB as float32; three such arrays stay in a core's cache
 CHUNK = 2**23  # elements that are read ahead from a file, and given back when they are done
+AROUND = 2**22  # bytes: where one page is touched, a system may map so many around it
 
 # Axes that count positions (tokens, keys, image patches, soft tokens, audio frames).  The first one present is the
 # "token"; all axes that are not in this list together are the "channel", so of "T N H" it is a pair (N, H).
@@ -244,14 +245,15 @@ def blocks(shape: tuple[int, ...], size: int | None = None) -> Iterator[tuple[sl
 
 def advise(arrays, where, advice):
     """Have the pages of some elements of views of a file read ahead, or given back: they count as our memory."""
+    around = AROUND if advice == mmap.MADV_DONTNEED else 0
     for x in arrays:
         if not x.flags.c_contiguous or (file := mapped_file(x)) is None:
             continue
         low, high = np.lib.array_utils.byte_bounds(x.reshape(-1)[where])
-        start = low - np.frombuffer(file, np.uint8).ctypes.data
-        page = start % mmap.PAGESIZE
+        first = low - np.frombuffer(file, np.uint8).ctypes.data
+        start = max(0, first - around) // mmap.PAGESIZE * mmap.PAGESIZE
         if high > low:
-            file.madvise(advice, start - page, high - low + page)
+            file.madvise(advice, start, min(len(file), first + high - low + around) - start)
 
 
 def mapped_file(x) -> mmap.mmap | None:
