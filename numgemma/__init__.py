@@ -21,7 +21,8 @@ The files, in the order in which they read best:
     cache        what a run keeps of earlier tokens
     threads      how many, and work shared among them
     ops_numpy    the operations, defined
-    ops_numba    their compiled twins
+    kernels      compiled loops
+    ops_numba    the twins of the definitions, on these
     ops          the operations, by the names that the model calls
     attention    self-attention
     feedforward  the gated MLP, and the routed experts

@@ -15,13 +15,9 @@ READ = 1 << 29  # bytes, many times what any cache holds
 
 def read_bandwidth(number: int) -> float:
     """GB/s at which so many threads read memory, each a share of its own; the median of nine."""
-    memory = np.ones(READ // 4, np.float32)
-    sums = np.empty(number, np.float32)
-
-    def share(first, end):
-        sums[first * number // len(memory)] = memory[first:end].max()
-
-    return READ / 1e9 / median(seconds(lambda: threads.in_shares(share, len(memory), 1)) for _ in range(9))
+    shares = np.array_split(np.ones(READ // 4, np.float32), number)
+    pool = threads.pool(number)
+    return READ / 1e9 / median(seconds(lambda: list(pool.map(np.max, shares))) for _ in range(9))
 
 
 def gemm_peak() -> float:
