@@ -24,7 +24,7 @@ from numgemma.trace import Tap
 def attention(x, w, spec, rope, mask, kvs, tap=Tap()):
     """Self-attention of one layer.  x: T D   mask: T S  ->  T D   (equals Gemma4TextAttention)
 
-    kvs holds the k and v that each layer has made so far; a sharing layer reads another layer's entry.
+    kvs holds the k and v that each layer can still see; a sharing layer reads another layer's entry.
     """
     T = len(x)
     q = tap("q_proj", ops.linear(x, w["q_proj.weight"]).reshape(T, spec.N, spec.H), "T N H")

@@ -1,7 +1,8 @@
 """What a run keeps of earlier tokens: keys and values, by layer.
 
 `kvs` is a dict: layer index -> Kept.  A sliding layer keeps one window, a layer that shares another's keys has no
-entry.  Rows in use are never written again: `k, v = kvs[i]` are views that stay right when tokens are added or dropped.
+entry.  Rows in use are never written again: `k, v = kvs[i]` are views that stay right when tokens are added or
+dropped.  To go on from one cache in two ways, deepcopy it.
 """
 
 from collections.abc import Iterator

@@ -219,7 +219,7 @@ class Weights:
         return (name.removeprefix(self.scope) for name in self.tensors if name.startswith(self.scope))
 
     def at(self, scope: str) -> "Weights":
-        self.entered(scope)
+        self.entered(self.scope + scope)
         return replace(self, scope=f"{self.scope}{scope}.")
 
 

@@ -29,10 +29,14 @@ def router(x, w, spec, tap=Tap()):
 
 def experts(x, weights, ids, w):
     """Weighted sum over the experts each token chose.  x: T D   weights, ids: T J  ->  T D"""
-    y = np.zeros_like(x)
-    for e in np.unique(ids):  # a token chooses an expert at most once
+
+    def expert(e):
         t, j = np.nonzero(ids == e)
         gate, up = np.split(ops.linear(x[t], w["gate_up_proj"][e]), 2, -1)
         out = ops.linear(ops.gelu_tanh(gate) * up, w["down_proj"][e])
-        y[t] += (weights[t, j, None] * out).astype(x.dtype)
+        return t, (weights[t, j, None] * out).astype(x.dtype)
+
+    y = np.zeros_like(x)
+    for t, out in ops.each(expert, np.unique(ids)):  # a token chooses an expert at most once
+        y[t] += out
     return y

@@ -28,12 +28,12 @@ def forward(ids, w, config, dtype, kvs, start=0, tap=Tap()):
     return head(hidden(ids, w, config, dtype, kvs, start, tap), w, config, tap)
 
 
-def hidden(ids, w, config, dtype, kvs, start=0, tap=Tap()):
-    """The stream after the last norm, before the head.  ids: T  ->  T D"""
+def hidden(ids, w, config, dtype, kvs, start=0, tap=Tap(), wanted=ALL):
+    """The stream after the last norm, before the head.  ids: T  ->  T D, or of the `wanted` tokens alone"""
     x = embed(ids, w, config, dtype, tap)
     ple = per_layer_inputs(ids, x, w, config, tap) if config.hidden_size_per_layer_input else None
     masks = causal_masks(len(ids), config, start)
-    return decoder(x, ple, masks, w, config, kvs, start, tap)
+    return decoder(x, ple, masks, w, config, kvs, start, tap, wanted)
 
 
 def embed(ids, w, config, dtype, tap=Tap()):
@@ -45,7 +45,7 @@ def embed(ids, w, config, dtype, tap=Tap()):
 def decoder(x, ple, masks, w, config, kvs, start=0, tap=Tap(), wanted=ALL):
     """All layers and the last norm.  x: T D   ple: T L P, or None  ->  T D   (equals Gemma4TextModel)
 
-    masks: kind of layer -> T S.  wanted: of which tokens; after the last layer that makes keys only these go on.
+    masks: kind of layer -> T S.  wanted: whose streams are asked for; layers that only read keys run for these alone.
     """
     positions = np.arange(start, start + len(x))
     ropes = {kind: rope_table(positions, spec, x.dtype, tap) for kind, spec in config.kinds.items()}

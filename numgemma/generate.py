@@ -28,6 +28,8 @@ class Sampling:
             raise InputError(f"top-k is {self.top_k}; it should be at least 1.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top-p is {self.top_p}; it should be above 0 and at most 1.")
+        if self.seed < 0:
+            raise InputError(f"The seed is {self.seed}; it should be 0 or more.")
 
 
 def steps(ids, prefill=None):
@@ -62,14 +64,14 @@ def continuation(
     """New token ids, one at a time, for as long as the caller asks.  ids: T   config: the whole Config"""
     rng = np.random.default_rng(sampling.seed)
     kvs = cache.empty(config.text, memory.cache_dtype or dtype)
-    with ops.using(ops.fastest()), np.errstate(all="ignore"):  # `choose` says in words what is not finite
+    with ops.using(ops.fastest(dtype)), np.errstate(all="ignore"):  # `choose` says in words what is not finite
         x = prefill(ids, media, w, config, dtype, kvs, memory.chunk)
     for start in itertools.count(len(ids)):
-        with ops.using(ops.fastest()), np.errstate(all="ignore"):
+        with ops.using(ops.fastest(dtype)), np.errstate(all="ignore"):
             logits = gemma4.head(x, w, config.text)[0]
         new = np.array([choose(logits, sampling, rng)])
         yield int(new[0])
-        with ops.using(ops.fastest()), np.errstate(all="ignore"):
+        with ops.using(ops.fastest(dtype)), np.errstate(all="ignore"):
             x = multimodal.hidden(new, NO_MEDIA, w, config, dtype, kvs, start)
 
 
@@ -110,7 +112,7 @@ def choose(logits, sampling: Sampling, rng) -> int:
     if sampling.temperature == 0:
         return int(logits.argmax())
     likeliest = np.argsort(-logits, kind="stable")[: sampling.top_k]
-    probs = ops_numpy.softmax(logits[likeliest] / sampling.temperature)
+    probs = ops_numpy.softmax((logits[likeliest] - logits.max()) / sampling.temperature)
     if sampling.top_p is not None:
         before = np.cumsum(probs) - probs  # what is likelier than this token; the first always stays
         probs = np.where(before < sampling.top_p, probs, 0)

@@ -1,9 +1,9 @@
 """The compiled loops behind ops_numba.py.
 
-Each runs over a share of the rows, from `first` up to, not including, `end`, lets go of the interpreter meanwhile, and
-computes an element in the same way whoever else computes its neighbours.  Stored numbers come as in the file, bfloat16
-and float16 as integers, and become float32 in a register.  No flag here lets the compiler assume that numbers are
-finite: NaN and infinity come through.
+Those that take `first` and `end` do a share of the work, from the one up to, not including, the other.  All let go of
+the interpreter meanwhile, and compute a number in the same way whoever computes its neighbours.  Stored numbers come as
+in the file, bfloat16 and float16 as integers, and become float32 in a register.  No flag here lets the compiler assume
+that numbers are finite: NaN and infinity come through.
 """
 
 import numpy as np
@@ -191,20 +191,20 @@ def gelu_all(x, y):
 
 
 @kernel(SUMS)
-def attend_blocks(q, k, v, first, end, top, total, means, b, stop):
-    """For blocks b to stop - 1 of keys: the largest score, the sum of exponentials, and the sum of values by these."""
+def attend_blocks(q, k, v, low, high, top, total, means, first, end):
+    """For blocks of the keys low to high - 1: the largest score, the sum of exponentials, the sum of values by them."""
     N, H = q.shape
     G = N // k.shape[1]
     scores = np.empty(KEYS, np.float32)
-    for block in range(b, stop):
-        low = first + block * KEYS
-        S = min(KEYS, end - low)
+    for block in range(first, end):
+        start = low + block * KEYS
+        S = min(KEYS, high - start)
         for n in range(N):
             largest = np.float32(-np.inf)
             for s in range(S):
                 score = np.float32(0)
                 for h in range(H):
-                    score += q[n, h] * number(k[low + s, n // G, h])
+                    score += q[n, h] * number(k[start + s, n // G, h])
                 scores[s] = score
                 largest = max(largest, score)
             exponentials(scores[:S], largest)
@@ -213,7 +213,7 @@ def attend_blocks(q, k, v, first, end, top, total, means, b, stop):
             for s in range(S):
                 weight += scores[s]
                 for h in range(H):
-                    mean[h] += scores[s] * number(v[low + s, n // G, h])
+                    mean[h] += scores[s] * number(v[start + s, n // G, h])
             top[block, n], total[block, n] = largest, weight
 
 

@@ -23,7 +23,7 @@ def read_bandwidth(number: int) -> float:
 def gemm_peak() -> float:
     """GFLOP/s of a float32 product of matrices in this process's BLAS; the median of nine."""
     x, w = np.ones((512, 1536), np.float32), np.ones((6144, 1536), np.float32)
-    with ops.using("numpy"):  # which leaves BLAS all its threads
+    with ops.using("numpy"):  # which leaves BLAS as many threads as the run may have
         return 2e-9 * x.size * len(w) / median(seconds(lambda: x @ w.T) for _ in range(9))
 
 
@@ -36,11 +36,10 @@ def seconds(call) -> float:
 def blas_kernel() -> str:
     """The library that multiplies matrices, and which processor it takes this one for."""
     found = threads.libraries()
-    names = [
-        f"{lib['internal_api']} {lib['version']} ({lib.get('architecture', 'unknown')})"
-        for lib in (found.info() if found else [])
-    ]
-    return ", ".join(names) or "unknown (threadpoolctl is not installed)"
+    if found is None:
+        return "unknown (threadpoolctl is not installed)"
+    names = [f"{lib['internal_api']} {lib['version']} ({lib.get('architecture', 'unknown')})" for lib in found.info()]
+    return ", ".join(names) or "unknown (one that threadpoolctl does not know)"
 
 
 def engine() -> str:
@@ -78,7 +77,7 @@ def bytes_per_token(model) -> float:
 
 
 def flops_per_token(model, whole: bool) -> float:
-    """Multiplications and additions of a prompt's token in linear layers; whole: those that only share keys as well."""
+    """Multiplications and additions in linear layers for a token of a prompt; whole: in layers that share keys too."""
     c = model.config.text
     total = 0.0
     for name, shape in layout.text_shapes(c).items():
@@ -96,6 +95,5 @@ def peak_memory() -> dict[str, float]:
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     except OSError:
         return {}
-    return {
-        name: int(status[key].split()[0]) * 1024 / 1e9 for name, key in (("peak", "VmHWM"), ("anonymous", "RssAnon"))
-    }
+    told = {"peak": status.get("VmHWM"), "anonymous": status.get("RssAnon")}
+    return {name: int(size.split()[0]) * 1024 / 1e9 for name, size in told.items() if size}

@@ -109,13 +109,18 @@ class Model:
     def generate(
         self, ids, max_new_tokens=20, sampling=None, ignore_eos=False, media=NO_MEDIA, memory: Memory | None = None
     ) -> list[int]:
-        """New token ids after `ids`, the stop token included.  Greedy unless `sampling` says otherwise."""
+        """New token ids after `ids`, the stop token included.
+
+        sampling: of `model.sampling(...)`, which also suppresses what generation_config.json suppresses; None: greedy.
+        """
         return list(self.continued(ids, max_new_tokens, sampling, ignore_eos, media, memory))
 
     def continued(
         self, ids, max_new_tokens=20, sampling=None, ignore_eos=False, media=NO_MEDIA, memory: Memory | None = None
     ) -> Iterator[int]:
         """`generate`, one id at a time as it is found."""
+        if max_new_tokens < 0:
+            raise InputError(f"max_new_tokens is {max_new_tokens}; it should be 0 or more.")
         sampling = sampling or self.sampling()
         ids = self.checked(ids, media)
         new = continuation(ids, media, self.weights, self.config, self.dtype, sampling, memory or Memory())

@@ -1,8 +1,8 @@
 """Images, videos and sound in the prompt: their soft tokens take the place of their placeholders.
 
-The decoder is gemma4.py's.  What changes before it: the stream at a placeholder is a soft token, unscaled; the
-per-layer embedding there is that of the padding token; and in 26B-A4B and 31B the tokens of one image see each other
-on sliding layers.  Later tokens, generated or run through the cache, are text, and gemma4.py does those alone.
+The decoder is gemma4.py's, and so is all of a prompt that has neither.  What changes before it: the stream at a
+placeholder is a soft token, unscaled; the per-layer embedding there is that of the padding token; and in 26B-A4B and
+31B the tokens of one image see each other on sliding layers.
 """
 
 import numpy as np
@@ -36,14 +36,15 @@ def with_soft_tokens(ids, soft, blocks, w, config, dtype, kvs, start=0, tap=Tap(
     wanted: see gemma4.decoder.
     """
     text = without_placeholders(ids, config)
+    if not soft:
+        return gemma4.hidden(text, w, config.text, dtype, kvs, start, tap, wanted)
     x = gemma4.embed(text, w, config.text, dtype, tap)
-    if soft:
-        x = tap("inputs_embeds", merge(x, ids, soft, config), "T D")
+    x = tap("inputs_embeds", merge(x, ids, soft, config), "T D")
     ple = per_layer_inputs(text, x, w, config.text, tap) if config.text.hidden_size_per_layer_input else None
     masks = gemma4.causal_masks(len(ids), config.text, start)
     if config.text.use_bidirectional_attention == "vision":  # full layers stay causal
-        held = min(start, config.text.sliding_window - 1)
-        masks |= {"sliding_attention": image_mask(blocks, config.text.sliding_window, held)}
+        before = start - gemma4.oldest_key(start, config.text.kinds["sliding_attention"])
+        masks |= {"sliding_attention": image_mask(blocks, config.text.sliding_window, before)}
     return gemma4.decoder(x, ple, masks, w, config.text, kvs, start, tap, wanted)
 
 
@@ -109,6 +110,6 @@ def image_blocks(ids, media: Media, config):
     if media.mm_token_type_ids is None:
         inside = np.isin(ids, [i for i in (config.image_token_id, config.video_token_id) if i is not None])
     else:
-        inside = np.isin(media.mm_token_type_ids, (1, 2))
+        inside = np.isin(media.mm_token_type_ids[: len(ids)], (1, 2))  # of a prefill, the first part
     begins = inside & ~np.concatenate([[False], inside[:-1]])
     return np.where(inside, np.cumsum(begins) - 1, -1)

@@ -3,14 +3,16 @@
     ops.use("numba")                 # from now on, wherever there is a faster twin
     with ops.using("numba"): ...     # for as long as this lasts
 
-Who has chosen nothing compares with NumPy and generates with numba, where it is installed.
+Without a choice, whatever compares runs on NumPy, and `generate` on numba where it is installed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+
+import numpy as np
 
 from numgemma import ops_numpy, threads
 from numgemma.errors import InputError
@@ -25,6 +27,7 @@ from numgemma.ops_numpy import (
     choose_experts,
     clip,
     conv2d,
+    each,
     embed,
     expert_probs,
     gelu_tanh,
@@ -55,6 +58,7 @@ __all__ = [
     "choose_experts",
     "clip",
     "conv2d",
+    "each",
     "embed",
     "expert_probs",
     "gelu_tanh",
@@ -85,41 +89,44 @@ blas = ExitStack()  # holds BLAS to fewer threads than it would take
 def use(backend: str, threads: int | None = None) -> None:
     """Everything that this process computes from now on is computed by that backend: "numpy" or "numba".
 
-    threads: how many to use; None: as many as the machine has.  Raises InputError where numba is not installed.
+    threads: how many to use; None: as many as the machine has.  For all threads of the process at once: where two run
+    models, choose before they begin.  Raises InputError where numba is not installed.
     """
     global chosen
-    if threads is not None:
-        limit(threads)
     bind(backend)
+    limit(threads)
     chosen = backend
 
 
 @contextmanager
 def using(backend: str) -> Iterator[None]:
-    """`use`, for as long as this lasts."""
-    before = current
+    """That backend, for as long as this lasts; then what was before, on as many threads as before."""
+    global chosen
+    before = chosen, current
     bind(backend)
+    chosen = backend
     try:
         yield
     finally:
-        bind(before)
+        chosen, last = before
+        bind(last)
 
 
-def fastest() -> str:
-    """What `generate` runs on: the backend that was chosen, or numba where it is installed."""
-    return chosen or ("numba" if find_spec("numba") and find_spec("threadpoolctl") else "numpy")
-
-
-def implementation(backend: str, name: str):
-    """What a backend calls by that name: its twin, or the definition where it has none."""
-    if backend not in BACKENDS:
-        raise InputError(f"Backend '{backend}' is not one of {', '.join(BACKENDS)}.")
-    if backend == "numpy":
-        return getattr(ops_numpy, name)
-    return getattr(twins(), name, getattr(ops_numpy, name))
+def fastest(dtype=np.float32) -> str:
+    """What `generate` runs on: the backend that was chosen, or numba where it is installed and serves that dtype."""
+    compiled = dtype != np.float64 and find_spec("numba") and find_spec("threadpoolctl")
+    return chosen or ("numba" if compiled else "numpy")
 
 
 @cache
+def implementations(backend: str) -> dict[str, Callable]:
+    """What a backend calls by each name: its twin, or the definition where it has none."""
+    if backend not in BACKENDS:
+        raise InputError(f"Backend '{backend}' is not one of {', '.join(BACKENDS)}.")
+    definitions = {name: getattr(ops_numpy, name) for name in __all__}
+    return definitions if backend == "numpy" else {name: getattr(twins(), name, op) for name, op in definitions.items()}
+
+
 def twins():
     package("threadpoolctl", "fast")
     package("numba", "fast")
@@ -134,15 +141,16 @@ def twins():
 def bind(backend: str) -> None:
     """Names that somebody else has bound, as a fault does, stay as they are."""
     global current
-    for name in __all__:
-        if globals()[name] is implementation(current, name):
-            globals()[name] = implementation(backend, name)
+    if backend == current:
+        return
+    now, then = implementations(current), implementations(backend)
+    globals().update({name: op for name, op in then.items() if globals()[name] is now[name]})
     current = backend
     hold_blas()
 
 
-def limit(number: int) -> None:
-    """Use so many threads, those of BLAS included."""
+def limit(number: int | None) -> None:
+    """Use so many threads, those of BLAS included; None: as many as the machine has."""
     threads.check(number)
     threads.limit = number
     hold_blas()

@@ -16,7 +16,7 @@ import numpy as np
 from numgemma import kernels, ops_numpy
 from numgemma.kernels import KEYS
 from numgemma.masks import Spans, everything
-from numgemma.threads import allowed, in_parallel, in_shares
+from numgemma.threads import allowed, in_parallel, in_shares, results
 from numgemma.trace import Tap
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -78,7 +78,8 @@ def few(a, w):
             share = partial(kernels.times_one, w, a[t], y[t])
             in_shares(share, len(w), max(1, SHARE // w.shape[1]))
         return y
-    by_fours = np.pad(a, ((0, -len(a) % 4), (0, 0)))
+    by_fours = np.zeros((len(a) + -len(a) % 4, a.shape[1]), np.float32)
+    by_fours[: len(a)] = a
     y = np.empty((len(by_fours), len(w)), np.float32)
     in_shares(partial(kernels.times_few, w, by_fours, y), -(-len(w) // 4), max(1, SHARE // (w.size // len(w) * len(y))))
     return y[: len(a)]
@@ -92,7 +93,7 @@ def many(a, w):
     y = np.empty((len(a), len(w)), np.float32)
     size = np.clip(4 * a.size, 1 << 20, 1 << 22)  # the more tokens, the dearer it is to go over them for each block
     threads = allowed()
-    blocks = max(1, min(threads * -(-w.size // (threads * size)), len(a) * w.size >> 21))
+    blocks = max(1, min(threads * -(-w.size // (threads * size)), len(a) * w.size >> 21, len(w) >> 6))
 
     def block(n):
         rows = slice(n * len(w) // blocks, (n + 1) * len(w) // blocks)
@@ -104,6 +105,11 @@ def many(a, w):
 
     in_parallel(block, range(blocks))
     return y
+
+
+def each(run, items):
+    """run(item) for each, in order; every thread takes some of them."""
+    return results(run, items)
 
 
 # along a row

@@ -6,6 +6,7 @@ gives.  A model larger than memory runs at that speed, since pages of a file are
 
 import ctypes
 import mmap
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -49,6 +50,10 @@ def layer_of(scope):
 def disk():
     """One thread that waits for the disk."""
     return ThreadPoolExecutor(1, "numgemma-disk")
+
+
+if hasattr(os, "register_at_fork"):  # a child process has none of its parent's threads
+    os.register_at_fork(after_in_child=disk.cache_clear)
 
 
 def ask_for(tensors):

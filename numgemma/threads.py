@@ -1,12 +1,13 @@
-"""The threads of a run: one pool for everything that is cut into parts, beside the threads of BLAS.
+"""The threads of a run: a pool for all work that is cut into parts, beside the threads of BLAS.
 
-A part never depends on how many threads there are, so neither do the numbers.
+How work is cut may follow the number of threads; how one number of the result is computed may not.
 """
 
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from functools import cache
@@ -18,13 +19,13 @@ limit: int | None = None  # set by `ops.use`; None: as many as the machine, or O
 
 def allowed() -> int:
     """How many threads a run may use."""
-    return limit or machines()
+    return limit or default()
 
 
 @cache
-def machines() -> int:
+def default() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    told = os.environ.get("OMP_NUM_THREADS", "")
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     return min(cores, int(told)) if told.isdecimal() and int(told) else cores
 
 
@@ -33,22 +34,49 @@ def pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "numgemma")
 
 
+if hasattr(os, "register_at_fork"):  # a child process has none of its parent's threads
+    os.register_at_fork(after_in_child=pool.cache_clear)
+
+
+class Busy(threading.local):
+    """Whether this thread is one of the pool's."""
+
+    here = False
+
+
+busy = Busy()
+
+
 def in_parallel(run: Callable, items: Iterable):
     """run(item) for each, on all threads; what np.errstate says here holds there.
 
     Not for products of matrices, unless BLAS is held to one thread: the two would fight.
     """
+    results(run, items)
+
+
+def results(run: Callable, items: Iterable) -> list:
+    """What run(item) returns for each, in order.  Inside, work is not cut again: all threads are busy."""
+    if busy.here:
+        return list(map(run, items))
     context = copy_context()
-    for _ in pool(allowed()).map(lambda item: context.copy().run(run, item), items):
-        pass
+
+    def one(item):
+        busy.here = True
+        return context.copy().run(run, item)
+
+    return list(pool(allowed()).map(one, items))
 
 
 def in_shares(run: Callable[[int, int], None], n: int, least: int):
     """run(first, end) over shares of range(n), one for each thread; no share is smaller than `least`."""
-    shares = max(1, min(allowed(), n // least))
+    shares = 1 if busy.here else max(1, min(allowed(), n // least))
     mine, *theirs = itertools.pairwise([n * i // shares for i in range(shares + 1)])
     waiting = [pool(allowed()).submit(run, *share) for share in theirs]
-    run(*mine)
+    try:
+        run(*mine)
+    finally:
+        wait(waiting)
     for other in waiting:
         other.result()
 
@@ -69,6 +97,6 @@ def blas_held_to(threads: int) -> AbstractContextManager:
     return nullcontext() if found is None else found.limit(limits=threads)
 
 
-def check(threads: int):
-    if threads < 1:
+def check(threads: int | None):
+    if threads is not None and threads < 1:
         raise InputError(f"{threads} threads cannot run anything; give 1 or more.")

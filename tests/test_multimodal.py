@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import numgemma
 from numgemma import conformer, gemma4, masks, media, multimodal, ops, ops_numpy, vision
 from numgemma.debug.diff import diff
 from numgemma.errors import InputError
+from numgemma.generate import prefill
 from numgemma.media import NO_MEDIA, Media, read_media
 
 STORED = Path(__file__).parents[1] / "reference_outputs"
@@ -682,3 +684,27 @@ def test_a_tower_that_would_be_computed_wrongly_is_refused(tmp_path, tower, chan
     raw = tiny.E4B | {f"{tower}_config": tiny.E4B[f"{tower}_config"] | change}
     with pytest.raises(InputError, match=f"config.json, {tower}_config: .*{message}"):
         numgemma.load(tiny.write(tmp_path / "wrong", raw, {}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_token_types_of_the_whole_prompt_serve_a_prefill_of_its_first_part(multimodal_folders, name):
+    """A processor says of every token of the prompt what it is."""
+    model, ids, inputs = opened(multimodal_folders, name)
+    kinds = {"image": 1, "video": 2, "audio": 3}
+    types = np.zeros(len(ids), int)
+    for kind, i in media.placeholders(model.config).items():
+        types[ids == i] = kinds[kind]
+    typed = replace(inputs, mm_token_type_ids=types)
+    last = int(np.flatnonzero(types)[-1])
+    assert last + 1 < len(ids)
+    whole, parts = (model.record(ids, ["logits"], media=typed, prefill=n)["logits"] for n in (None, last + 1))
+    assert np.linalg.norm(parts - whole) < 1e-4 * np.linalg.norm(whole)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("chunk", [1, 4, 9])
+def test_a_prompt_of_pictures_and_sound_in_chunks_ends_in_the_same_stream(multimodal_folders, name, chunk):
+    model, ids, inputs = opened(multimodal_folders, name)
+    whole = multimodal.hidden(ids, inputs, model.weights, model.config, model.dtype, {})
+    x = prefill(ids, inputs, model.weights, model.config, model.dtype, {}, chunk)
+    assert np.linalg.norm(x - whole[-1:]) < 1e-4 * np.linalg.norm(whole[-1:])

@@ -11,7 +11,7 @@ from numgemma import gemma4, machine, multimodal, ops, threads
 from numgemma.cli.common import add_backend, use_backend
 from numgemma.errors import InputError
 from numgemma.extras import package
-from numgemma.media import NO_MEDIA
+from numgemma.media import NO_MEDIA, placeholders
 from numgemma.model import load
 
 SCHEMA = "numgemma.bench/1"
@@ -52,7 +52,7 @@ def run(args):
 
 
 def numgemma_jobs(model):
-    """Prefill as generating needs it, prefill of all, and decoding, each ids -> seconds per token."""
+    """Seconds per token of ids, or of n that follow: prefill as generating needs it, prefill of all, decoding."""
 
     def whole(ids):
         with ops.using(ops.fastest()):
@@ -103,9 +103,10 @@ def transformers_jobs(model, precision):
 def in_turns(engines, args, model):
     """Rows of job, tokens and each engine's tokens a second: the median of rounds in which the engines take turns."""
     shares = {False: machine.flops_per_token(model, False), True: machine.flops_per_token(model, True)}
+    text = np.setdiff1d(np.arange(model.config.text.vocab_size), list(placeholders(model.config).values()))
     rows = []
     for job, T in [(job, T) for T in args.lengths for job in ("prefill", "prefill, all layers")] + [("decode", START)]:
-        ids = np.random.default_rng(T).integers(0, model.config.text.vocab_size, T)
+        ids = np.random.default_rng(T).choice(text, T)
         times: dict[str, list[float]] = {name: [] for name in engines}
         for turn in range(args.rounds + 1):
             for name, jobs in engines.items():

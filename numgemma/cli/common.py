@@ -63,7 +63,12 @@ def add_points(parser):
 
 def add_backend(parser, default):
     parser.add_argument("--backend", choices=ops.BACKENDS, help=f"what computes (default: {default})")
-    parser.add_argument("--threads", type=int, metavar="N", help="default: as many as the machine has cores")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="those of BLAS too, with extra `fast`; default: as many as the machine has",
+    )
 
 
 def use_backend(args, default="numpy"):

@@ -16,7 +16,7 @@ from numgemma import ops
 ONE_IN = 32  # the share of results that move
 
 # These choose or copy numbers and round none.
-EXACT = ("embed", "clip", "relu", "narrow", "choose_experts")
+EXACT = ("each", "embed", "clip", "relu", "narrow", "choose_experts")
 
 INTEGERS = {2: np.int16, 4: np.int32, 8: np.int64}
 
