@@ -1,6 +1,6 @@
 """Both towers at their released sizes against Transformers, side by side: float32, random weights stored in bfloat16.
 
-    python benchmarks/towers.py [--rounds 3] [--threads 2] [CASE ...]
+    python benchmarks/towers.py [--rounds 3] [--threads 2] [--backend numba] [CASE ...]
 
 The two take turns in one process; times are medians, in brackets those of the processor, all threads together: on a
 busy machine only these say anything, and only with --threads 1.  Transformers runs with the attention it chooses
@@ -36,9 +36,13 @@ def main():
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; default: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--backend", choices=("numpy", "numba"), default="numba")
     parser.add_argument("--peak", help=argparse.SUPPRESS)  # the weights to run on, alone in this process
     args = parser.parse_args()
     os.environ |= {name: str(args.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    from numgemma import ops
+
+    ops.use(args.backend, args.threads)
     if args.peak:
         print(peak(args.cases[0], Path(args.peak)))
         return
@@ -70,7 +74,8 @@ def measure(case, path, args):
         seconds["ours"].append(clocks() - between)
     off = np.sqrt(((a.reshape(b.shape) - b) ** 2).mean() / (a**2).mean())
     del hf
-    command = [sys.executable, __file__, case, "--threads", str(args.threads), "--peak", str(path)]
+    how = ["--threads", str(args.threads), "--backend", args.backend]
+    command = [sys.executable, __file__, case, *how, "--peak", str(path)]
     memory = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     theirs, ours = (np.median(s[1:], axis=0) for s in seconds.values())
     return theirs, ours, off, memory

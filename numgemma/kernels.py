@@ -243,20 +243,25 @@ def join(top, total, means, context):
 
 
 @kernel(SUMS)
-def softmax_rows(scores, first, end, G):
-    """Scores to exponentials, zero where a query does not look; returns their sums.  scores: TG S  ->  TG"""
-    total = np.empty(len(scores), np.float32)
+def softmax_on(scores, first, end, G, top, total, mean):
+    """Scores of some more keys to exponentials, zero where a query does not look; what is known of each query so far
+    (its largest score, sum and mean) comes down to the new largest score.  scores: TG S   top, total: TG   mean: TG H
+    """
+    S = scores.shape[1]
     for r in range(len(scores)):
-        low, high = first[r // G], end[r // G]
+        low, high = max(0, min(S, first[r // G])), max(0, min(S, end[r // G]))
         seen = scores[r, low:high]
-        largest = np.float32(-np.inf)
+        largest = top[r]
         for s in range(len(seen)):
             largest = max(largest, seen[s])
         exponentials(seen, largest)
         weight = np.float32(0)
         for s in range(len(seen)):
             weight += seen[s]
-        total[r] = weight
         scores[r, :low] = 0
         scores[r, high:] = 0
-    return total
+        if len(seen):
+            known = exp(top[r] - largest)
+            top[r], total[r] = largest, known * total[r] + weight
+            for h in range(mean.shape[1]):
+                mean[r, h] *= known

@@ -25,6 +25,7 @@ EXACT = {np.dtype(np.float32): tuple(BITS), BFLOAT16: (BFLOAT16,)}  # run -> sto
 
 FEW = 48  # tokens, up to which stored rows are multiplied as they are read; for more, BLAS is faster
 SHARE = 1 << 18  # numbers of a matrix that are worth waking a thread for
+ROWS, WIDTH = 512, 1024  # of a block of scores: queries times heads of a group, keys
 LEAST = 1 << 15  # numbers of an elementwise operation that are worth waking a thread for
 
 
@@ -163,14 +164,14 @@ def attend(q, k, v, mask, tap=Tap()):
         return ops_numpy.attend(q, k, v, mask, tap)
     if len(q) <= 4:
         return attend_few(q, k, v, mask)
-    return attend_many(q, k, v, mask, 128)
+    return attend_many(q, k, v, mask)
 
 
 def attend_all(q, k, v, tap=Tap()):
     """`attend` where everything sees everything.  q: I N H   k, v: I K H  ->  I N H"""
     if tap.watches("scores") or tap.watches("probs") or q.dtype != np.float32:
         return ops_numpy.attend_all(q, k, v, tap)
-    return attend_many(q, k, v, everything(len(q), len(k)), len(q))
+    return attend_many(q, k, v, everything(len(q), len(k)))
 
 
 def attend_few(q, k, v, mask):
@@ -192,22 +193,29 @@ def attend_few(q, k, v, mask):
     return context
 
 
-def attend_many(q, k, v, mask, most):
-    """As ops_numpy.attend_in_blocks; each thread takes heads and blocks of queries of its own."""
+def attend_many(q, k, v, mask):
+    """Each thread takes heads and blocks of queries of its own, and goes over the keys that these see, some at a time.
+
+    What it knows of a query is the largest score so far, the sum of exponentials below it, and their mean of the values
+    (Dao et al. 2022, arXiv 2205.14135): the scores of one block fit a core's cache, however long the prompt.
+    """
     T, N, H = q.shape
     K, G = k.shape[1], N // k.shape[1]
     context = np.empty_like(q)
-    rows = max(1, min(most, 1 + ops_numpy.BLOCK // (G * mask.S)))
+    rows = -(-ROWS // G)
 
     def block(at):
         t, n = at
         heads, part = slice(n * G, (n + 1) * G), mask[t : t + rows]
-        first, end = int(part.first.min()), int(part.end.max())
         queries = floats(q[t : t + rows, heads]).reshape(-1, H)  # TG H
-        scores = scratch("scores", len(queries), end - first)
-        np.matmul(queries, k[first:end, n].astype(np.float32, copy=False).T, out=scores)
-        total = kernels.softmax_rows(scores, part.first - first, part.end - first, G)
-        mean = scores @ v[first:end, n].astype(np.float32, copy=False)
+        top, total = np.full(len(queries), -np.inf, np.float32), np.zeros(len(queries), np.float32)
+        mean = np.zeros_like(queries)
+        for s in range(int(part.first.min()), int(part.end.max()), WIDTH):
+            keys, values = (floats(x[s : min(s + WIDTH, part.end.max()), n]) for x in (k, v))
+            scores = scratch("scores", len(queries), len(keys))
+            np.matmul(queries, keys.T, out=scores)
+            kernels.softmax_on(scores, part.first - s, part.end - s, G, top, total, mean)
+            mean += scores @ values
         context[t : t + rows, heads] = (mean / total[:, None]).reshape(-1, G, H)
 
     in_parallel(block, [(t, n) for t in range(0, T, rows) for n in range(K)])
