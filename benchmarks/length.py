@@ -4,7 +4,9 @@
     python benchmarks/length.py --show FILE --plot docs/length.png
 
 Every layer runs for every token.  One run tells all lengths: when it has come to 4096 tokens, it has done what a prompt
-of 4096 would do.  Sliding layers should cost the same at every depth; a full layer, and memory, a straight line.
+of 4096 would do.  With --every N only each N-th chunk runs, and random keys stand for those of the others: what a chunk
+costs depends on how many keys there are, not on their values.  Sliding layers should cost the same at every depth; a
+full layer, and memory, a straight line.
 """
 
 import argparse
@@ -27,6 +29,7 @@ def main():
     parser.add_argument("folder", nargs="?", type=Path, metavar="SHAPE_DIR")
     parser.add_argument("--tokens", type=int, default=LENGTHS[-1])
     parser.add_argument("--chunk", type=int, default=512, help="at most so many tokens at once; default: %(default)s")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="run each N-th chunk; default: %(default)s")
     parser.add_argument("--backend", choices=("numba", "numpy"), default="numba")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
@@ -60,6 +63,9 @@ def measure(args):
     gemma4.hidden(ids[: args.chunk], model.weights, c, model.dtype, {})  # compiles, and reads the weights
     kvs, layers, parts = cache.empty(c, model.dtype), Counter(spec.kind for spec in c.layers), []
     for start in range(0, len(ids), args.chunk):
+        if (start // args.chunk + 1) % args.every and start + args.chunk not in LENGTHS:
+            stand_in(kvs, c, args.chunk)
+            continue
         part, clock, begun = ids[start : start + args.chunk], Clock(c), time.perf_counter()
         with np.errstate(all="ignore"):
             gemma4.hidden(part, model.weights, c, model.dtype, kvs, start, clock)
@@ -67,6 +73,19 @@ def measure(args):
         parts.append(found | {kind: clock.spent[kind] / n for kind, n in layers.items()} | memory())
         print(f"{start + len(part)} of {len(ids)}", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr)
     return parts
+
+
+def stand_in(kvs, c, tokens):
+    """Random keys and values in the place of those of some tokens."""
+    import numpy as np
+
+    from numgemma import cache, gemma4
+
+    rng = np.random.default_rng(0)
+    for i, held in kvs.items():
+        k, v = rng.standard_normal((2, tokens, *held.k.shape[1:]), np.float32)
+        cache.append(kvs, i, k / 16, v)
+    gemma4.forget(kvs, c)
 
 
 class Clock:
@@ -101,6 +120,7 @@ def memory():
 
 def table(parts):
     """Prints the cost at the lengths that were reached: of the chunks around each, and of all up to it."""
+    import numpy as np
     from tables import table as in_columns
 
     weights = parts[-1]["pages"]
@@ -113,7 +133,8 @@ def table(parts):
         last = done[-1]
         peaks = [f"{size / 1e9:.2f}" for size in (last["peak"], last["peak"] - weights)]
         here = [f"{median(1e3 * p[kind] / p['own'] for p in done[-5:]):.3f}" for kind in KINDS]
-        whole = 1e3 * sum(p["seconds"] for p in done) / length
+        each = [1e3 * p["seconds"] / p["own"] for p in done]
+        whole = sum(np.interp(range(0, length, 256), [p["tokens"] for p in done], each)) / len(range(0, length, 256))
         rows.append([f"{length}", f"{whole:.2f}", *here, *peaks])
     in_columns(rows)
 

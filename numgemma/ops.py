@@ -100,16 +100,26 @@ def use(backend: str, threads: int | None = None) -> None:
 
 @contextmanager
 def using(backend: str) -> Iterator[None]:
-    """That backend, for as long as this lasts; then what was before, on as many threads as before."""
+    """That backend, for as long as this lasts."""
     global chosen
-    before = chosen, current
-    bind(backend)
-    chosen = backend
+    with undone():
+        bind(backend)
+        chosen = backend
+        yield
+
+
+@contextmanager
+def undone() -> Iterator[None]:
+    """What is chosen while this lasts is undone at its end."""
+    global chosen
+    before = chosen, current, threads.limit
     try:
         yield
     finally:
-        chosen, last = before
-        bind(last)
+        chosen, backend, number = before
+        bind(backend)
+        if threads.limit != number:
+            limit(number)
 
 
 def fastest(dtype=np.float32) -> str:

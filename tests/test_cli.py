@@ -296,3 +296,12 @@ def test_inspect_says_what_a_long_context_takes(run):
     assert "cache of full layers at 131072 tokens     1.611 GB" in out  # 3 layers, 1 head, 512 wide, keys and values
     assert 3 * 2 * 512 * 4 * 131072 == 1610612736
     assert run("inspect", "gemma-4-E2B-it", "--context", "0")[0] == 2
+
+
+def test_a_backend_that_one_command_chose_is_not_the_next_ones(run, folders, tmp_path):
+    from numgemma import ops, threads
+
+    before = ops.chosen, ops.current, threads.limit
+    out = tmp_path / "x.safetensors"
+    assert run("dump", folders["ple"], "--ids", "5,6", "--backend", "numba", "--threads", "1", "-o", out)[0] == 0
+    assert (ops.chosen, ops.current, threads.limit) == before

@@ -28,7 +28,7 @@ def checkpoints(folders):
 @pytest.mark.parametrize("name", FLOAT32)
 def test_every_point_of_transformers_is_ours_in_float32(checkpoints, name):
     reference = stored(f"{name}_float32")
-    ours = numgemma.load(checkpoints[name]).record(reference.meta["ids"])
+    ours = numgemma.load(checkpoints[name]).record(reference.meta["ids"], reference.meta["coverage"])
     assert_same_run(reference, ours)
     assert reference.axes == ours.axes
     assert diff(reference, ours).verdict == "same"

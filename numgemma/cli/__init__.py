@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from numgemma import ops
 from numgemma.cli import (
     bench,
     capture,
@@ -79,7 +80,8 @@ def main(argv=None) -> int:
     args = parser().parse_args(argv)
     try:
         check_outputs(vars(args))
-        return args.run(args)
+        with ops.undone():
+            return args.run(args)
     except InputError as error:
         print(f"numgemma: {error}", file=sys.stderr)
         return 4 if isinstance(error, NonFiniteError) else 2
