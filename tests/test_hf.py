@@ -130,4 +130,4 @@ def test_a_capture_by_the_command_line_is_a_dump_that_diff_calls_same(folders, t
     assert main(["capture", str(folders["moe"]), "--ids", "5,6,7,8", "-o", a]) == 0
     assert main(["dump", str(folders["moe"]), "--ids", "5,6,7,8", "-o", b]) == 0
     assert main(["diff", a, b]) == 0
-    assert "SAME (174 points)" in capsys.readouterr().out
+    assert "SAME (180 points)" in capsys.readouterr().out
