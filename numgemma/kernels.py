@@ -191,14 +191,14 @@ def gelu_all(x, y):
 
 
 @kernel(SUMS)
-def attend_blocks(q, k, v, low, high, top, total, means, first, end):
-    """For blocks of the keys low to high - 1: the largest score, the sum of exponentials, the sum of values by them."""
+def attend_blocks(q, k, v, top, total, means, first, end):
+    """For some blocks of keys: the largest score, the sum of exponentials, and the sum of values by these."""
     N, H = q.shape
     G = N // k.shape[1]
     scores = np.empty(KEYS, np.float32)
     for block in range(first, end):
-        start = low + block * KEYS
-        S = min(KEYS, high - start)
+        start = block * KEYS
+        S = min(KEYS, len(k) - start)
         for n in range(N):
             largest = np.float32(-np.inf)
             for s in range(S):

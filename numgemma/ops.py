@@ -93,8 +93,9 @@ def use(backend: str, threads: int | None = None) -> None:
     models, choose before they begin.  Raises InputError where numba is not installed.
     """
     global chosen
-    bind(backend)
+    implementations(backend)  # what cannot be used is said before anything changes
     limit(threads)
+    bind(backend)
     chosen = backend
 
 

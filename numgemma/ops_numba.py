@@ -16,7 +16,7 @@ import numpy as np
 from numgemma import kernels, ops_numpy
 from numgemma.kernels import KEYS
 from numgemma.masks import Spans, everything
-from numgemma.threads import allowed, in_parallel, in_shares, results
+from numgemma.threads import allowed, in_parallel, in_shares
 from numgemma.trace import Tap
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -110,7 +110,7 @@ def many(a, w):
 
 def each(run, items):
     """run(item) for each, in order; every thread takes some of them."""
-    return results(run, items)
+    return in_parallel(run, items)
 
 
 # along a row
@@ -182,12 +182,12 @@ def attend_few(q, k, v, mask):
     (T, N, H), q, k, v = q.shape, floats(q), bits(k), bits(v)
     context = np.empty_like(q)
     for t in range(T):
-        first, end = int(mask.first[t]), int(mask.end[t])
-        blocks = -(-(end - first) // KEYS)
+        seen = slice(mask.first[t], mask.end[t])
+        blocks = -(-(seen.stop - seen.start) // KEYS)
         top, total = np.empty((2, blocks, N), np.float32)
         means = np.empty((blocks, N, H), np.float32)
 
-        share = partial(kernels.attend_blocks, q[t], k, v, first, end, top, total, means)
+        share = partial(kernels.attend_blocks, q[t], k[seen], v[seen], top, total, means)
         in_shares(share, blocks, max(1, SHARE // (KEYS * N * H)))
         kernels.join(top, total, means, context[t])
     return context

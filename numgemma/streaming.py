@@ -32,7 +32,7 @@ def streamed(w: Weights, layers: int) -> Weights:
         for ahead in {i, i + 1} - asked:
             if ahead < layers:
                 asked.add(ahead)
-                disk().submit(ask_for, tensors[ahead])
+                disk().submit(will_need, tensors[ahead])
         if larger:
             asked.discard(i)
             for x in tensors[i - 1]:  # of the first layer, the last of the pass before
@@ -56,7 +56,7 @@ if hasattr(os, "register_at_fork"):  # a child process has none of its parent's 
     os.register_at_fork(after_in_child=disk.cache_clear)
 
 
-def ask_for(tensors):
+def will_need(tensors):
     """Have the pages of these tensors read.  Experts are left out: a token reads a few of them, by what it chooses."""
     if not hasattr(mmap, "MADV_WILLNEED"):
         return

@@ -47,16 +47,12 @@ class Busy(threading.local):
 busy = Busy()
 
 
-def in_parallel(run: Callable, items: Iterable):
-    """run(item) for each, on all threads; what np.errstate says here holds there.
+def in_parallel(run: Callable, items: Iterable) -> list:
+    """What run(item) returns for each, in order, from all threads; what np.errstate says here holds there.
 
-    Not for products of matrices, unless BLAS is held to one thread: the two would fight.
+    Inside, work is not cut again: all threads are busy.  Not for products of matrices, unless BLAS is held to one
+    thread: the two would fight.
     """
-    results(run, items)
-
-
-def results(run: Callable, items: Iterable) -> list:
-    """What run(item) returns for each, in order.  Inside, work is not cut again: all threads are busy."""
     if busy.here:
         return list(map(run, items))
     context = copy_context()

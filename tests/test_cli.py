@@ -305,3 +305,9 @@ def test_a_backend_that_one_command_chose_is_not_the_next_ones(run, folders, tmp
     out = tmp_path / "x.safetensors"
     assert run("dump", folders["ple"], "--ids", "5,6", "--backend", "numba", "--threads", "1", "-o", out)[0] == 0
     assert (ops.chosen, ops.current, threads.limit) == before
+
+
+def test_generate_in_float64_runs_on_the_definitions_unless_told_otherwise(run, folders):
+    words = ("--ids", "5,6", "--print-ids", "--max-new-tokens", "2", "--verbose", "--precision", "float64")
+    assert run("generate", folders["ple"], *words)[2].startswith("numpy")
+    assert run("generate", folders["ple"], *words, "--backend", "numba")[2].startswith("numba")

@@ -18,7 +18,7 @@ def calls(monkeypatch):
             run(*args)
 
     monkeypatch.setattr(streaming, "disk", Now)
-    monkeypatch.setattr(streaming, "ask_for", lambda tensors: found.append(("ask", len(tensors))))
+    monkeypatch.setattr(streaming, "will_need", lambda tensors: found.append(("ask", len(tensors))))
     monkeypatch.setattr(streaming, "release", lambda x: found.append(("release", x.shape)))
     return found
 

@@ -1,5 +1,7 @@
 """Work is shared among threads without loss, and BLAS gets its threads back."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -48,7 +50,7 @@ def test_numba_holds_blas_to_one_thread_and_lets_it_go_again():
 def test_the_machine_is_measured_in_plausible_numbers():
     assert 0.1 < machine.read_bandwidth(1) < 2000
     assert 0.1 < machine.gemm_peak() < 1e5
-    assert "openblas" in machine.blas_kernel() or "(" in machine.blas_kernel()
+    assert not machine.blas_kernel().startswith("unknown (threadpoolctl")
 
 
 def test_a_forced_slower_kernel_is_said(monkeypatch):
@@ -83,21 +85,27 @@ def test_bytes_and_products_of_a_token_are_those_of_the_weights_it_meets(models)
     assert machine.flops_per_token(model, False) == all_layers - 2 * shared
 
 
-def test_flags_of_the_processor_are_text():
-    assert isinstance(machine.processor_flags(), str)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell")
+def test_memory_held_counts_what_was_just_taken():
+    before = machine.peak_memory()
+    taken = np.ones(1 << 25, np.float32)
+    after = machine.peak_memory()
+    assert after["anonymous"] - before["anonymous"] > 0.9 * taken.nbytes / 1e9
+    assert after["peak"] >= after["anonymous"]
 
 
-def test_memory_is_told_where_the_system_tells_it():
-    found = machine.peak_memory()
-    assert not found or 0 < found["anonymous"] <= found["peak"] * 1.5
+def test_a_limit_holds_for_blas_and_for_the_pool():
+    before = blas_threads()
+    with ops.undone():
+        ops.use("numpy", 1)
+        assert set(blas_threads()) == {1}
+        assert threads.allowed() == 1
+    assert blas_threads() == before
 
 
-def test_arithmetic_is_unchanged_by_a_limit():
-    x = np.arange(12, dtype=np.float32).reshape(3, 4)
-    before = threads.limit
-    try:
-        ops.limit(1)
-        np.testing.assert_array_equal(ops.linear(x, x), x @ x.T)
-    finally:
-        threads.limit = before
-        ops.hold_blas()
+@pytest.mark.parametrize("wrong", [("numpy", 0), ("cupy", 1)])
+def test_a_choice_that_is_refused_changes_nothing(wrong):
+    before = ops.chosen, ops.current, threads.limit
+    with pytest.raises(InputError):
+        ops.use(*wrong)
+    assert (ops.chosen, ops.current, threads.limit) == before

@@ -47,7 +47,7 @@ def run(args):
     if args.temperature == 0 and (args.top_k or args.top_p):
         raise InputError("--top-k and --top-p choose among sampled tokens; give a --temperature above 0 with them.")
     memory = Memory(args.chunk, args.cache_dtype and PRECISIONS[args.cache_dtype])
-    use_backend(args, ops.fastest())
+    use_backend(args, ops.fastest(PRECISIONS[args.precision]))
     model = load(args.ckpt, args.precision)
     if args.verbose:
         print("\n".join([machine.engine(), *machine.warnings()]), file=sys.stderr)
@@ -59,7 +59,6 @@ def run(args):
     ids = noted(
         model.continued(prompt.ids, args.max_new_tokens, sampling, args.ignore_eos, prompt.media, memory), new, clock
     )
-    begun = time.perf_counter()
     if (model.checkpoint.folder / "tokenizer.json").exists():
         begin = "" if args.chat is not None else prompt.text or model.tokenizer.decode(prompt.ids)
         show(begin, stream(model.tokenizer, ids, args.show_special))
@@ -67,7 +66,7 @@ def run(args):
         list(ids)
     else:
         raise InputError(f"{model.checkpoint.folder}: has no tokenizer.json to write text with; add --print-ids.")
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - clock[0]
     if args.verbose:
         print(told(len(prompt.ids), clock), file=sys.stderr)
     print(f"{len(new)} tokens in {seconds:.1f} s, {len(new) / seconds:.1f} a second", file=sys.stderr)
