@@ -10,7 +10,7 @@ def mlp(x, w, tap=Tap()):
     """Gated feed-forward, GeGLU (Shazeer 2020, arXiv 2002.05202).  x: T D  ->  T D   (equals Gemma4TextMLP)"""
     gate = tap("gate_proj", ops.linear(x, w["gate_proj.weight"]), "T F")
     up = tap("up_proj", ops.linear(x, w["up_proj.weight"]), "T F")
-    return tap("down_proj", ops.linear(ops.gelu_tanh(gate) * up, w["down_proj.weight"]), "T D")
+    return tap("down_proj", ops.linear(ops.gated_gelu(gate, up), w["down_proj.weight"]), "T D")
 
 
 def router(x, w, spec, tap=Tap()):
@@ -33,7 +33,7 @@ def experts(x, weights, ids, w):
     def expert(e):
         t, j = np.nonzero(ids == e)
         gate, up = np.split(ops.linear(x[t], w["gate_up_proj"][e]), 2, -1)
-        out = ops.linear(ops.gelu_tanh(gate) * up, w["down_proj"][e])
+        out = ops.linear(ops.gated_gelu(gate, up), w["down_proj"][e])
         return t, (weights[t, j, None] * out).astype(x.dtype)
 
     y = np.zeros_like(x)

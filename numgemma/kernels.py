@@ -147,8 +147,8 @@ def four_by_four(a, b, c, d, x0, x1, x2, x3):
 
 
 @kernel(PLAIN)
-def expand(w, into):
-    for o in range(w.shape[0]):
+def expand(w, into, first, end):
+    for o in range(first, end):
         for i in range(w.shape[1]):
             into[o, i] = number(w[o, i])
 
@@ -180,11 +180,22 @@ def turn_rows(x, cos, sin, y, first, end):
 
 
 @kernel(PLAIN)
-def gelu_all(x, y):
+def gelu(x):
     """x / 2 (1 + tanh u) = x / (1 + e^(-2u))."""
+    u = x * (np.float32(0.7978845608) + np.float32(0.7978845608 * 0.044715) * x * x)
+    return x / (np.float32(1) + exp(np.float32(-2) * u))
+
+
+@kernel(PLAIN)
+def gelu_all(x, y):
     for i in range(len(x)):
-        u = x[i] * (np.float32(0.7978845608) + np.float32(0.7978845608 * 0.044715) * x[i] * x[i])
-        y[i] = x[i] / (np.float32(1) + exp(np.float32(-2) * u))
+        y[i] = gelu(x[i])
+
+
+@kernel(PLAIN)
+def gate_all(gate, up, y):
+    for i in range(len(gate)):
+        y[i] = gelu(gate[i]) * up[i]
 
 
 # attention
@@ -207,20 +218,22 @@ def attend_blocks(q, k, v, top, total, means, first, end):
                     score += q[n, h] * number(k[start + s, n // G, h])
                 scores[s] = score
                 largest = max(largest, score)
-            exponentials(scores[:S], largest)
-            mean, weight = means[block, n], np.float32(0)
+            total[block, n], top[block, n] = exponentials(scores[:S], largest), largest
+            mean = means[block, n]
             mean[:] = 0
             for s in range(S):
-                weight += scores[s]
                 for h in range(H):
                     mean[h] += scores[s] * number(v[start + s, n // G, h])
-            top[block, n], total[block, n] = largest, weight
 
 
-@kernel(PLAIN)
+@kernel(SUMS)
 def exponentials(scores, largest):
+    """Scores to exponentials; their sum."""
+    total = np.float32(0)
     for s in range(len(scores)):
         scores[s] = exp(scores[s] - largest)
+        total += scores[s]
+    return total
 
 
 @kernel(PLAIN)
@@ -251,13 +264,8 @@ def softmax_on(scores, first, end, G, top, total, mean):
     for r in range(len(scores)):
         low, high = max(0, min(S, first[r // G])), max(0, min(S, end[r // G]))
         seen = scores[r, low:high]
-        largest = top[r]
-        for s in range(len(seen)):
-            largest = max(largest, seen[s])
-        exponentials(seen, largest)
-        weight = np.float32(0)
-        for s in range(len(seen)):
-            weight += seen[s]
+        largest = max(top[r], largest_of(seen))
+        weight = exponentials(seen, largest)
         scores[r, :low] = 0
         scores[r, high:] = 0
         if len(seen):
@@ -265,3 +273,18 @@ def softmax_on(scores, first, end, G, top, total, mean):
             top[r], total[r] = largest, known * total[r] + weight
             for h in range(mean.shape[1]):
                 mean[r, h] *= known
+
+
+@kernel(PLAIN)
+def largest_of(x):
+    """The largest number: compared as integers, in many lanes at once; floats, with NaN, would go one by one."""
+    stored, largest = x.view(np.int32), np.int32(-(2**31))
+    for i in range(len(x)):
+        largest = max(largest, in_order(stored[i]))
+    return np.int32(in_order(largest)).view(np.float32) if len(x) else np.float32(-np.inf)
+
+
+@kernel(PLAIN)
+def in_order(stored):
+    """Bits of a float as an integer that is the larger the larger the float is; the other way by the same steps."""
+    return stored ^ ((stored >> np.int32(31)) & np.int32(0x7FFFFFFF))

@@ -23,9 +23,11 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 BITS = {BFLOAT16: np.uint16, np.dtype(np.float16): np.int16, np.dtype(np.float32): np.float32}  # what kernels are given
 EXACT = {np.dtype(np.float32): tuple(BITS), BFLOAT16: (BFLOAT16,)}  # run -> stored: others would be rounded first
 
+BLOCK = 1 << 22  # numbers of a matrix that are float32 at a time, at most
 FEW = 48  # tokens, up to which stored rows are multiplied as they are read; for more, BLAS is faster
 SHARE = 1 << 18  # numbers of a matrix that are worth waking a thread for
-ROWS, WIDTH = 512, 1024  # of a block of scores: queries times heads of a group, keys
+TALL = 1024  # rows of A for each thread, from which it is better to cut A than to cut W
+ROWS, WIDTH = 1024, 512  # of a block of scores: queries times heads of a group, keys
 LEAST = 1 << 15  # numbers of an elementwise operation that are worth waking a thread for
 
 
@@ -87,24 +89,58 @@ def few(a, w):
 
 
 def many(a, w):
-    """A W^T by BLAS: each thread takes blocks of rows of W, as float32 in its cache.
+    """A W^T by BLAS, on blocks of W as float32 in a cache.
 
     A sum is the same in a block of any size that is not tiny: only there OpenBLAS adds in another order.
     """
     y = np.empty((len(a), len(w)), np.float32)
-    size = np.clip(4 * a.size, 1 << 20, 1 << 22)  # the more tokens, the dearer it is to go over them for each block
+    (cut_a if len(a) >= TALL * allowed() else cut_w)(a, w, y)
+    return y
+
+
+def cut_a(a, w, y):
+    """Block after block of W: all threads make it float32, then each takes rows of A."""
+    rows = max(1, BLOCK // w.shape[1])
+    for o in range(0, len(w), rows):
+        part = as_float(w[o : o + rows])
+        share = partial(times, a, part, y[:, o : o + rows])
+        in_shares(share, len(a), 1)
+
+
+def times(a, w, y, first, end):
+    np.matmul(a[first:end], w.T, out=y[first:end])
+
+
+def as_float(w):
+    """Stored rows as float32, in memory that the next call uses again."""
+    if w.dtype == np.float32:
+        return w
+    part = scratch("rows", *w.shape)
+    in_shares(partial(kernels.expand, bits(w), part), len(w), max(1, LEAST // w.shape[1]))
+    return part
+
+
+def cut_w(a, w, y):
+    """Each thread takes blocks of W, makes them float32 for itself, and goes over all of A."""
+    size = np.clip(4 * a.size, BLOCK >> 2, BLOCK)  # the more tokens, the dearer it is to go over them for each block
     threads = allowed()
     blocks = max(1, min(threads * -(-w.size // (threads * size)), len(a) * w.size >> 21, len(w) >> 6))
 
     def block(n):
         rows = slice(n * len(w) // blocks, (n + 1) * len(w) // blocks)
-        part = w[rows]
-        if w.dtype != np.float32:
-            part = scratch("rows", *part.shape)
-            kernels.expand(bits(w[rows]), part)
-        np.matmul(a, part.T, out=y[:, rows])
+        np.matmul(a, as_float(w[rows]).T, out=y[:, rows])
 
     in_parallel(block, range(blocks))
+
+
+def clipped_linear(x, w, inner, outer):
+    """x W^T, x held within one pair of stored bounds and the result within another.  inner, outer: two 0-d each"""
+    y = linear(ops_numpy.clip(x, *inner), w)
+    if y.dtype != np.float32:
+        return ops_numpy.clip(y, *outer)
+    low, high = (bound.astype(np.float32) for bound in outer)
+    flat = y.reshape(-1)  # nobody else has it yet, so it is held where it lies
+    in_shares(lambda first, end: np.clip(flat[first:end], low, high, out=flat[first:end]), len(flat), LEAST)
     return y
 
 
@@ -139,6 +175,16 @@ def rope(x, cos, sin):
     least = max(1, LEAST // (x.shape[1] * x.shape[2]))
     in_shares(partial(kernels.turn_rows, x, cos, sin, y), len(x), least)
     return y
+
+
+def gated_gelu(gate, up):
+    """gelu(gate) * up, elementwise: what a gated feed-forward does between its matrices."""
+    if not gate.dtype == up.dtype == np.float32 or gate.shape != up.shape:
+        return gelu_tanh(gate) * up
+    a, b = floats(gate).ravel(), floats(up).ravel()
+    y = np.empty_like(a)
+    in_shares(lambda first, end: kernels.gate_all(a[first:end], b[first:end], y[first:end]), len(a), LEAST)
+    return y.reshape(gate.shape)
 
 
 def gelu_tanh(x):

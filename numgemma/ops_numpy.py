@@ -60,6 +60,11 @@ def linear(x, w):
     return y.astype(x.dtype, copy=False)
 
 
+def clipped_linear(x, w, inner, outer):
+    """x W^T, x held within one pair of stored bounds and the result within another.  inner, outer: two 0-d each"""
+    return clip(linear(clip(x, *inner), w), *outer)
+
+
 def affine(x, w, b):
     """x W^T + b, rounded once.  x: ... I   w: O I   b: O  ->  ... O"""
     y = linear(x.astype(wide(x.dtype)), stored(w, x.dtype)) + stored(b, x.dtype)
@@ -105,6 +110,11 @@ def gelu_tanh(x):
     y /= 2
     z *= y
     return z.astype(x.dtype, copy=False)
+
+
+def gated_gelu(gate, up):
+    """gelu(gate) * up, elementwise: what a gated feed-forward does between its matrices."""
+    return gelu_tanh(gate) * up
 
 
 def layer_norm(x, w, eps):

@@ -80,7 +80,7 @@ def mlp(x, w, tap=Tap()):
     """Gated feed-forward.  x: I C  ->  I C   (equals Gemma4VisionMLP)"""
     gate = tap("gate_proj", clipped_linear(x, w.at("gate_proj")), "I F")
     up = tap("up_proj", clipped_linear(x, w.at("up_proj")), "I F")
-    return tap("down_proj", clipped_linear(ops.gelu_tanh(gate) * up, w.at("down_proj")), "I C")
+    return tap("down_proj", clipped_linear(ops.gated_gelu(gate, up), w.at("down_proj")), "I C")
 
 
 def clipped_linear(x, w):
@@ -90,8 +90,8 @@ def clipped_linear(x, w):
     """
     if "input_min" not in w:
         return ops.linear(x, w["linear.weight"])
-    x = ops.clip(x, w["input_min"], w["input_max"])
-    return ops.clip(ops.linear(x, w["linear.weight"]), w["output_min"], w["output_max"])
+    inner, outer = (w["input_min"], w["input_max"]), (w["output_min"], w["output_max"])
+    return ops.clipped_linear(x, w["linear.weight"], inner, outer)
 
 
 def axial_rope_table(positions, c, dtype, tap=Tap()):

@@ -96,6 +96,35 @@ def test_gelu(T, F, run, size):
 
 
 @settings(deadline=None)
+@given(TOKENS, SIZES, RUNS, RUNS)
+def test_gated_gelu(T, F, run, other):
+    gate, up = (3 * drawn(T, F)).astype(run), drawn(T, F, seed=1).astype(other)
+    assert_equal(ops_numba.gated_gelu(gate, up), ops_numpy.gated_gelu(gate, up), np.sqrt(gate.size))
+
+
+@settings(deadline=None)
+@given(TOKENS, SIZES, SIZES, STORED, RUNS)
+def test_clipped_linear(T, I, O, stored, run):
+    x, w = drawn(T, I).astype(run), drawn(O, I, seed=1).astype(stored)
+    before, inner, outer = x.copy(), *np.array([[-0.7, 0.4], [-0.9, 1.1]]).astype(stored)
+    found = ops_numba.clipped_linear(x, w, inner, outer)
+    assert_equal(found, ops_numpy.clipped_linear(x, w, inner, outer), np.sqrt(T * O) / 3)
+    np.testing.assert_array_equal(x, before)
+
+
+@pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_linear_where_rows_of_x_are_cut_has_the_same_bits(monkeypatch, number, stored):
+    x, w = drawn(701, 300), drawn(900, 300, seed=1).astype(stored)
+    monkeypatch.setattr(threads, "limit", number)
+    with ops.using("numba"):  # holds BLAS to one thread
+        rows_of_w_are_cut = ops_numba.linear(x, w)
+        monkeypatch.setattr(ops_numba, "TALL", 100)
+        monkeypatch.setattr(ops_numba, "BLOCK", 400 * 300)
+        np.testing.assert_array_equal(ops_numba.linear(x, w), rows_of_w_are_cut)
+
+
+@settings(deadline=None)
 @given(TOKENS, st.integers(1, 3), st.integers(1, 3), st.integers(1, 20), st.integers(0, 600), st.data())
 def test_attend(T, K, G, H, past, data):
     S = T + past

@@ -198,7 +198,7 @@ for form, name, activation in (("P03-erf", "the exact GELU", gelu_erf), ("P03-si
         f"the per-layer gate uses {name}",
         "use the tanh approximation of GELU",
         shows="layers.*.per_layer_projection",
-        swaps="ops.gelu_tanh",
+        swaps="ops.gated_gelu",
         within="per_layer.per_layer_residual",
         at=has_ple,
     )(activation)
@@ -324,7 +324,7 @@ for form, name, activation in (
         f"the experts use {name}",
         "use the tanh approximation of GELU",
         shows="layers.*.experts",
-        swaps="ops.gelu_tanh",
+        swaps="ops.gated_gelu",
         within="feedforward.experts",
         at=has_experts,
     )(activation)

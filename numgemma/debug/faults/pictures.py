@@ -258,13 +258,13 @@ def clipped(tower):
     "the bounds of the vision tower's linears are ignored",
     "clamp the input and the output of a linear to its four stored bounds",
     shows=f"{VISION}_proj",
-    swaps="ops.clip",
+    swaps="ops.clipped_linear",
     within="vision.vision_tower",
     at=clipped("vision_tower"),
     media=with_images,
 )
-def unclipped(original, x, low, high):
-    return x
+def unclipped(original, x, w, inner, outer):
+    return ops.linear(x, w)
 
 
 # -- who sees whom

@@ -136,10 +136,10 @@ def centred_conv(original, x, w):
     "the bounds of the audio tower's linears are ignored",
     "clamp the input and the output of a linear to its four stored bounds",
     shows=f"{AUDIO}.ffw_layer_? {AUDIO}.linear_* {AUDIO}_proj {AUDIO}.post",
-    swaps="ops.clip",
+    swaps="ops.clipped_linear",
     within="conformer.audio_tower",
     at=clipped("audio_tower"),
     media=with_clips,
 )
-def unclipped(original, x, low, high):
-    return x
+def unclipped(original, x, w, inner, outer):
+    return ops.linear(x, w)

@@ -113,17 +113,17 @@ def scalar_before_ple(original, x, ple, w, spec, rope, mask, kvs, tap):
 # -- the MLP
 
 
-def gelu_erf(original, x):
-    y = x.astype(np.promote_types(x.dtype, np.float32))
-    return (y / 2 * (1 + np.vectorize(math.erf, [float])(y / math.sqrt(2)))).astype(x.dtype)
+def gelu_erf(original, gate, up):
+    y = gate.astype(np.promote_types(gate.dtype, np.float32))
+    return (y / 2 * (1 + np.vectorize(math.erf, [float])(y / math.sqrt(2)))).astype(gate.dtype) * up
 
 
 def sigmoid_gate(slope):
     """x sigmoid(slope x): SiLU for 1, the quick approximation of GELU for 1.702."""
 
-    def change(original, x):
-        y = x.astype(np.promote_types(x.dtype, np.float32))
-        return (y / (1 + np.exp(-slope * y))).astype(x.dtype)
+    def change(original, gate, up):
+        y = gate.astype(np.promote_types(gate.dtype, np.float32))
+        return (y / (1 + np.exp(-slope * y))).astype(gate.dtype) * up
 
     return change
 
@@ -134,7 +134,7 @@ for form, name, change in (("T15-erf", "the exact GELU", gelu_erf), ("T15-silu",
         f"the MLP uses {name}",
         "use the tanh approximation of GELU",
         shows="layers.*.mlp.down_proj",
-        swaps="ops.gelu_tanh",
+        swaps="ops.gated_gelu",
         within="feedforward.mlp",
     )(change)
 
