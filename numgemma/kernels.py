@@ -193,6 +193,12 @@ def gelu_all(x, y):
 
 
 @kernel(PLAIN)
+def silu_all(x, y):
+    for i in range(len(x)):
+        y[i] = x[i] / (np.float32(1) + exp(-x[i]))
+
+
+@kernel(PLAIN)
 def gate_all(gate, up, y):
     for i in range(len(gate)):
         y[i] = gelu(gate[i]) * up[i]

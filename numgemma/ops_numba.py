@@ -27,6 +27,7 @@ BLOCK = 1 << 22  # numbers of a matrix that are float32 at a time, at most
 FEW = 48  # tokens, up to which stored rows are multiplied as they are read; for more, BLAS is faster
 SHARE = 1 << 18  # numbers of a matrix that are worth waking a thread for
 TALL = 1024  # rows of A for each thread, from which it is better to cut A than to cut W
+FRAMES = 64  # of a convolution that a thread takes at once
 ROWS, WIDTH = 1024, 512  # of a block of scores: queries times heads of a group, keys
 LEAST = 1 << 15  # numbers of an elementwise operation that are worth waking a thread for
 
@@ -135,12 +136,28 @@ def cut_w(a, w, y):
 
 def clipped_linear(x, w, inner, outer):
     """x W^T, x held within one pair of stored bounds and the result within another.  inner, outer: two 0-d each"""
-    y = linear(ops_numpy.clip(x, *inner), w)
-    if y.dtype != np.float32:
-        return ops_numpy.clip(y, *outer)
-    low, high = (bound.astype(np.float32) for bound in outer)
-    flat = y.reshape(-1)  # nobody else has it yet, so it is held where it lies
-    in_shares(lambda first, end: np.clip(flat[first:end], low, high, out=flat[first:end]), len(flat), LEAST)
+    if x.dtype != np.float32:
+        return ops_numpy.clip(linear(ops_numpy.clip(x, *inner), w), *outer)
+    y = linear(hold(floats(x), inner, scratch("held", *x.shape)), w)
+    return hold(y, outer, y)  # nobody else has it yet
+
+
+def hold(x, bounds, into):
+    low, high = (bound.astype(np.float32) for bound in bounds)
+    a, b = x.reshape(-1), into.reshape(-1)
+    in_shares(lambda first, end: np.clip(a[first:end], low, high, out=b[first:end]), len(a), LEAST)
+    return into
+
+
+def conv2d(x, w):
+    """3 x 3 convolution in steps of 2, over a border of zeros.  x: B U M   w: C B 3 3  ->  C U/2 M/2, rounded up"""
+    windows = ops_numpy.windows(x)
+    y = np.empty((*windows.shape[:2], len(w)), x.dtype).transpose(2, 0, 1)
+
+    def block(u):
+        y[:, u : u + FRAMES] = ops_numpy.filtered(windows[u : u + FRAMES], w, x.dtype)
+
+    in_parallel(block, range(0, len(windows), FRAMES))
     return y
 
 
@@ -181,20 +198,25 @@ def gated_gelu(gate, up):
     """gelu(gate) * up, elementwise: what a gated feed-forward does between its matrices."""
     if not gate.dtype == up.dtype == np.float32 or gate.shape != up.shape:
         return gelu_tanh(gate) * up
-    a, b = floats(gate).ravel(), floats(up).ravel()
-    y = np.empty_like(a)
-    in_shares(lambda first, end: kernels.gate_all(a[first:end], b[first:end], y[first:end]), len(a), LEAST)
-    return y.reshape(gate.shape)
+    return elementwise(kernels.gate_all, gate, up)
 
 
 def gelu_tanh(x):
     """The tanh approximation of GELU, elementwise."""
-    if not fits(x):
-        return ops_numpy.gelu_tanh(x)
-    a = floats(x).ravel()
-    y = np.empty_like(a)
-    in_shares(lambda first, end: kernels.gelu_all(a[first:end], y[first:end]), len(a), LEAST)
-    return y.reshape(x.shape).astype(x.dtype, copy=False)
+    return elementwise(kernels.gelu_all, x) if fits(x) else ops_numpy.gelu_tanh(x)
+
+
+def silu(x):
+    """x sigmoid(x), elementwise."""
+    return elementwise(kernels.silu_all, x) if fits(x) else ops_numpy.silu(x)
+
+
+def elementwise(kernel, *given):
+    """The kernel on arrays of one shape and dtype; every thread takes a share of their numbers."""
+    flat = [floats(x).ravel() for x in given]
+    y = np.empty_like(flat[0])
+    in_shares(lambda first, end: kernel(*(x[first:end] for x in (*flat, y))), len(y), LEAST)
+    return y.reshape(given[0].shape).astype(given[0].dtype, copy=False)
 
 
 # attention
@@ -218,6 +240,18 @@ def attend_all(q, k, v, tap=Tap()):
     if tap.watches("scores") or tap.watches("probs") or q.dtype != np.float32:
         return ops_numpy.attend_all(q, k, v, tap)
     return attend_many(q, k, v, everything(len(q), len(k)))
+
+
+def attend_band(q, k, v, distances, per_dim_scale, cap, tap=Tap()):
+    """Attention to the last few frames, with a term for the distance.  q, k, v: U N H   distances: R N H  ->  U N H"""
+    if tap.watches("scores") or tap.watches("probs"):
+        return ops_numpy.attend_band(q, k, v, distances, per_dim_scale, cap, tap)
+
+    def head(n):
+        parts = (x[:, n : n + 1] for x in (q, k, v, distances))
+        return ops_numpy.attend_band(*parts, per_dim_scale, cap)
+
+    return np.concatenate(in_parallel(head, range(q.shape[1])), 1)
 
 
 def attend_few(q, k, v, mask):

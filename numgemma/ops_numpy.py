@@ -79,7 +79,7 @@ def embed(ids, w, dtype):
 def scale(x, factor):
     """x times a stored tensor or a Python constant; only the result is rounded, not the constant."""
     factor = stored(factor, x.dtype) if isinstance(factor, np.ndarray) else wide(x.dtype).type(factor)
-    return (x.astype(wide(x.dtype)) * factor).astype(x.dtype)
+    return (x.astype(wide(x.dtype), copy=False) * factor).astype(x.dtype, copy=False)
 
 
 @by_rows
@@ -117,6 +117,7 @@ def gated_gelu(gate, up):
     return gelu_tanh(gate) * up
 
 
+@by_rows
 def layer_norm(x, w, eps):
     """(x - mean) / deviation * w, over the last axis; no bias.  x: ... C   w: C  ->  ... C"""
     y = x.astype(wide(x.dtype))
@@ -291,19 +292,30 @@ def last_frames(x, R):
 
 def conv2d(x, w):
     """3 x 3 convolution in steps of 2, over a border of zeros.  x: B U M   w: C B 3 3  ->  C U/2 M/2, rounded up"""
-    bordered = np.pad(x.astype(wide(x.dtype), copy=False), ((0, 0), (1, 1), (1, 1)))
-    windows = np.lib.stride_tricks.sliding_window_view(bordered, (3, 3), axis=(1, 2))[:, ::2, ::2]  # B U M 3 3
-    y = np.tensordot(stored(w, x.dtype), windows, ((1, 2, 3), (0, 3, 4)))
-    return y.astype(x.dtype, copy=False)
+    return filtered(windows(x), w, x.dtype)
+
+
+def windows(x):
+    """What each place of a 3 x 3 convolution in steps of 2 sees.  x: B U M  ->  U/2 M/2 B 3 3, a view"""
+    places = x.astype(wide(x.dtype), copy=False).transpose(1, 2, 0)  # channels last: those of a place lie together
+    bordered = np.pad(places, ((1, 1), (1, 1), (0, 0)))
+    return np.lib.stride_tricks.sliding_window_view(bordered, (3, 3), axis=(0, 1))[::2, ::2]
+
+
+def filtered(windows, w, dtype):
+    """windows: U M B 3 3   w: C B 3 3  ->  C U M"""
+    y = np.tensordot(windows, stored(w, dtype), ((3, 4, 2), (2, 3, 1)))
+    return y.astype(dtype, copy=False).transpose(2, 0, 1)
 
 
 def causal_conv(x, w):
     """One filter per channel, over this frame and those before it.  x: C U   w: C 1 k  ->  C U"""
     k = w.shape[-1]
-    before = np.pad(x.astype(wide(x.dtype), copy=False), ((0, 0), (k - 1, 0)))
+    frames = x.astype(wide(x.dtype), copy=False).T  # U C: those of a frame lie together
+    before = np.pad(frames, ((k - 1, 0), (0, 0)))
     filters = stored(w, x.dtype)
-    y = sum(filters[:, :, j] * before[:, j : j + x.shape[1]] for j in range(k))
-    return y.astype(x.dtype, copy=False)
+    y = sum(filters[:, 0, j] * before[j : j + len(frames)] for j in range(k))
+    return y.astype(x.dtype, copy=False).T
 
 
 def sinusoids(distances, C, dtype):

@@ -93,6 +93,7 @@ def test_rope(T, N, half, run):
 def test_gelu(T, F, run, size):
     x = (size * drawn(T, F)).astype(run)
     assert_equal(ops_numba.gelu_tanh(x), ops_numpy.gelu_tanh(x), np.linalg.norm(x.astype(np.float32)))
+    assert_equal(ops_numba.silu(x), ops_numpy.silu(x), np.linalg.norm(x.astype(np.float32)))
 
 
 @settings(deadline=None)
@@ -158,6 +159,21 @@ def test_attend_all(patches, K, G, H):
     assert_equal(ops_numba.attend_all(q, k, v), ops_numpy.attend_all(q, k, v))
 
 
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 9), st.integers(2, 9), RUNS)
+def test_attend_band(frames, N, H, R, run):
+    q, k, v = (x.astype(run) for x in drawn(3, frames, N, H))
+    given = drawn(R, N, H, seed=1).astype(run), drawn(H, seed=2).astype(run), 50.0
+    assert_equal(ops_numba.attend_band(q, k, v, *given), ops_numpy.attend_band(q, k, v, *given), np.sqrt(q.size) / 3)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7, 128, 129, 300])
+@pytest.mark.parametrize("run", [np.float32, ml_dtypes.bfloat16])
+def test_conv2d(frames, run):
+    x, w = drawn(2, frames, 11).astype(run), drawn(5, 2, 3, 3, seed=1).astype(ml_dtypes.bfloat16)
+    assert_equal(ops_numba.conv2d(x, w), ops_numpy.conv2d(x, w))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("T", [1, 3, 60])
 def test_what_is_not_finite_comes_through(T, bad):
@@ -175,6 +191,7 @@ def test_what_is_not_finite_comes_through(T, bad):
         assert_equal(ops_numba.rms_norm(x, None, 1e-6), ops_numpy.rms_norm(x, None, 1e-6))
         assert_equal(ops_numba.rope(x, *drawn(2, T, 10)), ops_numpy.rope(x, *drawn(2, T, 10)))
         assert_equal(ops_numba.gelu_tanh(x), ops_numpy.gelu_tanh(x))
+        assert_equal(ops_numba.silu(x), ops_numpy.silu(x))
         q, k, v = drawn(T, 4, 10), drawn(S, 2, 10), drawn(S, 2, 10)
         mask = everything(T, S)
         for given in ((spoilt(T, 4, 10), k, v), (q, spoilt(S, 2, 10), v), (q, k, spoilt(S, 2, 10))):
