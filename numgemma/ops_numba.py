@@ -248,8 +248,8 @@ def attend_band(q, k, v, distances, per_dim_scale, cap, tap=Tap()):
         return ops_numpy.attend_band(q, k, v, distances, per_dim_scale, cap, tap)
 
     def head(n):
-        parts = (x[:, n : n + 1] for x in (q, k, v, distances))
-        return ops_numpy.attend_band(*parts, per_dim_scale, cap)
+        one = slice(n, n + 1)
+        return ops_numpy.attend_band(q[:, one], k[:, one], v[:, one], distances[:, one], per_dim_scale, cap)
 
     return np.concatenate(in_parallel(head, range(q.shape[1])), 1)
 
