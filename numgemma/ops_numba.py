@@ -239,6 +239,7 @@ def attend_all(q, k, v, tap=Tap()):
     """`attend` where everything sees everything.  q: I N H   k, v: I K H  ->  I N H"""
     if tap.watches("scores") or tap.watches("probs") or q.dtype != np.float32:
         return ops_numpy.attend_all(q, k, v, tap)
+    k, v = (floats(x.swapaxes(0, 1)).swapaxes(0, 1) for x in (k, v))  # each head's together: they are read many times
     return attend_many(q, k, v, everything(len(q), len(k)))
 
 
