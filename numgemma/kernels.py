@@ -55,7 +55,8 @@ def from_float16(h):
 def exp(x):
     """e^x to one unit in the last place, without a branch, so that loops over it run in many lanes at once.
 
-    0 below e^-87, infinity above e^88.3.  x = n ln 2 + r with |r| <= ln(2)/2; ln 2 in two parts, the first exact in few bits; e^r by its series (Cephes' fit).
+    0 below e^-87, infinity above e^88.3.  x = n ln 2 + r with |r| <= ln(2)/2; ln 2 in two parts, the first exact in few
+    bits; e^r by its series (Cephes' fit).
     """
     x = np.float32(-88.0) if x < np.float32(-87.0) else x  # no subnormal numbers: a product with those is a hundred
     x = np.float32(89.0) if x > np.float32(88.3) else x  # times slower.  NaN passes both
