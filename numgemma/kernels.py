@@ -55,11 +55,10 @@ def from_float16(h):
 def exp(x):
     """e^x to one unit in the last place, without a branch, so that loops over it run in many lanes at once.
 
-    0 below e^-87, infinity above e^88.3.  x = n ln 2 + r with |r| <= ln(2)/2; ln 2 in two parts, the first exact in few
-    bits; e^r by its series (Cephes' fit).
+    x = n ln 2 + r with |r| <= ln(2)/2; ln 2 in two parts, the first exact in few bits; e^r by its series (Cephes' fit).
     """
-    x = np.float32(-88.0) if x < np.float32(-87.0) else x  # no subnormal numbers: a product with those is a hundred
-    x = np.float32(89.0) if x > np.float32(88.3) else x  # times slower.  NaN passes both
+    x = np.float32(-104.0) if x < np.float32(-87.0) else x  # to 0, not to subnormal numbers: a product with those is
+    x = np.float32(89.0) if x > np.float32(89.0) else x  # a hundred times slower.  NaN passes both
     n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
     r = (x - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
     p = np.float32(1.9875691500e-4)
@@ -69,8 +68,14 @@ def exp(x):
     p = p * r + np.float32(1.6666665459e-1)
     p = p * r + np.float32(5.0000001201e-1)
     p = p * (r * r) + r + np.float32(1.0)
-    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)  # 2^n; 0 at -127, infinity at 128
-    return p * power
+    whole = np.int32(n)
+    half = whole >> np.int32(1)  # 2^n in two steps: it may leave the range of float32 before p comes back into it
+    return p * power_of_two(half) * power_of_two(whole - half)
+
+
+@kernel(PLAIN)
+def power_of_two(n):
+    return np.int32((n + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
 @intrinsic
