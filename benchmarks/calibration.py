@@ -23,9 +23,9 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 import tiny  # noqa: E402
 
 from numgemma import load  # noqa: E402
-from numgemma.debug.diff import diff  # noqa: E402
-from numgemma.debug.floor import measure_floor  # noqa: E402
-from numgemma.debug.perturb import perturbed  # noqa: E402
+from numgemma.debug.compare.diff import diff  # noqa: E402
+from numgemma.debug.noise.floor import measure_floor  # noqa: E402
+from numgemma.debug.noise.perturb import perturbed  # noqa: E402
 from numgemma.dump import Dump  # noqa: E402
 
 NARROW = ("bfloat16", "float16")
@@ -71,7 +71,7 @@ def clean_pairs(model, ids, hf):
 
 def transformers_run(model, ids, precision, how):
     """What Transformers computes, with that form of attention."""
-    from numgemma.debug import capture
+    from numgemma.debug.capture.hooks import hooks as capture
 
     dump = Dump(capture.describe(model, ids, precision))
     with attention_form(how):
@@ -83,7 +83,7 @@ def attention_form(how):
     """For as long as this lasts, Transformers is loaded with that form of attention."""
     from unittest.mock import patch
 
-    from numgemma.debug import capture
+    from numgemma.debug.capture.hooks import hooks as capture
 
     original = capture.load_hf
 

@@ -97,8 +97,9 @@ def timed(call):
 
 
 def numgemma_engine(folder, backend, precision, threads):
-    from numgemma import gemma4, load, multimodal, ops
-    from numgemma.media import NO_MEDIA
+    from numgemma import load, ops
+    from numgemma.families.gemma4 import gemma4, multimodal
+    from numgemma.prompt.media import NO_MEDIA
 
     ops.use(backend, threads=threads)
     model = load(folder, PRECISIONS[precision])

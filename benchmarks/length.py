@@ -54,7 +54,8 @@ def measure(args):
     import numpy as np
     from engines import prompt
 
-    from numgemma import cache, gemma4, load, ops
+    from numgemma import cache, load, ops
+    from numgemma.families.gemma4 import gemma4
 
     ops.use(args.backend, threads=args.threads)
     model = load(args.folder)
@@ -79,7 +80,8 @@ def stand_in(kvs, c, tokens):
     """Random keys and values in the place of those of some tokens."""
     import numpy as np
 
-    from numgemma import cache, gemma4
+    from numgemma import cache
+    from numgemma.families.gemma4 import gemma4
 
     rng = np.random.default_rng(0)
     for i, held in kvs.items():

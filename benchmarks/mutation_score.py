@@ -23,14 +23,14 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 import tiny  # noqa: E402
 
 import numgemma  # noqa: E402
+from numgemma.debug.blame.one_step import HEAD, TOWERS, Subject, again, as_held, local  # noqa: E402
+from numgemma.debug.blame.replay import size_of  # noqa: E402
+from numgemma.debug.blame.whatif import whatif  # noqa: E402
+from numgemma.debug.compare.scoring import SUSPECT_TO  # noqa: E402
 from numgemma.debug.faults import CATALOGUE, applied  # noqa: E402
-from numgemma.debug.judge import SUSPECT_TO  # noqa: E402
-from numgemma.debug.local import HEAD, TOWERS, Subject, again, as_held, local  # noqa: E402
-from numgemma.debug.perturb import perturbed  # noqa: E402
-from numgemma.debug.replay import size_of  # noqa: E402
-from numgemma.debug.whatif import whatif  # noqa: E402
+from numgemma.debug.noise.perturb import perturbed  # noqa: E402
 from numgemma.dump import Dump  # noqa: E402
-from numgemma.media import NO_MEDIA, read_media  # noqa: E402
+from numgemma.prompt.media import NO_MEDIA, read_media  # noqa: E402
 
 PRECISIONS = ("float32", "bfloat16")
 TOKENS = 20  # the windows are 7

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from numgemma import layout
 from numgemma.checkpoint import open_checkpoint
 from numgemma.config import read_config
+from numgemma.families.gemma4 import layout
 from numgemma.surgery.recipe import PRESETS
 
 LIMIT = 2e9  # bytes of memory, at most, in any step

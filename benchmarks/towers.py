@@ -137,8 +137,8 @@ def runner(case, path):
 
     from numgemma.checkpoint import Weights, open_safetensors
     from numgemma.config import read_config
-    from numgemma.conformer import audio_tower
-    from numgemma.vision import vision_tower
+    from numgemma.layers.conformer import audio_tower
+    from numgemma.layers.vision import vision_tower
 
     config, tower, _ = CASES[case]
     c = read_config(json.loads((CONFIGS / f"{config}.json").read_text()), config)

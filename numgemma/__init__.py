@@ -3,41 +3,24 @@
 The files, in the order in which they read best:
 
     whole        files written whole or not at all
+    extras       packages that only some users need
     checkpoint   safetensors by memory map, and the tree of weights
     streaming    weights that stay on disk until they are needed
     config       config.json, and one row per layer
-    layout       every tensor's name and shape, from the config alone
-    template     a chat template and its variables to text
-    chat         messages to text
-    tokenizer    text to ids and back
-    extras       packages that only some users need
-    images       a picture to patches
-    audio        a recording to a log-mel spectrogram
-    video        a clip to the patches of its frames
-    processor    a prompt and its files to the arrays that enter the model
-    media        pictures and sound, as the arrays that enter the model
+    prompt       messages, pictures, sound and clips to the arrays that enter the model
     trace        the seam that watches, records and edits every tensor
     masks        who attends to whom
     cache        what a run keeps of earlier tokens
-    threads      how many, and work shared among them
-    ops_numpy    the operations, defined
-    kernels      compiled loops
-    ops_numba    the twins of the definitions, on these
-    ops          the operations, by the names that the model calls
-    attention    self-attention
-    feedforward  the gated MLP, and the routed experts
-    per_layer    the small input that every layer gets for every token
-    gemma4       the forward pass, wired top to bottom
-    vision       the vision tower: patches to soft tokens
-    conformer    the audio tower: log-mel frames to soft tokens
-    multimodal   soft tokens in the place of their placeholders
+    ops          the operations: their names, their definitions in NumPy, their compiled twins
+    layers       attention, feed-forward, towers: what families share
+    families     each kind of model, wired top to bottom
     generate     sampling, the loops
     dump         a recorded run, in memory or in a file
     model        what `load` returns
     machine      what this machine can do at most
     colours      of all figures
     debug        capture, read other engines' dumps, compare, measure the noise, replay, name the fault, report
-    plots        the course's figures of a run
+    plots        the course's figures of a run, and what the model sees of a picture
     surgery      checkpoints made (random, stacked, transplanted), checked and traced to their parents
     cli          the command line
 """
@@ -57,7 +40,7 @@ def diff(a, b, points=("*",)):
     a, b: dumps, or paths of whatever `numgemma.debug.readers` reads: another engine's dump too.  Raises InputError
     where nothing there can be read.
     """
-    from numgemma.debug.diff import diff as compare
+    from numgemma.debug.compare.diff import diff as compare
     from numgemma.debug.readers import read_any
 
     a, b = (x if isinstance(x, Dump) else read_any(x) for x in (a, b))

@@ -18,7 +18,7 @@ import numpy as np
 
 from numgemma.checkpoint import open_safetensors
 from numgemma.errors import InputError
-from numgemma.media import Media, clips, frames, images
+from numgemma.prompt.media import Media, clips, frames, images
 from numgemma.trace import EVERYTHING_BUT_MAPS
 from numgemma.whole import remedy, target
 

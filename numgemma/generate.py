@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from numgemma import cache, gemma4, multimodal, ops, ops_numpy
+from numgemma import cache, ops
 from numgemma.errors import InputError, NonFiniteError
-from numgemma.media import NO_MEDIA
+from numgemma.families.gemma4 import gemma4, multimodal
+from numgemma.ops import definitions
+from numgemma.prompt.media import NO_MEDIA
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def choose(logits, sampling: Sampling, rng) -> int:
     if sampling.temperature == 0:
         return int(logits.argmax())
     likeliest = np.argsort(-logits, kind="stable")[: sampling.top_k]
-    probs = ops_numpy.softmax((logits[likeliest] - logits.max()) / sampling.temperature)
+    probs = definitions.softmax((logits[likeliest] - logits.max()) / sampling.temperature)
     if sampling.top_p is not None:
         before = np.cumsum(probs) - probs  # what is likelier than this token; the first always stays
         probs = np.where(before < sampling.top_p, probs, 0)

@@ -8,7 +8,9 @@ from statistics import median
 
 import numpy as np
 
-from numgemma import layout, ops, threads
+from numgemma import ops
+from numgemma.families.gemma4 import layout
+from numgemma.ops import threads
 
 READ = 1 << 29  # bytes, many times what any cache holds
 

@@ -11,17 +11,17 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 
-from numgemma import layout, multimodal
-from numgemma.chat import chat_files, render_chat
 from numgemma.checkpoint import Checkpoint, Weights, check_tensors, open_checkpoint
 from numgemma.config import Config, read_config
 from numgemma.dump import Dump, new_meta
 from numgemma.errors import InputError
+from numgemma.families.gemma4 import layout, multimodal
 from numgemma.generate import Memory, Sampling, continuation, steps
-from numgemma.media import NO_MEDIA, check_fit, check_prefill, read_media, spans
-from numgemma.processor import join, listed, place
+from numgemma.prompt.chat import chat_files, render_chat
+from numgemma.prompt.media import NO_MEDIA, check_fit, check_prefill, read_media, spans
+from numgemma.prompt.processor import join, listed, place
+from numgemma.prompt.tokenizer import Tokenizer, open_tokenizer
 from numgemma.streaming import streamed
-from numgemma.tokenizer import Tokenizer, open_tokenizer
 from numgemma.trace import EVERYTHING_BUT_MAPS, NONE, Recorder
 from numgemma.version import __version__
 

@@ -18,9 +18,9 @@ import numpy as np  # noqa: E402
 import tiny  # noqa: E402
 
 from numgemma import load  # noqa: E402
-from numgemma.debug.capture import capture, describe  # noqa: E402
+from numgemma.debug.capture.hooks import capture, describe  # noqa: E402
 from numgemma.dump import Dump  # noqa: E402
-from numgemma.media import NO_MEDIA, is_empty, read_media  # noqa: E402
+from numgemma.prompt.media import NO_MEDIA, is_empty, read_media  # noqa: E402
 from numgemma.trace import EVERYTHING_BUT_MAPS  # noqa: E402
 
 WITH_MEDIA = (*EVERYTHING_BUT_MAPS, "!audio_tower*.layer0.*", "!layers.*.mlp.*")  # to keep the files small

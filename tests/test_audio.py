@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import settings as few
 from hypothesis import strategies as st
 
-from numgemma import audio
-from numgemma.audio import SoundSettings
 from numgemma.errors import InputError
+from numgemma.prompt import audio
+from numgemma.prompt.audio import SoundSettings
 
 HOSTILE = Path(__file__).parent / "hostile"
 S = SoundSettings(16000, 128, 320, 160, 512, 0.0, 8000.0, 0.001)

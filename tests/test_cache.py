@@ -6,11 +6,12 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numgemma import cache, gemma4, generate, ops
+from numgemma import cache, generate, ops
 from numgemma.errors import InputError
+from numgemma.families.gemma4 import gemma4
 from numgemma.generate import Memory
 from numgemma.masks import Spans, causal_mask, everything, image_mask
-from numgemma.media import NO_MEDIA
+from numgemma.prompt.media import NO_MEDIA
 from numgemma.trace import Recorder
 
 PARTS = st.lists(st.integers(1, 700), min_size=1, max_size=6)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import tiny_tokenizer
 
-from numgemma import chat
-from numgemma.chat import attachments, read_chat, render_chat, special_tokens
 from numgemma.errors import InputError
-from numgemma.tokenizer import open_tokenizer
+from numgemma.prompt import chat
+from numgemma.prompt.chat import attachments, read_chat, render_chat, special_tokens
+from numgemma.prompt.tokenizer import open_tokenizer
 
 TEMPLATES = Path(__file__).parent / "templates"
 SOURCES = {path.stem: path.read_text() for path in TEMPLATES.glob("*.jinja")}
@@ -264,7 +264,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("value", "said"), WRONG.values(), ids=WRONG)
 def test_a_chat_file_of_the_wrong_form_is_one_sentence_with_its_name(tmp_path, value, said):
-    path = write(tmp_path / "chat.json", value)
+    path = write(tmp_path / "prompt.chat.json", value)
     told = complaint(read_chat, path)
     assert said in told
     assert path in told

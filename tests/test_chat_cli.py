@@ -7,8 +7,8 @@ from test_chat import HELLO, SOURCES, WEATHER, write
 
 import numgemma
 from numgemma import cli
-from numgemma.chat import render_chat
-from numgemma.tokenizer import open_tokenizer
+from numgemma.prompt.chat import render_chat
+from numgemma.prompt.tokenizer import open_tokenizer
 
 END_TURN = 106
 
@@ -22,7 +22,7 @@ def checkpoint(tmp_path_factory):
 
 
 def test_a_chat_runs_on_the_command_line_as_its_ids_do(checkpoint, tmp_path, capsys):
-    path = write(tmp_path / "chat.json", HELLO)
+    path = write(tmp_path / "prompt.chat.json", HELLO)
     ids = open_tokenizer(checkpoint).encode_chat(HELLO, tools=[WEATHER], thinking=True)
     options = ["--chat", path, "--tools", write(tmp_path / "t.json", [WEATHER]), "--thinking"]
     assert cli.main(["dump", str(checkpoint), *options, "--points", "norm", "-o", str(tmp_path / "a.safetensors")]) == 0
@@ -33,7 +33,7 @@ def test_a_chat_runs_on_the_command_line_as_its_ids_do(checkpoint, tmp_path, cap
 
 
 def test_a_chat_prints_the_answer_alone(checkpoint, tmp_path, capsys):
-    path = write(tmp_path / "chat.json", HELLO)
+    path = write(tmp_path / "prompt.chat.json", HELLO)
     tokenizer = open_tokenizer(checkpoint)
     new = numgemma.load(checkpoint).generate(tokenizer.encode_chat(HELLO), 8)
     common = ["generate", str(checkpoint), "--chat", path, "--max-new-tokens", "8"]

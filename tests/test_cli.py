@@ -299,7 +299,8 @@ def test_inspect_says_what_a_long_context_takes(run):
 
 
 def test_a_backend_that_one_command_chose_is_not_the_next_ones(run, folders, tmp_path):
-    from numgemma import ops, threads
+    from numgemma import ops
+    from numgemma.ops import threads
 
     before = ops.chosen, ops.current, threads.limit
     out = tmp_path / "x.safetensors"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import tiny
 
-from numgemma import layout
 from numgemma.cli.inspect import describe, layer_table_text
 from numgemma.config import layer_table, read_config
 from numgemma.errors import InputError
+from numgemma.families.gemma4 import layout
 from numgemma.model import DATA
 
 OFFICIAL = sorted((DATA / "configs").glob("*.json"))

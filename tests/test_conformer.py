@@ -8,8 +8,10 @@ import tiny
 from closeness import assert_close, relative
 
 import numgemma
-from numgemma import conformer, layout, ops
+from numgemma import ops
 from numgemma.checkpoint import Weights
+from numgemma.families.gemma4 import layout
+from numgemma.layers import conformer
 from numgemma.trace import Recorder, Tap
 
 F64 = np.dtype("float64")

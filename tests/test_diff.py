@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import numgemma
-from numgemma.debug import logits, metrics
-from numgemma.debug.diff import diff, render, verdict
-from numgemma.debug.floor import Floor, Noise
-from numgemma.debug.plot import plot
-from numgemma.debug.precision import TOLERANCES
+from numgemma.debug.compare.diff import diff, render, verdict
+from numgemma.debug.measure import logits, metrics
+from numgemma.debug.measure.precision import TOLERANCES
+from numgemma.debug.noise.floor import Floor, Noise
+from numgemma.debug.report.depth import plot
 from numgemma.dump import Dump, new_meta, read_dump
 from numgemma.errors import InputError
 
@@ -454,7 +454,7 @@ def test_a_picture_that_cannot_be_written_is_one_sentence(tmp_path):
 
 
 def test_comparing_does_not_import_matplotlib():
-    code = "import sys, numgemma.debug.plot; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, numgemma.debug.report.depth; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -15,7 +15,7 @@ import numgemma
 from numgemma.debug.faults import CATALOGUE, applied, find, swapped
 from numgemma.dump import Dump
 from numgemma.errors import InputError
-from numgemma.media import NO_MEDIA, Media, read_media
+from numgemma.prompt.media import NO_MEDIA, Media, read_media
 from numgemma.trace import Tap
 
 STORED = Path(__file__).parents[1] / "reference_outputs"
@@ -176,12 +176,12 @@ def test_a_fault_that_cannot_act_is_refused_by_name(runs):
 
 
 def test_a_swapped_function_is_given_back_even_after_an_error():
-    from numgemma import gemma4
+    from numgemma.families.gemma4 import gemma4
 
     before = gemma4.mlp
 
     def use():
-        with swapped("gemma4.mlp", lambda original, x, w, tap: x):
+        with swapped("families.gemma4.gemma4.mlp", lambda original, x, w, tap: x):
             assert gemma4.mlp("as it came", None, Tap()) == "as it came"
             raise ZeroDivisionError
 

@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 import tiny
 
-from numgemma import load, ops, ops_numpy
-from numgemma.debug import floor as floors
-from numgemma.debug import metrics
-from numgemma.debug.align import NameMap, parse_map
-from numgemma.debug.diff import diff, render, verdict
-from numgemma.debug.floor import Floor, Noise, measure_floor, read_floor
-from numgemma.debug.inherit import hands_on
-from numgemma.debug.judge import bench
-from numgemma.debug.perturb import jitter, perturbed
-from numgemma.debug.precision import EPS, TOLERANCES, of_run
-from numgemma.debug.replay import replay
+from numgemma import load, ops
+from numgemma.debug.blame.inherit import hands_on
+from numgemma.debug.blame.replay import replay
+from numgemma.debug.compare.diff import diff, render, verdict
+from numgemma.debug.compare.name_map import NameMap, parse_map
+from numgemma.debug.compare.scoring import bench
+from numgemma.debug.measure import metrics
+from numgemma.debug.measure.precision import EPS, TOLERANCES, of_run
+from numgemma.debug.noise import floor as floors
+from numgemma.debug.noise.floor import Floor, Noise, measure_floor, read_floor
+from numgemma.debug.noise.perturb import jitter, perturbed
 from numgemma.dump import Dump, hashes, new_meta
 from numgemma.errors import InputError, NonFiniteError
-from numgemma.media import read_media
+from numgemma.ops import definitions
+from numgemma.prompt.media import read_media
 
 TOKENS = 16
 
@@ -98,7 +99,7 @@ def test_the_calibration_in_the_repository_has_no_false_alarm():
 @pytest.mark.parametrize("name", ["dense", "moe", "ple"])
 def test_transformers_differs_by_noise_alone(models, measured, monkeypatch, name, precision, how):
     pytest.importorskip("transformers")
-    from numgemma.debug import capture
+    from numgemma.debug.capture.hooks import capture
 
     original = capture.load_hf
 
@@ -205,7 +206,7 @@ def test_a_lost_factor_of_1_05_is_a_fault_at_the_end_of_a_bfloat16_run(models, m
 
 
 def exact_gelu(x):
-    y = x.astype(ops_numpy.wide(x.dtype))
+    y = x.astype(definitions.wide(x.dtype))
     return (y / 2 * (1 + np.vectorize(math.erf)(y / math.sqrt(2)))).astype(x.dtype)
 
 

@@ -6,16 +6,16 @@ import tiny
 from closeness import assert_close, assert_same_run, relative
 
 import numgemma
-from numgemma import gemma4
-from numgemma.debug.diff import diff
+from numgemma.debug.compare.diff import diff
 from numgemma.dump import Dump
+from numgemma.families.gemma4 import gemma4
 from numgemma.masks import causal_mask
 
 pytestmark = pytest.mark.hf
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from numgemma.debug import capture  # noqa: E402
+from numgemma.debug.capture.hooks import capture  # noqa: E402
 
 TOKENS = 40  # the window is 7
 

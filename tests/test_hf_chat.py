@@ -9,10 +9,10 @@ import tiny_tokenizer
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from numgemma.chat import render_chat
 from numgemma.errors import InputError
 from numgemma.model import DATA
-from numgemma.tokenizer import open_tokenizer
+from numgemma.prompt.chat import render_chat
+from numgemma.prompt.tokenizer import open_tokenizer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers")

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from numgemma import audio, images, video
 from numgemma.config import read_config
-from numgemma.processor import parse_processor, prepare, read_marks, read_processor, with_budget
-from numgemma.tokenizer import open_tokenizer
+from numgemma.prompt import audio, images, video
+from numgemma.prompt.processor import parse_processor, prepare, read_marks, read_processor, with_budget
+from numgemma.prompt.tokenizer import open_tokenizer
 
 pytestmark = pytest.mark.hf
 pytest.importorskip("transformers")

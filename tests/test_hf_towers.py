@@ -6,15 +6,15 @@ import tiny
 from closeness import relative
 
 import numgemma
-from numgemma.debug.diff import diff
+from numgemma.debug.compare.diff import diff
 from numgemma.dump import Dump
-from numgemma.media import Media, read_media
+from numgemma.prompt.media import Media, read_media
 
 pytestmark = pytest.mark.hf
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from numgemma.debug import capture  # noqa: E402
+from numgemma.debug.capture.hooks import capture  # noqa: E402
 
 REAL_REACH = {"attention_chunk_size": 12, "attention_context_left": 13, "attention_logit_cap": 50.0}
 

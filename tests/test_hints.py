@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from numgemma.debug.diff import diff, render
-from numgemma.debug.hints import hints
+from numgemma.debug.compare.diff import diff, render
+from numgemma.debug.compare.hints import hints
 from numgemma.dump import Dump, new_meta
 
 T, N, H = 10, 6, 16
@@ -145,7 +145,7 @@ def test_a_comparison_carries_the_hints_of_its_first_points_in_text_and_json():
 
 
 def test_a_large_tensor_is_judged_by_its_first_tokens(monkeypatch):
-    from numgemma.debug import hints as module
+    from numgemma.debug.compare import hints as module
 
     monkeypatch.setattr(module, "ELEMENTS", 3 * N * H)
     a = run()

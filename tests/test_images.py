@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from numgemma import images
 from numgemma.errors import InputError
-from numgemma.images import ImageSettings
+from numgemma.prompt import images
+from numgemma.prompt.images import ImageSettings
 
 HOSTILE = Path(__file__).parent / "hostile"
 S = ImageSettings(16, 3, 280, 1 / 255)

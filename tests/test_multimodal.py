@@ -11,11 +11,15 @@ import tiny
 from closeness import assert_close, relative
 
 import numgemma
-from numgemma import conformer, gemma4, masks, media, multimodal, ops, ops_numpy, vision
-from numgemma.debug.diff import diff
+from numgemma import masks, ops
+from numgemma.debug.compare.diff import diff
 from numgemma.errors import InputError
+from numgemma.families.gemma4 import gemma4, multimodal
 from numgemma.generate import prefill
-from numgemma.media import NO_MEDIA, Media, read_media
+from numgemma.layers import conformer, vision
+from numgemma.ops import definitions
+from numgemma.prompt import media
+from numgemma.prompt.media import NO_MEDIA, Media, read_media
 
 STORED = Path(__file__).parents[1] / "reference_outputs"
 NAMES = list(tiny.MULTIMODAL)
@@ -67,7 +71,7 @@ def without_bounds(x, w):
 
 
 def centered_twice(pixels, dtype):
-    return ops_numpy.center(ops_numpy.center(pixels, dtype), dtype)
+    return definitions.center(definitions.center(pixels, dtype), dtype)
 
 
 def one_table(patches, positions, w, dtype, tap):
@@ -129,7 +133,7 @@ def pooled_in_reading_order(x, positions, k):
 
 
 def unscaled_pool(x, factor):
-    return ops_numpy.widen(x, 1.0)
+    return definitions.widen(x, 1.0)
 
 
 def norm_after(soft, w, c, tap):
@@ -279,7 +283,7 @@ FAULTS = [
     (
         "V01 scaled twice",
         "e4b",
-        swap(ops, "center", lambda x, dtype: ops_numpy.center(ops_numpy.center(x, dtype), dtype)),
+        swap(ops, "center", lambda x, dtype: definitions.center(definitions.center(x, dtype), dtype)),
     ),
     ("V04 one table", "e4b", swap(vision, "patch_embedder", one_table)),
     ("V05 one position", "e4b", swap(vision, "axial_rope_table", same_position_twice)),

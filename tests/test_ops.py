@@ -9,8 +9,8 @@ from closeness import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numgemma import ops_numpy as ops
 from numgemma.masks import causal_mask
+from numgemma.ops import definitions as ops
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 sizes = st.integers(1, 9)

@@ -11,16 +11,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import numgemma
-from numgemma import kernels, ops, ops_numba, ops_numpy, threads
+from numgemma import ops
 from numgemma.cli import main
 from numgemma.errors import InputError
 from numgemma.masks import Spans, causal_mask, everything
+from numgemma.ops import definitions, kernels, threads, twins
 from numgemma.trace import Recorder
 
 STORED = st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16])
 RUNS = st.sampled_from([np.float32, ml_dtypes.bfloat16])
 SIZES = st.integers(1, 70)  # of a row: most are no multiple of a vector
-TOKENS = st.integers(1, 9) | st.just(ops_numba.FEW + 3)
+TOKENS = st.integers(1, 9) | st.just(twins.FEW + 3)
 
 
 def drawn(*shape, seed=0):
@@ -47,14 +48,14 @@ def assert_equal(found, definition, least=0.0):
 def test_linear(T, I, O, stored, run):
     x, w = drawn(T, I).astype(run), drawn(O, I, seed=1).astype(stored)
     terms = np.linalg.norm(np.abs(x.astype(np.float32)) @ np.abs(w.astype(np.float32)).T)  # a sum of them may cancel
-    assert_equal(ops_numba.linear(x, w), ops_numpy.linear(x, w), terms / 3)
+    assert_equal(twins.linear(x, w), definitions.linear(x, w), terms / 3)
 
 
 @pytest.mark.parametrize("T", [1, 4, 30, 60])
 @pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_linear_over_more_rows_than_a_thread_takes_at_once(T, stored):
     x, w = drawn(T, 300), drawn(9000, 300, seed=1).astype(stored)
-    assert_equal(ops_numba.linear(x, w), ops_numpy.linear(x, w))
+    assert_equal(twins.linear(x, w), definitions.linear(x, w))
 
 
 def test_linear_reads_every_number_that_float16_and_bfloat16_have():
@@ -63,13 +64,13 @@ def test_linear_reads_every_number_that_float16_and_bfloat16_have():
         for T in (1, 2, 60):
             x = np.ones((T, 1), np.float32)
             with np.errstate(invalid="ignore"):
-                np.testing.assert_array_equal(ops_numba.linear(x, w), ops_numpy.linear(x, w))
+                np.testing.assert_array_equal(twins.linear(x, w), definitions.linear(x, w))
 
 
 def test_linear_of_weights_that_are_no_plain_rows():
     x, w = drawn(3, 8), drawn(9, 16, seed=1)[:, ::2]
-    assert_equal(ops_numba.linear(x, w), ops_numpy.linear(x, w))
-    assert ops_numba.linear(x[:0], w).shape == (0, 9)  # an expert that nobody chose
+    assert_equal(twins.linear(x, w), definitions.linear(x, w))
+    assert twins.linear(x[:0], w).shape == (0, 9)  # an expert that nobody chose
 
 
 @settings(deadline=None)
@@ -78,29 +79,29 @@ def test_rms_norm(T, D, run, stored):
     assume(run is np.float32 or stored is not np.float16)
     x = (3 * drawn(T, 2, D)).astype(run)
     w = None if stored is None else drawn(D, seed=1).astype(stored)
-    assert_equal(ops_numba.rms_norm(x, w, 1e-6), ops_numpy.rms_norm(x, w, 1e-6))
+    assert_equal(twins.rms_norm(x, w, 1e-6), definitions.rms_norm(x, w, 1e-6))
 
 
 @settings(deadline=None)
 @given(TOKENS, st.integers(1, 4), st.integers(1, 20), RUNS)
 def test_rope(T, N, half, run):
     x, cos, sin = drawn(T, N, 2 * half).astype(run), *drawn(2, T, 2 * half, seed=1).astype(run)
-    assert_equal(ops_numba.rope(x, cos, sin), ops_numpy.rope(x, cos, sin))
+    assert_equal(twins.rope(x, cos, sin), definitions.rope(x, cos, sin))
 
 
 @settings(deadline=None)
 @given(TOKENS, SIZES, RUNS, st.floats(0.01, 30))
 def test_gelu(T, F, run, size):
     x = (size * drawn(T, F)).astype(run)
-    assert_equal(ops_numba.gelu_tanh(x), ops_numpy.gelu_tanh(x), np.linalg.norm(x.astype(np.float32)))
-    assert_equal(ops_numba.silu(x), ops_numpy.silu(x), np.linalg.norm(x.astype(np.float32)))
+    assert_equal(twins.gelu_tanh(x), definitions.gelu_tanh(x), np.linalg.norm(x.astype(np.float32)))
+    assert_equal(twins.silu(x), definitions.silu(x), np.linalg.norm(x.astype(np.float32)))
 
 
 @settings(deadline=None)
 @given(TOKENS, SIZES, RUNS, RUNS)
 def test_gated_gelu(T, F, run, other):
     gate, up = (3 * drawn(T, F)).astype(run), drawn(T, F, seed=1).astype(other)
-    assert_equal(ops_numba.gated_gelu(gate, up), ops_numpy.gated_gelu(gate, up), np.sqrt(gate.size))
+    assert_equal(twins.gated_gelu(gate, up), definitions.gated_gelu(gate, up), np.sqrt(gate.size))
 
 
 @settings(deadline=None)
@@ -108,8 +109,8 @@ def test_gated_gelu(T, F, run, other):
 def test_clipped_linear(T, I, O, stored, run):
     x, w = drawn(T, I).astype(run), drawn(O, I, seed=1).astype(stored)
     before, inner, outer = x.copy(), *np.array([[-0.7, 0.4], [-0.9, 1.1]]).astype(stored)
-    found = ops_numba.clipped_linear(x, w, inner, outer)
-    assert_equal(found, ops_numpy.clipped_linear(x, w, inner, outer), np.sqrt(T * O) / 3)
+    found = twins.clipped_linear(x, w, inner, outer)
+    assert_equal(found, definitions.clipped_linear(x, w, inner, outer), np.sqrt(T * O) / 3)
     np.testing.assert_array_equal(x, before)
 
 
@@ -119,10 +120,10 @@ def test_linear_where_rows_of_x_are_cut_has_the_same_bits(monkeypatch, number, s
     x, w = drawn(701, 300), drawn(900, 300, seed=1).astype(stored)
     monkeypatch.setattr(threads, "limit", number)
     with ops.using("numba"):  # holds BLAS to one thread
-        rows_of_w_are_cut = ops_numba.linear(x, w)
-        monkeypatch.setattr(ops_numba, "TALL", 100)
-        monkeypatch.setattr(ops_numba, "BLOCK", 400 * 300)
-        np.testing.assert_array_equal(ops_numba.linear(x, w), rows_of_w_are_cut)
+        rows_of_w_are_cut = twins.linear(x, w)
+        monkeypatch.setattr(twins, "TALL", 100)
+        monkeypatch.setattr(twins, "BLOCK", 400 * 300)
+        np.testing.assert_array_equal(twins.linear(x, w), rows_of_w_are_cut)
 
 
 @settings(deadline=None)
@@ -137,18 +138,18 @@ def test_attend(T, K, G, H, past, data):
         mask = Spans(np.array([data.draw(st.integers(0, e - 1)) for e in end]), end, S)
     stored = data.draw(STORED)  # what the cache holds
     k, v = k.astype(stored), v.astype(stored)
-    whole = ops_numpy.attend(*(x.astype(np.float64) for x in (q, k, v)), np.asarray(mask)).astype(np.float32)
-    assert_equal(ops_numba.attend(q, k, v, mask), whole, np.sqrt(q.size) / 3)  # of means of values that may cancel
+    whole = definitions.attend(*(x.astype(np.float64) for x in (q, k, v)), np.asarray(mask)).astype(np.float32)
+    assert_equal(twins.attend(q, k, v, mask), whole, np.sqrt(q.size) / 3)  # of means of values that may cancel
 
 
 def test_attend_on_a_map_and_under_a_watch_is_the_definition():
     q, k, v = drawn(9, 4, 8), drawn(9, 2, 8, seed=1), drawn(9, 2, 8, seed=2)
     mask, seen = causal_mask(np.arange(9), 0, 4), {}
     np.testing.assert_array_equal(
-        ops_numba.attend(q, k, v, np.asarray(mask)), ops_numpy.attend(q, k, v, np.asarray(mask))
+        twins.attend(q, k, v, np.asarray(mask)), definitions.attend(q, k, v, np.asarray(mask))
     )
     tap = Recorder(lambda name, x, axes: seen.update({name: x}), np.dtype(np.float32), ["probs"])
-    np.testing.assert_array_equal(ops_numba.attend(q, k, v, mask, tap), ops_numpy.attend(q, k, v, mask, tap))
+    np.testing.assert_array_equal(twins.attend(q, k, v, mask, tap), definitions.attend(q, k, v, mask, tap))
     assert (seen["probs"][:, ~np.asarray(mask)] == 0).all()
 
 
@@ -156,7 +157,7 @@ def test_attend_on_a_map_and_under_a_watch_is_the_definition():
 @given(st.integers(1, 300), st.integers(1, 2), st.integers(1, 2), st.integers(1, 20))
 def test_attend_all(patches, K, G, H):
     q, k, v = drawn(patches, K * G, H), drawn(patches, K, H, seed=1), drawn(patches, K, H, seed=2)
-    assert_equal(ops_numba.attend_all(q, k, v), ops_numpy.attend_all(q, k, v))
+    assert_equal(twins.attend_all(q, k, v), definitions.attend_all(q, k, v))
 
 
 @settings(deadline=None)
@@ -164,14 +165,14 @@ def test_attend_all(patches, K, G, H):
 def test_attend_band(frames, N, H, R, run):
     q, k, v = (x.astype(run) for x in drawn(3, frames, N, H))
     given = drawn(R, N, H, seed=1).astype(run), drawn(H, seed=2).astype(run), 50.0
-    assert_equal(ops_numba.attend_band(q, k, v, *given), ops_numpy.attend_band(q, k, v, *given), np.sqrt(q.size) / 3)
+    assert_equal(twins.attend_band(q, k, v, *given), definitions.attend_band(q, k, v, *given), np.sqrt(q.size) / 3)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 7, 128, 129, 300])
 @pytest.mark.parametrize("run", [np.float32, ml_dtypes.bfloat16])
 def test_conv2d(frames, run):
     x, w = drawn(2, frames, 11).astype(run), drawn(5, 2, 3, 3, seed=1).astype(ml_dtypes.bfloat16)
-    assert_equal(ops_numba.conv2d(x, w), ops_numpy.conv2d(x, w))
+    assert_equal(twins.conv2d(x, w), definitions.conv2d(x, w))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -186,16 +187,16 @@ def test_what_is_not_finite_comes_through(T, bad):
 
     with np.errstate(all="ignore"):
         for x, w in ((spoilt(T, 20), drawn(9, 20)), (drawn(T, 20), spoilt(9, 20))):
-            assert_equal(ops_numba.linear(x, w), ops_numpy.linear(x, w))
+            assert_equal(twins.linear(x, w), definitions.linear(x, w))
         x = spoilt(T, 4, 10)
-        assert_equal(ops_numba.rms_norm(x, None, 1e-6), ops_numpy.rms_norm(x, None, 1e-6))
-        assert_equal(ops_numba.rope(x, *drawn(2, T, 10)), ops_numpy.rope(x, *drawn(2, T, 10)))
-        assert_equal(ops_numba.gelu_tanh(x), ops_numpy.gelu_tanh(x))
-        assert_equal(ops_numba.silu(x), ops_numpy.silu(x))
+        assert_equal(twins.rms_norm(x, None, 1e-6), definitions.rms_norm(x, None, 1e-6))
+        assert_equal(twins.rope(x, *drawn(2, T, 10)), definitions.rope(x, *drawn(2, T, 10)))
+        assert_equal(twins.gelu_tanh(x), definitions.gelu_tanh(x))
+        assert_equal(twins.silu(x), definitions.silu(x))
         q, k, v = drawn(T, 4, 10), drawn(S, 2, 10), drawn(S, 2, 10)
         mask = everything(T, S)
         for given in ((spoilt(T, 4, 10), k, v), (q, spoilt(S, 2, 10), v), (q, k, spoilt(S, 2, 10))):
-            assert_equal(ops_numba.attend(*given, mask), ops_numpy.attend(*given, mask))
+            assert_equal(twins.attend(*given, mask), definitions.attend(*given, mask))
 
 
 def test_the_exponential_is_right_from_the_smallest_number_to_the_largest():
@@ -235,7 +236,7 @@ def test_a_run_on_numba_equals_the_run_on_numpy_at_every_point(folders, variant,
 def test_towers_on_numba_equal_towers_on_numpy(multimodal_folders, name, numba):
     model = numgemma.load(multimodal_folders[name])
     ids, arrays = tiny.multimodal_prompt(name)
-    media = numgemma.media.read_media(arrays)
+    media = numgemma.prompt.media.read_media(arrays)
     found = model.record(ids, ["*.out", "logits"], media=media)
     with ops.using("numpy"):
         expected = model.record(ids, ["*.out", "logits"], media=media)
@@ -286,7 +287,7 @@ import os, sys, numpy
 from threadpoolctl import threadpool_info
 before = dict(os.environ), threadpool_info()
 import numgemma
-from numgemma import ops_numba
+from numgemma.ops import twins
 assert (dict(os.environ), threadpool_info()) == before
 numgemma.load(sys.argv[1]).generate([3, 4, 5], 3, ignore_eos=True)
 assert (dict(os.environ), threadpool_info()) == before, threadpool_info()
@@ -301,9 +302,9 @@ def test_an_operation_that_somebody_has_replaced_stays_replaced(monkeypatch):
     monkeypatch.setattr(ops, "rope", broken)
     with ops.using("numba"):
         assert ops.rope is broken
-        assert ops.linear is ops_numba.linear
+        assert ops.linear is twins.linear
     assert ops.rope is broken
-    assert ops.linear is ops_numpy.linear
+    assert ops.linear is definitions.linear
 
 
 def test_what_is_chosen_for_a_while_is_what_generate_runs_on_too(models):
@@ -311,7 +312,7 @@ def test_what_is_chosen_for_a_while_is_what_generate_runs_on_too(models):
 
     def notice(x, w):
         seen.append(ops.current)
-        return ops_numpy.linear(x, w)
+        return definitions.linear(x, w)
 
     for backend in ops.BACKENDS:
         with ops.using(backend), pytest.MonkeyPatch.context() as patch:

@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 
 from numgemma import InputError, load, plots
 from numgemma.cli import main
+from numgemma.debug.blame.replay import replay
 from numgemma.debug.faults import applied
-from numgemma.debug.floor import measure_floor
-from numgemma.debug.replay import replay
+from numgemma.debug.noise.floor import measure_floor
 from numgemma.dump import Dump
 
 TOKENS = 15

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from numgemma.cli import main
-from numgemma.debug.diff import diff
-from numgemma.debug.precheck import precheck, render
+from numgemma.debug.compare.diff import diff
+from numgemma.debug.compare.precheck import precheck, render
 from numgemma.dump import Dump, new_meta
 
 KINDS = ["sliding_attention", "full_attention"]

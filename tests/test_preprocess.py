@@ -16,15 +16,16 @@ from hypothesis import given
 from hypothesis import settings as few
 from hypothesis import strategies as st
 
+import numgemma
 from numgemma import load, read_dump
-from numgemma.audio import sound_arrays
 from numgemma.checkpoint import open_safetensors
 from numgemma.cli import main
 from numgemma.config import read_config
 from numgemma.errors import InputError
-from numgemma.images import image_arrays
-from numgemma.media import NO_MEDIA, is_empty
-from numgemma.processor import (
+from numgemma.prompt.audio import sound_arrays
+from numgemma.prompt.images import image_arrays
+from numgemma.prompt.media import NO_MEDIA, is_empty
+from numgemma.prompt.processor import (
     OFFICIAL,
     Marks,
     parse_processor,
@@ -34,11 +35,11 @@ from numgemma.processor import (
     read_processor,
     with_budget,
 )
-from numgemma.tokenizer import open_tokenizer
-from numgemma.video import video_arrays
+from numgemma.prompt.tokenizer import open_tokenizer
+from numgemma.prompt.video import video_arrays
 
 HOSTILE = Path(__file__).parent / "hostile"
-PROCESSOR = json.loads((Path(parse_processor.__globals__["__file__"]).parent / "data/processor" / OFFICIAL).read_text())
+PROCESSOR = json.loads((Path(numgemma.__file__).parent / "data/processor" / OFFICIAL).read_text())
 IDS = {token: i for i, token in tiny_tokenizer.MEDIA.items()}
 TOKENS = {
     "image_token_id": IDS["<|image|>"],
@@ -338,9 +339,9 @@ def test_padding_before_a_prompt_is_taken_off_its_token_types_too(run, folder, t
 
 def test_a_chat_takes_the_files_that_it_names_and_those_given(run, folder, tmp_path):
     content = [{"type": "image", "path": str(RGB)}, {"type": "text", "text": "Hello"}, {"type": "image"}]
-    (tmp_path / "chat.json").write_text(json.dumps([{"role": "user", "content": content}]))
-    out = tmp_path / "chat.safetensors"
-    words = ("--chat", tmp_path / "chat.json", "--image", GRAY, "--soft-tokens", 70)
+    (tmp_path / "prompt.chat.json").write_text(json.dumps([{"role": "user", "content": content}]))
+    out = tmp_path / "prompt.chat.safetensors"
+    words = ("--chat", tmp_path / "prompt.chat.json", "--image", GRAY, "--soft-tokens", 70)
     assert run("preprocess", folder, *words, "-o", out)[0] == 0
     chat = open_safetensors(out).tensors
     text = "<|turn>user\n<|image|>Hello<|image|><turn|>\n<|turn>model\n"  # the tokenizer puts <bos> before it
@@ -361,8 +362,10 @@ def test_a_chat_takes_the_files_that_it_names_and_those_given(run, folder, tmp_p
     ],
 )
 def test_a_chat_with_another_number_of_files_is_told_of(run, folder, tmp_path, content, words, told):
-    (tmp_path / "chat.json").write_text(json.dumps([{"role": "user", "content": content}]))
-    code, _, err = run("preprocess", folder, "--chat", tmp_path / "chat.json", *words, "-o", tmp_path / "x.safetensors")
+    (tmp_path / "prompt.chat.json").write_text(json.dumps([{"role": "user", "content": content}]))
+    code, _, err = run(
+        "preprocess", folder, "--chat", tmp_path / "prompt.chat.json", *words, "-o", tmp_path / "x.safetensors"
+    )
     assert code == 2
     assert told in err
     assert not (tmp_path / "x.safetensors").exists()
@@ -428,7 +431,7 @@ def test_importing_numgemma_and_its_command_line_needs_no_extra():
     code = (
         "import sys\n"
         "for name in ('PIL', 'soundfile', 'soxr', 'av'): sys.modules[name] = None\n"
-        "import numgemma, numgemma.cli, numgemma.processor\n"
+        "import numgemma, numgemma.cli, numgemma.prompt.processor\n"
         "print('fine')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -461,9 +464,9 @@ def test_chat_ids_are_those_of_the_command_line(run, folder, tmp_path):
     """Files that the messages name, and files beside them for items that name none."""
     named = {"type": "image", "path": str(RGB)}
     chat = [{"role": "user", "content": [named, {"type": "text", "text": "Hello"}, {"type": "audio"}]}]
-    (tmp_path / "chat.json").write_text(json.dumps(chat))
+    (tmp_path / "prompt.chat.json").write_text(json.dumps(chat))
     ids, media = load(folder).chat_ids(chat, {"audio": [TONE]}, soft_tokens=70)
-    words = ("--chat", tmp_path / "chat.json", "--audio", TONE, "--soft-tokens", 70)
+    words = ("--chat", tmp_path / "prompt.chat.json", "--audio", TONE, "--soft-tokens", 70)
     told = by_command(run, folder, tmp_path, *words)
     assert ids == told["input_ids"][0].tolist()
     assert (np.array(ids) == IDS["<|image|>"]).sum() == 63

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from numgemma import load, read_dump
-from numgemma.debug import known, metrics
-from numgemma.debug.diff import diff
-from numgemma.debug.floor import Floor, Noise, measure_floor
-from numgemma.debug.precision import TOLERANCES
+from numgemma.debug.compare.diff import diff
+from numgemma.debug.measure import metrics, overlap
+from numgemma.debug.measure.precision import TOLERANCES
+from numgemma.debug.noise.floor import Floor, Noise, measure_floor
 from numgemma.debug.readers import read_any, summary
 from numgemma.debug.readers.names import axes_of, ours
 from numgemma.dump import Dump
@@ -77,10 +77,10 @@ def judged(reference, dump):
     found = {}
     for name in dump:
         if dump[name].dtype.kind in "iub":
-            x, axes, y, _ = known.both(name, reference, dump)
+            x, axes, y, _ = overlap.both(name, reference, dump)
             found[name] = metrics.measure_exact(x, y, axes, True).rel, 0.0
         else:
-            m = known.measure(name, reference, dump, row.channel_floor)
+            m = overlap.measure(name, reference, dump, row.channel_floor)
             found[name] = metrics.least_tolerance(m, row), row.rel
     return found
 
@@ -118,7 +118,7 @@ def test_a_norm_scaled_by_five_percent_is_the_first_point_that_differs(models, l
     dump = read_any(log("llama_eval_callback_faulty"))
     reference = models["ple"].record(dump.meta["ids"], EVERY)
     assert failures(reference, dump)[0] == "layers.3.self_attn.k_norm"
-    m = known.measure("layers.3.self_attn.k_norm", reference, dump)
+    m = overlap.measure("layers.3.self_attn.k_norm", reference, dump)
     assert m.scale == pytest.approx(1.05, rel=1e-3)
 
 
@@ -202,7 +202,7 @@ def test_of_a_filtered_log_with_a_warm_up_the_prompt_s_run_is_read(models, log):
     dump = read_any(log("llama_debug_ple"))
     layers = models["ple"].config.text.num_hidden_layers
     assert {f"layers.{i}.out" for i in range(layers)} <= set(dump)
-    assert known.full_shape(dump, "layers.0.out")[0] == len(dump.meta["ids"])
+    assert overlap.full_shape(dump, "layers.0.out")[0] == len(dump.meta["ids"])
     assert failures(models["ple"].record(dump.meta["ids"], EVERY), dump) == []
 
 
@@ -242,7 +242,7 @@ def test_a_tensor_cut_to_the_output_tokens_is_the_last_token_s(models, log):
 def test_the_logits_of_the_last_token_agree(models):
     dump = read_any(FIXTURES / "llamacpp-ple.bin")
     reference = models["ple"].record(dump.meta["ids"])
-    assert known.full_shape(dump, "logits") == reference["logits"].shape
+    assert overlap.full_shape(dump, "logits") == reference["logits"].shape
     assert failures(reference, dump) == []
     wrong = Dump(dump.meta, {"logits": np.roll(dump["logits"], 1, 1)}, dump.axes)
     assert failures(reference, wrong) == ["logits"]
@@ -285,7 +285,7 @@ def test_with_the_config_heads_are_split_and_without_it_compared_joined(models, 
     reference = models["ple"].record(joined.meta["ids"])
     assert (joined.axes[name], split.axes[name]) == ("T NH", reference.axes[name])
     assert split[name].shape == reference[name].shape
-    x, axes_x, y, axes_y = known.both(name, reference, joined)
+    x, axes_x, y, axes_y = overlap.both(name, reference, joined)
     assert x.shape == y.shape
     assert axes_x == axes_y
 
@@ -439,9 +439,9 @@ def test_only_values_that_both_know_are_compared():
     y = x.copy()
     y[4, 10] += 5  # known to nobody
     a, b = partial(x, [[0, 1, 2, 6, 7, 8], None]), partial(y, [None, [0, 1, 2, 17, 18, 19]])
-    assert known.measure("p", a, b).rel == 0
+    assert overlap.measure("p", a, b).rel == 0
     y[1, 18] += 1
-    m = known.measure("p", a, partial(y, [None, [0, 1, 2, 17, 18, 19]]))
+    m = overlap.measure("p", a, partial(y, [None, [0, 1, 2, 17, 18, 19]]))
     assert m.max_abs == pytest.approx(1)
     assert m.max_abs_at == [1, 18]
     assert (m.worst_token_at, m.worst_channel_at) == ([1], [18])
@@ -449,7 +449,7 @@ def test_only_values_that_both_know_are_compared():
 
 def test_nothing_known_in_common_is_not_measured():
     x = np.random.default_rng(0).standard_normal((9, 20))
-    assert known.measure("p", partial(x, [[0], None]), partial(x, [[8], None])).rel is None
+    assert overlap.measure("p", partial(x, [[0], None]), partial(x, [[8], None])).rel is None
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -458,9 +458,9 @@ def test_rounding_to_four_decimals_alone_is_no_error_and_more_is(seed):
     x = rng.standard_normal((4, 6)) * 10.0 ** rng.integers(-3, 3)
     at = [None, None]
     exact = partial(np.round(x, 4), at, {"abs": 5e-5})
-    assert known.measure("p", whole(x), exact).rel < 1e-9
+    assert overlap.measure("p", whole(x), exact).rel < 1e-9
     beyond = partial(np.round(x + 3e-4, 4), at, {"abs": 5e-5})
-    assert known.measure("p", whole(x), beyond).max_abs == pytest.approx(2.5e-4, rel=0.35)
+    assert overlap.measure("p", whole(x), beyond).max_abs == pytest.approx(2.5e-4, rel=0.35)
 
 
 @settings(max_examples=40)
@@ -468,7 +468,7 @@ def test_rounding_to_four_decimals_alone_is_no_error_and_more_is(seed):
 def test_five_digits_are_judged_as_five_digits(values):
     x = np.array([values])
     printed = np.array([[float(f"{v:.4e}") for v in values]])
-    assert known.measure("p", whole(x), partial(printed, [None, None], {"digits": 4})).rel < 1e-12
+    assert overlap.measure("p", whole(x), partial(printed, [None, None], {"digits": 4})).rel < 1e-12
 
 
 def test_a_sum_shows_what_no_printed_value_does():
@@ -477,22 +477,22 @@ def test_a_sum_shows_what_no_printed_value_does():
     y[4, 20] += 30  # in the middle, where nothing is printed
     at = [[0, 1, 2, 6, 7, 8], [0, 1, 2, 47, 48, 49]]
     total = float(np.cumsum(y, dtype=np.float32)[-1])
-    assert known.measure("p", whole(x), partial(y, at, {"abs": 5e-5}, sum=total)).rel > 0.4
-    assert known.measure("p", whole(y), partial(y, at, {"abs": 5e-5}, sum=round(total, 6))).rel == 0
+    assert overlap.measure("p", whole(x), partial(y, at, {"abs": 5e-5}, sum=total)).rel > 0.4
+    assert overlap.measure("p", whole(y), partial(y, at, {"abs": 5e-5}, sum=round(total, 6))).rel == 0
 
 
 def test_a_sum_that_is_not_finite_betrays_a_value_that_is_not():
     x = np.ones((9, 50))
-    assert known.measure("p", whole(x), partial(x, [[0], [0]], sum=np.nan)).nonfinite == ("b",)
+    assert overlap.measure("p", whole(x), partial(x, [[0], [0]], sum=np.nan)).nonfinite == ("b",)
 
 
 def test_joined_axes_are_split_as_the_other_side_has_them():
     x = np.random.default_rng(0).standard_normal((3, 4, 5))
     joined, apart = whole(x.reshape(3, 20), "T NH"), whole(x, "T N H")
     for a, b in ((joined, apart), (apart, joined)):
-        assert known.measure("p", a, b).rel == 0
+        assert overlap.measure("p", a, b).rel == 0
     other = whole(x.reshape(3, 20), "T KH")
-    assert known.both("p", apart, other)[2].shape == (3, 20)  # other axes: left as they are
+    assert overlap.both("p", apart, other)[2].shape == (3, 20)  # other axes: left as they are
 
 
 def test_a_part_of_joined_axes_is_compared_in_their_own_shape():
@@ -500,8 +500,8 @@ def test_a_part_of_joined_axes_is_compared_in_their_own_shape():
     at = [[0, 2], [0, 1, 19]]
     sampled = partial(x.reshape(3, 20), at)
     sampled.axes["p"] = "T NH"
-    assert known.measure("p", whole(x, "T N H"), sampled).rel == 0
-    assert known.measure("p", whole(x + 0.1, "T N H"), sampled).rel > 0.01
+    assert overlap.measure("p", whole(x, "T N H"), sampled).rel == 0
+    assert overlap.measure("p", whole(x + 0.1, "T N H"), sampled).rel > 0.01
 
 
 def test_every_leaf_module_name_is_a_point_with_its_axes(models):

@@ -8,8 +8,8 @@ import pytest
 from closeness import assert_close, assert_same_run, relative
 
 import numgemma
-from numgemma import gemma4
-from numgemma.debug.diff import diff
+from numgemma.debug.compare.diff import diff
+from numgemma.families.gemma4 import gemma4
 from numgemma.masks import causal_mask
 
 STORED = Path(__file__).parents[1] / "reference_outputs"

@@ -12,16 +12,16 @@ import tiny
 
 import numgemma
 from numgemma.cli import main
-from numgemma.debug import flow
+from numgemma.debug.blame import flow
+from numgemma.debug.blame.one_step import Subject, Watch, fed
+from numgemma.debug.blame.replay import replay, soft_points
+from numgemma.debug.blame.words import render
+from numgemma.debug.compare.result import BIT_EXACT, FAULT, INHERITED, NOISE, SUSPECT, TIE, UNMEASURED
 from numgemma.debug.faults import applied
-from numgemma.debug.local import Subject, Watch, fed
 from numgemma.debug.readers import read_any
-from numgemma.debug.render_replay import render
-from numgemma.debug.replay import replay, soft_points
-from numgemma.debug.result import BIT_EXACT, FAULT, INHERITED, NOISE, SUSPECT, TIE, UNMEASURED
 from numgemma.dump import Dump
 from numgemma.errors import InputError
-from numgemma.media import NO_MEDIA, read_media
+from numgemma.prompt.media import NO_MEDIA, read_media
 
 STORED = Path(__file__).parents[1] / "reference_outputs"
 FIXTURES = Path(__file__).parent / "fixtures"

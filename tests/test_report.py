@@ -14,11 +14,11 @@ import tiny
 
 from numgemma import load
 from numgemma.cli import main
-from numgemma.debug.diff import diff
-from numgemma.debug.replay import Replay, Step
+from numgemma.debug.blame.replay import Replay, Step
+from numgemma.debug.compare.diff import diff
+from numgemma.debug.compare.result import FAULT, INHERITED, NOISE, PointDiff
 from numgemma.debug.report import Subject, chart, svg, to_html, write_html, write_png
 from numgemma.debug.report.equations import equation, source
-from numgemma.debug.result import FAULT, INHERITED, NOISE, PointDiff
 from numgemma.dump import Dump, new_meta
 from numgemma.errors import InputError
 
@@ -124,7 +124,7 @@ def test_the_card_of_the_bad_point_has_all_that_helps(page, subject):
     card = card[: card.index("</details>")]
     assert "<svg" in card
     assert escape(equation(BAD)) in card
-    assert "numgemma/attention.py, line" in card
+    assert "numgemma/layers/attention.py, line" in card
     assert f"--points {BAD}" in unescape(card)
     rows = re.findall(r"<td class='left'>\[([\d, ]+)\]</td><td>([^<]+)</td><td>([^<]+)</td>", card)
     assert len(rows) == chart.WORST
@@ -242,7 +242,7 @@ def test_the_scale_holds_every_error_and_sets_zero_and_infinity_apart():
 def test_the_worst_values_are_the_largest_differences(monkeypatch):
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((2, 40, 30))
-    monkeypatch.setattr("numgemma.debug.metrics.BLOCK", 100)
+    monkeypatch.setattr("numgemma.debug.measure.metrics.BLOCK", 100)
     found = chart.worst_values(x, y)
     order = np.argsort(-np.abs(x - y), axis=None)[: chart.WORST]
     assert [at for at, _, _ in found] == [list(map(int, np.unravel_index(i, x.shape))) for i in order]

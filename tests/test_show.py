@@ -5,10 +5,11 @@ import pytest
 from PIL import Image
 from test_preprocess import FIVE, HOSTILE, RGB, SMALL, TONE, folder, run  # noqa: F401 - fixtures
 
-from numgemma import audio, images, read_dump
-from numgemma.debug.overlay import draw_picture, draw_sound, draw_video
-from numgemma.debug.seen import Look
+from numgemma import read_dump
 from numgemma.errors import InputError
+from numgemma.plots.overlay import draw_picture, draw_sound, draw_video
+from numgemma.plots.soft_tokens import Look
+from numgemma.prompt import audio, images
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_soft_tokens_are_drawn_as_they_enter_the_decoder(dump):
 
 def frames_of(path):
     """The frames of a clip as PyAV decodes them, at the size of the first one's patches."""
-    from numgemma.video import video_arrays
+    from numgemma.prompt.video import video_arrays
 
     return video_arrays(path, SMALL.frame, SMALL.num_frames)
 
@@ -111,7 +112,7 @@ def test_every_frame_of_a_clip_is_drawn_with_its_soft_tokens_and_the_attention_o
 
 
 def test_patches_put_together_are_the_frame(dump):
-    from numgemma.debug.seen import whole_picture
+    from numgemma.plots.soft_tokens import whole_picture
 
     pixels = images.resized(images.open_image(RGB), SMALL.image)
     np.testing.assert_array_equal(whole_picture(*images.image_arrays(RGB, SMALL.image), SMALL.image), pixels)
@@ -147,7 +148,7 @@ def test_without_the_dumps_word_files_are_found_by_the_runs_of_their_ids(dump):
 
 
 def test_the_budget_is_found_in_the_ids(dump):
-    from numgemma.processor import read_processor
+    from numgemma.prompt.processor import read_processor
 
     figure = draw_picture(RGB, dump, read_processor(HOSTILE))  # 280, where the dump was made at 70
     assert "9 x 7 soft tokens" in figure.axes[0].get_title(loc="left")
@@ -209,8 +210,8 @@ def test_show_writes_a_png(run, dump, tmp_path):  # noqa: F811 - the fixture
 
 @pytest.mark.parametrize("name", ["picture_1x5000.png", "picture_5000x1.png"])
 def test_a_thin_picture_makes_a_drawing_of_ordinary_size(name, dump, tmp_path):
-    from numgemma.debug.overlay import write_png
     from numgemma.dump import Dump
+    from numgemma.plots.overlay import write_png
 
     meta = dump.meta | {"ids": [2, *[602] * 70, 5], "media": None}
     write_png(draw_picture(HOSTILE / name, Dump(meta), SMALL), tmp_path / "thin.png")

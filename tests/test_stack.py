@@ -17,7 +17,7 @@ from numgemma.checkpoint import open_checkpoint
 from numgemma.cli import main
 from numgemma.config import read_config
 from numgemma.errors import InputError
-from numgemma.layout import count, scoped, stored_name, tensor_shapes, unread_by_sharing_layers
+from numgemma.families.gemma4.layout import count, scoped, stored_name, tensor_shapes, unread_by_sharing_layers
 from numgemma.model import DATA
 from numgemma.surgery import stack
 from numgemma.surgery.recipe import PRESETS, Recipe, Slice, of_one, parse_slices, read_recipe, recipe_yaml

@@ -24,12 +24,12 @@ from numgemma.checkpoint import open_checkpoint, open_safetensors, read_header, 
 from numgemma.cli import main
 from numgemma.config import read_config
 from numgemma.errors import InputError
-from numgemma.layout import stored_name, tensor_shapes
+from numgemma.families.gemma4.layout import stored_name, tensor_shapes
 from numgemma.model import DATA
+from numgemma.prompt.tokenizer import open_tokenizer
 from numgemma.surgery import synth, writer
 from numgemma.surgery.shrink import SCALES, shrunk
 from numgemma.surgery.writer import Tensor, by_rows, copied, in_one, write_checkpoint
-from numgemma.tokenizer import open_tokenizer
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 OFFICIAL = sorted(

@@ -6,9 +6,9 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from numgemma import template
 from numgemma.errors import InputError
-from numgemma.template import Template, render
+from numgemma.prompt import template
+from numgemma.prompt.template import Template, render
 
 
 def spelled(source, **variables):

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
-from numgemma import machine, ops, threads
+from numgemma import machine, ops
 from numgemma.errors import InputError
+from numgemma.ops import threads
 
 
 @given(st.integers(1, 5), st.integers(1, 100), st.integers(1, 60))

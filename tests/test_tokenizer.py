@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from numgemma.errors import InputError
 from numgemma.model import DATA
-from numgemma.tokenizer import HALF, open_tokenizer, stream
+from numgemma.prompt.tokenizer import HALF, open_tokenizer, stream
 
 BUNDLED = open_tokenizer(DATA / "tiny")
 BOS, TURN, END_TURN = 2, 105, 106

@@ -10,11 +10,11 @@ import tiny
 from test_stack import sparse
 
 import numgemma
-from numgemma import layout
 from numgemma.checkpoint import open_checkpoint
 from numgemma.cli import main
 from numgemma.config import read_config
 from numgemma.errors import InputError
+from numgemma.families.gemma4 import layout
 from numgemma.model import DATA
 from numgemma.surgery import transplant
 from numgemma.surgery.gemma3 import gemma3_shapes, read_gemma3

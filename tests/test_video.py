@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import settings as few
 from hypothesis import strategies as st
 
-from numgemma import images, video
 from numgemma.errors import InputError
-from numgemma.images import ImageSettings
+from numgemma.prompt import images, video
+from numgemma.prompt.images import ImageSettings
 
 HOSTILE = Path(__file__).parent / "hostile"
 S = ImageSettings(16, 3, 70, 1 / 255)

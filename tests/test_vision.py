@@ -9,8 +9,11 @@ import tiny
 from closeness import assert_close, relative
 
 import numgemma
-from numgemma import layout, ops, ops_numpy, vision
+from numgemma import ops
 from numgemma.checkpoint import Weights
+from numgemma.families.gemma4 import layout
+from numgemma.layers import vision
+from numgemma.ops import definitions
 from numgemma.trace import Recorder, Tap
 
 F64 = np.dtype("float64")
@@ -105,7 +108,7 @@ def test_attention_is_a_softmax_over_all_patches_and_heads_share_keys_in_groups(
 @pytest.mark.parametrize("block", [1, 10, 50, 1000])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_attention_in_blocks_equals_attention_at_once(monkeypatch, rng, block, dtype):
-    monkeypatch.setattr(ops_numpy, "BLOCK", block)
+    monkeypatch.setattr(definitions, "BLOCK", block)
     q, k, v = rng.standard_normal((3, 11, 4, 6)).astype(dtype)
     seen = []
     tap = Recorder(lambda name, x, axes: seen.append((name, x.shape)), np.dtype(dtype), ["*"])
@@ -120,9 +123,9 @@ def test_attention_in_blocks_equals_attention_at_once(monkeypatch, rng, block, d
 def test_rows_in_blocks_on_all_cores_are_the_rows_at_once_bit_by_bit(monkeypatch, rng, block, dtype):
     x, w = rng.normal(0, 2, (13, 8)).astype(dtype), rng.standard_normal(8).astype(dtype)
     bounds = np.array(-0.5, dtype), np.array(0.7, dtype)
-    calls = [(ops.rms_norm, w, 1e-6), (ops.gelu_tanh,), (ops.silu,), (ops.glu,), (ops_numpy.clip, *bounds)]
+    calls = [(ops.rms_norm, w, 1e-6), (ops.gelu_tanh,), (ops.silu,), (ops.glu,), (definitions.clip, *bounds)]
     at_once = [op(x, *args) for op, *args in calls]
-    monkeypatch.setattr(ops_numpy, "BLOCK", block)
+    monkeypatch.setattr(definitions, "BLOCK", block)
     for (op, *args), expected in zip(calls, at_once, strict=True):
         found = op(x, *args)
         assert found.dtype == expected.dtype
@@ -130,7 +133,7 @@ def test_rows_in_blocks_on_all_cores_are_the_rows_at_once_bit_by_bit(monkeypatch
 
 
 def test_what_is_said_of_overflow_holds_on_all_cores(monkeypatch):
-    monkeypatch.setattr(ops_numpy, "BLOCK", 4)
+    monkeypatch.setattr(definitions, "BLOCK", 4)
     huge = np.full((9, 4), 1e38, np.float32)
     with np.errstate(all="ignore"):
         assert np.isnan(ops.gelu_tanh(huge - np.inf)).all()

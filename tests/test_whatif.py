@@ -10,14 +10,14 @@ import tiny
 
 import numgemma
 from numgemma.cli import main
+from numgemma.debug.blame.one_step import again, local
+from numgemma.debug.blame.replay import subject_of
+from numgemma.debug.blame.whatif import whatif
+from numgemma.debug.blame.words import render_whatif
 from numgemma.debug.faults import applied
-from numgemma.debug.local import again, local
-from numgemma.debug.perturb import perturbed
-from numgemma.debug.render_replay import render_whatif
-from numgemma.debug.replay import subject_of
-from numgemma.debug.whatif import whatif
+from numgemma.debug.noise.perturb import perturbed
 from numgemma.dump import Dump
-from numgemma.media import read_media
+from numgemma.prompt.media import read_media
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import mutation_score

@@ -7,9 +7,9 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from numgemma import layout
 from numgemma.config import read_config
-from numgemma.layout import key_value_shapes, tensor_shapes
+from numgemma.families.gemma4 import layout
+from numgemma.families.gemma4.layout import key_value_shapes, tensor_shapes
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32, "float64": np.float64}
 

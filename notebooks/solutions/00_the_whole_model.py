@@ -19,7 +19,7 @@ def continued(ids, count):
 # exercise 0.3: mean surprise of the tokens 1, 2, ... (nothing predicts token 0)
 def mean_surprise(logits, ids):
     """logits: T V   ids: T  ->  nats"""
-    probs = ops_numpy.softmax(logits)
+    probs = definitions.softmax(logits)
     return -np.log(probs[np.arange(len(ids) - 1), ids[1:]]).mean()
 
 

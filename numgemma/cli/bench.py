@@ -8,12 +8,14 @@ from statistics import median
 
 import numpy as np
 
-from numgemma import gemma4, machine, multimodal, ops, threads
+from numgemma import machine, ops
 from numgemma.cli.common import add_backend, use_backend
 from numgemma.errors import InputError
 from numgemma.extras import package
-from numgemma.media import NO_MEDIA, placeholders
+from numgemma.families.gemma4 import gemma4, multimodal
 from numgemma.model import load
+from numgemma.ops import threads
+from numgemma.prompt.media import NO_MEDIA, placeholders
 
 SCHEMA = "numgemma.bench/1"
 START = 16  # tokens before those that are decoded

@@ -1,7 +1,7 @@
 """Run a prompt in Transformers and write its activations to a file (needs the extra `hf`)."""
 
 from numgemma.cli.common import add_points, add_prompt, check_kept, numbered, read_prompts
-from numgemma.debug import capture
+from numgemma.debug.capture import hooks
 from numgemma.dump import DumpWriter
 from numgemma.model import load
 
@@ -14,15 +14,15 @@ def add_arguments(parser):
 
 
 def run(args):
-    capture.import_hf()
+    hooks.import_hf()
     model = load(args.ckpt)
     for prompt in read_prompts(args, model):
         out = numbered(args.out, prompt.suffix)
         with DumpWriter(
-            out, capture.describe(model, prompt.ids, args.dtype, args.points, prompt.text, prompt.media)
+            out, hooks.describe(model, prompt.ids, args.dtype, args.points, prompt.text, prompt.media)
         ) as writer:
             ids = model.checked(prompt.ids, prompt.media)
-            capture.capture(model, ids, writer, args.dtype, args.points, prompt.media)
+            hooks.capture(model, ids, writer, args.dtype, args.points, prompt.media)
             check_kept(writer, args.points)
         print(f"{out}: {len(writer.entries)} points over {len(prompt.ids)} tokens, {out.stat().st_size / 1e6:.1f} MB")
     return 0

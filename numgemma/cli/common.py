@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from numgemma import ops
-from numgemma.chat import chat_files, read_chat, render_chat
 from numgemma.checkpoint import open_safetensors
 from numgemma.cli.files import add_files, given_files, remark
 from numgemma.errors import InputError
-from numgemma.media import NAMES, NO_MEDIA, Media, read_media
 from numgemma.model import Model
-from numgemma.processor import place
+from numgemma.prompt.chat import chat_files, read_chat, render_chat
+from numgemma.prompt.media import NAMES, NO_MEDIA, Media, read_media
+from numgemma.prompt.processor import place
 from numgemma.trace import EVERYTHING_BUT_MAPS, selects
 
 

@@ -8,8 +8,8 @@ from safetensors.numpy import save_file
 
 from numgemma.checkpoint import SINGLE, open_safetensors
 from numgemma.cli.inspect import describe
-from numgemma.debug.diff import diff
-from numgemma.debug.render import render, verdict
+from numgemma.debug.compare.diff import diff
+from numgemma.debug.compare.words import render, verdict
 from numgemma.dump import read_dump
 from numgemma.errors import InputError
 from numgemma.model import DATA, load
@@ -65,7 +65,7 @@ def break_twin(folder):
 
 
 def draw(found, path):
-    from numgemma.debug.plot import plot
+    from numgemma.debug.report.depth import plot
 
     plot(found, path, "The broken twin against Transformers")
     print(f"\nThe picture: {path}")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from numgemma.cli import seams
 from numgemma.cli.report import add_report, write_json, write_report, written
-from numgemma.debug.align import NameMap, parse_map
-from numgemma.debug.diff import diff, render
-from numgemma.debug.floor import cache_path, cached_floor, read_floor
-from numgemma.debug.precision import coarser, of_run
+from numgemma.debug.compare.diff import diff, render
+from numgemma.debug.compare.name_map import NameMap, parse_map
+from numgemma.debug.measure.precision import coarser, of_run
+from numgemma.debug.noise.floor import cache_path, cached_floor, read_floor
 from numgemma.debug.readers import read_any, summary
 from numgemma.errors import InputError
 from numgemma.model import load
@@ -69,7 +69,7 @@ def run(args):
     if args.json:
         write_json(args.json, found)
     if args.plot and found.points:
-        from numgemma.debug.plot import plot
+        from numgemma.debug.report.depth import plot
 
         plot(found, args.plot, f"{Path(args.b).name} against {Path(args.a).name}")
         written(args.plot)

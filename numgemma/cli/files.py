@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from numgemma import processor
-from numgemma.chat import KINDS
-from numgemma.images import BUDGETS
+from numgemma.prompt import processor
+from numgemma.prompt.chat import KINDS
+from numgemma.prompt.images import BUDGETS
 
 
 def add_files(group):

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from numgemma.cli.common import Prompt, add_prompt, read_prompts
-from numgemma.debug.floor import PRECISIONS, RUNS, cached_floor
-from numgemma.debug.precision import of_run
+from numgemma.debug.measure.precision import of_run
+from numgemma.debug.noise.floor import PRECISIONS, RUNS, cached_floor
 from numgemma.debug.readers import read_any
 from numgemma.errors import InputError
 from numgemma.model import load

@@ -8,8 +8,8 @@ from numgemma.cli.common import add_backend, add_prompt, read_prompts, use_backe
 from numgemma.errors import InputError
 from numgemma.generate import Memory
 from numgemma.model import PRECISIONS, load
+from numgemma.prompt.tokenizer import stream
 from numgemma.surgery.loops import described, repetition
-from numgemma.tokenizer import stream
 
 
 def add_arguments(parser):

@@ -5,10 +5,10 @@ from dataclasses import asdict
 from math import prod
 from pathlib import Path
 
-from numgemma import layout
 from numgemma.checkpoint import open_checkpoint, parse_object
 from numgemma.config import Config, read_config
 from numgemma.errors import InputError
+from numgemma.families.gemma4 import layout
 from numgemma.model import DATA, check_model_tensors, resolve
 
 COLUMNS = ("layer", "attention", "window", "N", "K", "H", "F", "keys of", "values", "rope base", "turning", "experts")

@@ -6,7 +6,7 @@ Exit code 3 where a comparison would mean nothing.  `diff` looks at the same thi
 from pathlib import Path
 
 from numgemma.cli.report import write_json
-from numgemma.debug.precheck import precheck, render
+from numgemma.debug.compare.precheck import precheck, render
 from numgemma.debug.readers import read_any
 
 

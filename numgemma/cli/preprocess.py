@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from numgemma.chat import chat_files, read_chat, render_chat
 from numgemma.checkpoint import read_object
 from numgemma.cli.common import add_chat
 from numgemma.cli.files import add_files, given_files, remark
 from numgemma.config import read_config
 from numgemma.model import resolve
-from numgemma.processor import join, place
-from numgemma.tokenizer import open_tokenizer
+from numgemma.prompt.chat import chat_files, read_chat, render_chat
+from numgemma.prompt.processor import join, place
+from numgemma.prompt.tokenizer import open_tokenizer
 from numgemma.whole import whole
 
 

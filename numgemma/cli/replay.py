@@ -8,10 +8,10 @@ from pathlib import Path
 
 from numgemma.cli.common import Prompt, parse_ids, read_inputs
 from numgemma.cli.report import add_report, write_json, write_report
-from numgemma.debug.floor import read_floor
+from numgemma.debug.blame.replay import replay
+from numgemma.debug.blame.words import render
+from numgemma.debug.noise.floor import read_floor
 from numgemma.debug.readers import read_any, summary
-from numgemma.debug.render_replay import render
-from numgemma.debug.replay import replay
 from numgemma.dump import Dump
 from numgemma.errors import InputError
 from numgemma.model import load

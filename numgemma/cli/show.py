@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from numgemma import plots
-from numgemma.debug.overlay import draw_picture, draw_sound, draw_video, write_png
-from numgemma.debug.seen import Look
 from numgemma.dump import read_dump
 from numgemma.errors import InputError
-from numgemma.images import BUDGETS
 from numgemma.model import resolve
-from numgemma.processor import read_processor, with_budget
-from numgemma.tokenizer import open_tokenizer
+from numgemma.plots.overlay import draw_picture, draw_sound, draw_video, write_png
+from numgemma.plots.soft_tokens import Look
+from numgemma.prompt.images import BUDGETS
+from numgemma.prompt.processor import read_processor, with_budget
+from numgemma.prompt.tokenizer import open_tokenizer
 
 # What --what draws, and which options it takes.
 WHAT = {

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from numgemma.cli.replay import add_subject, subject
 from numgemma.cli.report import write_json
-from numgemma.debug.render_replay import render_whatif
-from numgemma.debug.whatif import whatif
+from numgemma.debug.blame.whatif import whatif
+from numgemma.debug.blame.words import render_whatif
 
 
 def add_arguments(parser):

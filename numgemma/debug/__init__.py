@@ -1,0 +1,1 @@
+"""From another engine's dump to the mistake that made it."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from numgemma.errors import InputError
-from numgemma.layout import Shapes, mlp_shapes, scoped
+from numgemma.families.gemma4.layout import Shapes, mlp_shapes, scoped
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 

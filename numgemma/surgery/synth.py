@@ -14,10 +14,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from numgemma import layout
 from numgemma.checkpoint import parse_object, read_object
 from numgemma.config import Config, read_config
 from numgemma.errors import InputError
+from numgemma.families.gemma4 import layout
 from numgemma.model import DATA
 from numgemma.surgery.gemma3 import gemma3_shapes, read_gemma3
 from numgemma.surgery.shrink import SCALES, move_tokens, shrunk, token_moves

@@ -30,7 +30,13 @@ METADATA = {"format": "pt"}  # Transformers refuses a file that does not say it
 
 # Files beside the weights that a child takes over from its parent, byte for byte.
 COMPANIONS = (
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *(
+        "tokenizer.json",
+        "prompt.tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ),
     *("chat_template.jinja", "chat_template.json", "processor_config.json", "preprocessor_config.json"),
     *("video_preprocessor_config.json", "generation_config.json"),
 )

@@ -39,7 +39,7 @@ def turns_partly(spec, model):
     "put V through an RMSNorm without a weight, per key/value head",
     shows=f"{ATTENTION}.v_norm",
     swaps="ops.rms_norm",
-    within="attention.attention",
+    within="layers.attention.attention",
     at=makes_keys,
 )
 def no_value_norm(original, x, w, eps):
@@ -51,7 +51,7 @@ def no_value_norm(original, x, w, eps):
     "q_norm and k_norm come after rope",
     "normalise each head first, then rotate it",
     shows=f"{ATTENTION}.q_norm",
-    swaps="attention.attention",
+    swaps="layers.attention.attention",
 )
 def norm_after_rope(original, x, w, spec, rope, mask, kvs, tap):
     def late(a):
@@ -68,7 +68,7 @@ def norm_after_rope(original, x, w, spec, rope, mask, kvs, tap):
     "take the mean square over one head's lanes, not over the whole projection",
     shows=f"{ATTENTION}.q_norm",
     swaps="ops.rms_norm",
-    within="attention.attention",
+    within="layers.attention.attention",
 )
 def joint_norm(original, x, w, eps):
     joined = x.reshape(len(x), -1)
@@ -106,7 +106,7 @@ for form, point, when in (("T05-norm", "k_norm", "k_norm"), ("T05-rope", "k_rope
         f"V is copied from K after {when}",
         "take the raw output of k_proj for V, and normalise it without a weight",
         shows=f"{ATTENTION}.v_norm",
-        swaps="attention.keys_and_values",
+        swaps="layers.attention.keys_and_values",
         at=keys_are_values,
     )(values_from(point))
 
@@ -116,7 +116,7 @@ for form, point, when in (("T05-norm", "k_norm", "k_norm"), ("T05-rope", "k_rope
     "K and V are one buffer: V is K after its norm and rope",
     "cache K and V separately: V has a norm without weight and no rope",
     shows=f"{ATTENTION}.v_norm",
-    swaps="attention.keys_and_values",
+    swaps="layers.attention.keys_and_values",
     at=keys_are_values,
 )
 def one_buffer(original, x, w, spec, rope, tap):
@@ -131,7 +131,7 @@ def one_buffer(original, x, w, spec, rope, tap):
     "proportional rope rotated as a prefix, paired within it",
     "pair lane i with i + H/2",
     shows=f"{ATTENTION}.q_rope",
-    swaps="attention.attention",
+    swaps="layers.attention.attention",
     at=turns_partly,
 )
 def prefix_rope(original, x, w, spec, rope, mask, kvs, tap):
@@ -154,7 +154,7 @@ def prefix_rope(original, x, w, spec, rope, mask, kvs, tap):
     "pair lane i with i + H/2",
     shows=f"{ATTENTION}.q_rope",
     swaps="ops.rope",
-    within="attention.attention",
+    within="layers.attention.attention",
 )
 def interleaved_rope(original, x, cos, sin):
     halves = np.stack(np.split(np.arange(x.shape[-1]), 2), -1).reshape(-1)  # 0, H/2, 1, H/2 + 1, ...
@@ -197,7 +197,7 @@ row_fault(
     "compute frequencies, cos and sin in float32, and round at the end",
     shows="rotary_emb.*.cos",
     swaps="ops.rope_table",
-    within="gemma4.rope_table",
+    within="families.gemma4.gemma4.rope_table",
     by_kind=True,
 )
 def half_frequencies(original, positions, H, theta, angles, factor, dtype):
@@ -230,7 +230,7 @@ fault(
     "the window has one key too many",
     "let a query see `window` keys, its own included: q - k < window",
     shows=f"{ATTENTION}.scores",
-    swaps="attention.attention",
+    swaps="layers.attention.attention",
     at=slides,
     past_window=True,
 )(with_mask(one_key_more))
@@ -240,7 +240,7 @@ fault(
     "sliding layers attend to everything before",
     "mask the window in every path, also without a cache",
     shows=f"{ATTENTION}.scores",
-    swaps="attention.attention",
+    swaps="layers.attention.attention",
     at=slides,
     past_window=True,
 )(with_mask(all_before))
@@ -276,7 +276,7 @@ fault(
     "a long prefill sees only the last window of keys",
     "keep all keys until the whole prompt is computed",
     shows=f"{ATTENTION}.scores",
-    swaps="attention.attention",
+    swaps="layers.attention.attention",
     at=slides,
     past_window=True,
 )(trimmed)

@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from numgemma import attention, ops
+from numgemma import ops
 from numgemma.cache import append
 from numgemma.debug.faults.attending import ATTENTION, shares_keys, slides, trimmed
 from numgemma.debug.faults.fault import Rewired, fault, row_fault, swapped, with_weights
 from numgemma.debug.faults.trunk import gelu_erf, sigmoid_gate
-from numgemma.per_layer import per_layer_residual
+from numgemma.layers import attention
+from numgemma.layers.per_layer import per_layer_residual
 
 # -- shared keys and values
 
@@ -50,7 +51,7 @@ fault(
     "sharing layers see the donor's trimmed cache",
     "let them see all keys of this pass, and trim the cache after the whole pass",
     shows=f"{ATTENTION}.scores",
-    swaps="attention.attention",
+    swaps="layers.attention.attention",
     at=lambda spec, model: shares_keys(spec, model) and slides(spec, model),
     past_window=True,
 )(trimmed)
@@ -61,7 +62,7 @@ fault(
     "sharing layers overwrite the donor's keys and values with their own",
     "let sharing layers read the cache and never write it",
     shows=f"{ATTENTION}.scores",
-    swaps="attention.attention",
+    swaps="layers.attention.attention",
     at=has_own_keys,
     across=True,
 )
@@ -91,7 +92,7 @@ for form, what, point, before in (
         f"sharing layers skip {what}",
         "share keys and values only: Q keeps its projection, norm and rope",
         shows=f"{ATTENTION}.{point}",
-        swaps="attention.attention",
+        swaps="layers.attention.attention",
         at=shares_keys,
     )(skipping(point, before))
 
@@ -108,7 +109,7 @@ def has_ple(spec, model):
     "the per-layer embeddings are not scaled",
     "multiply the table's rows by sqrt(hidden_size_per_layer_input)",
     shows="embed_tokens_per_layer",
-    swaps="per_layer.per_layer_inputs",
+    swaps="layers.per_layer.per_layer_inputs",
     at=has_ple,
 )
 def ple_unscaled(original, ids, x, w, config, tap):
@@ -123,7 +124,7 @@ def ple_unscaled(original, ids, x, w, config, tap):
     "project the embeddings after their scale",
     shows="per_layer_model_projection",
     swaps="ops.linear",
-    within="per_layer.per_layer_inputs",
+    within="layers.per_layer.per_layer_inputs",
     at=has_ple,
 )
 def ple_of_unscaled(original, x, w):
@@ -136,7 +137,7 @@ def ple_of_unscaled(original, x, w):
     "normalise each layer's slice by itself",
     shows="per_layer_projection_norm",
     swaps="ops.rms_norm",
-    within="per_layer.per_layer_inputs",
+    within="layers.per_layer.per_layer_inputs",
     at=has_ple,
 )
 def ple_joint_norm(original, x, w, eps):
@@ -148,7 +149,7 @@ def ple_joint_norm(original, x, w, eps):
     "the sum of both halves of the per-layer input is not scaled",
     "multiply the sum by 1/sqrt(2)",
     shows="per_layer_inputs",
-    swaps="per_layer.per_layer_inputs",
+    swaps="layers.per_layer.per_layer_inputs",
     at=has_ple,
 )
 def ple_sum_unscaled(original, ids, x, w, config, tap):
@@ -164,7 +165,7 @@ def ple_sum_unscaled(original, ids, x, w, config, tap):
     "the per-layer table is unpacked the wrong way round",
     "give layer i the columns i P to (i + 1) P",
     shows="per_layer_inputs",
-    swaps="per_layer.per_layer_inputs",
+    swaps="layers.per_layer.per_layer_inputs",
     at=has_ple,
 )
 def ple_transposed(original, ids, x, w, config, tap):
@@ -182,7 +183,7 @@ def ple_transposed(original, ids, x, w, config, tap):
     "the per-layer input is added before the MLP",
     "add it after the MLP, and multiply by layer_scalar after that",
     shows="layers.*.after_attention",
-    swaps="gemma4.block",
+    swaps="families.gemma4.gemma4.block",
     at=has_ple,
 )
 def ple_before_mlp(original, x, ple, w, spec, rope, mask, kvs, tap):
@@ -199,7 +200,7 @@ for form, name, activation in (("P03-erf", "the exact GELU", gelu_erf), ("P03-si
         "use the tanh approximation of GELU",
         shows="layers.*.per_layer_projection",
         swaps="ops.gated_gelu",
-        within="per_layer.per_layer_residual",
+        within="layers.per_layer.per_layer_residual",
         at=has_ple,
     )(activation)
 
@@ -216,14 +217,14 @@ def has_experts(spec, model):
     "the router reads the experts' normed input",
     "let it read the raw stream: it has a norm of its own",
     shows="layers.*.router.norm",
-    swaps="gemma4.add_experts",
+    swaps="families.gemma4.gemma4.add_experts",
     at=has_experts,
 )
 def router_reads_normed(original, h, x, w, spec, tap):
     def router(plain, x, *rest):
         return plain(ops.rms_norm(x, w["pre_feedforward_layernorm_2.weight"], spec.eps), *rest)
 
-    with swapped("feedforward.router", router):
+    with swapped("layers.feedforward.router", router):
         return original(h, x, w, spec, tap)
 
 
@@ -258,7 +259,7 @@ for form, says, weights in (
     "the experts read the dense MLP's normed input",
     "give them pre_feedforward_layernorm_2 of the stream",
     shows="layers.*.pre_feedforward_layernorm_2",
-    swaps="gemma4.norm",
+    swaps="families.gemma4.gemma4.norm",
     at=has_experts,
 )
 def one_pre_norm(original, name, x, w, eps, tap):
@@ -272,7 +273,7 @@ def one_pre_norm(original, name, x, w, eps, tap):
     "MLP and experts are added before their norms",
     "normalise each by its own post-norm, add, then normalise the sum",
     shows="layers.*.post_feedforward_layernorm_1",
-    swaps="gemma4.add_experts",
+    swaps="families.gemma4.gemma4.add_experts",
     at=has_experts,
 )
 def sum_before_norms(original, h, x, w, spec, tap):
@@ -288,7 +289,7 @@ def sum_before_norms(original, h, x, w, spec, tap):
     "the dense MLP is left out beside the experts",
     "add it to them: it is always on",
     shows="layers.*.post_feedforward_layernorm",
-    swaps="gemma4.add_experts",
+    swaps="families.gemma4.gemma4.add_experts",
     at=has_experts,
 )
 def experts_alone(original, h, x, w, spec, tap):
@@ -302,7 +303,7 @@ def experts_alone(original, h, x, w, spec, tap):
     "gate and up of the experts are swapped",
     "the first half of gate_up_proj's rows is the gate",
     shows="layers.*.experts",
-    swaps="feedforward.experts",
+    swaps="layers.feedforward.experts",
     at=has_experts,
 )
 def swapped_halves(original, x, weights, ids, w):
@@ -325,7 +326,7 @@ for form, name, activation in (
         "use the tanh approximation of GELU",
         shows="layers.*.experts",
         swaps="ops.gated_gelu",
-        within="feedforward.experts",
+        within="layers.feedforward.experts",
         at=has_experts,
     )(activation)
 
@@ -335,7 +336,7 @@ for form, name, activation in (
     "per_expert_scale is applied twice: folded into down_proj, and to the weights",
     "apply it once",
     shows="layers.*.experts",
-    swaps="feedforward.experts",
+    swaps="layers.feedforward.experts",
     at=has_experts,
 )
 def scale_twice(original, x, weights, ids, w):
@@ -348,7 +349,7 @@ def scale_twice(original, x, weights, ids, w):
     "the norms of the dense MLP and of the experts are swapped",
     "names that end in _1, or in nothing before the MLP, are the dense MLP's; _2 are the experts'",
     shows="layers.*.pre_feedforward_layernorm",
-    swaps="gemma4.block",
+    swaps="families.gemma4.gemma4.block",
     at=has_experts,
 )
 def norms_swapped(original, x, ple, w, *rest):

@@ -4,7 +4,7 @@ A fault names the function that it changes as "module.function", and is a functi
 first:
 
     @fault("T03", "V is not normalised", "put V through an RMSNorm without a weight",
-           shows="layers.*.self_attn.v_norm", swaps="ops.rms_norm", within="attention.attention", at=makes_keys)
+           shows="layers.*.self_attn.v_norm", swaps="ops.rms_norm", within="layers.attention.attention", at=makes_keys)
     def no_value_norm(original, x, w, eps):
         return x if w is None else original(x, w, eps)
 
@@ -153,12 +153,16 @@ def acting(fault, model, hit):
             stack.enter_context(swapped(fault.swaps, change))
         else:
             rows = with_rows(lambda spec: fault.change(spec, model) if spec.index in hit else spec)
-            stack.enter_context(swapped("gemma4.causal_masks", rows))
-            stack.enter_context(swapped("gemma4.decoder", rows))
+            stack.enter_context(swapped("families.gemma4.gemma4.causal_masks", rows))
+            stack.enter_context(swapped("families.gemma4.gemma4.decoder", rows))
         if fault.within:
             stack.enter_context(swapped(fault.within, noting(inside, lambda *args: True)))
-        stack.enter_context(swapped("gemma4.block", noting(here, lambda x, ple, w, spec, *_: spec.index in hit)))
-        stack.enter_context(swapped("gemma4.rope_table", noting(here, lambda positions, spec, *_: spec.kind in kinds)))
+        stack.enter_context(
+            swapped("families.gemma4.gemma4.block", noting(here, lambda x, ple, w, spec, *_: spec.index in hit))
+        )
+        stack.enter_context(
+            swapped("families.gemma4.gemma4.rope_table", noting(here, lambda positions, spec, *_: spec.kind in kinds))
+        )
         yield
 
 

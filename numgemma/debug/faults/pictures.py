@@ -9,9 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from numgemma import gemma4, media, ops
+from numgemma import ops
 from numgemma.debug.faults.attending import ATTENTION, slides
 from numgemma.debug.faults.fault import Rewired, fault, swapped, with_weights
+from numgemma.families.gemma4 import gemma4
+from numgemma.prompt import media
 
 VISION = "vision_tower*"
 LAYER = f"{VISION}.encoder.layers.*.self_attn"
@@ -85,7 +87,7 @@ def colours_first(original, pixels, dtype):
     "a patch's place is (row, column)",
     "give column x first, then row y",
     shows=f"{VISION}.patch_embedder.position_embedding",
-    swaps="vision.vision_tower",
+    swaps="layers.vision.vision_tower",
     at=sees,
     media=with_images,
 )
@@ -98,7 +100,7 @@ def places_swapped(original, patches, positions, *rest):
     "one table serves columns and rows",
     "take table 0 at x and table 1 at y",
     shows=f"{VISION}.patch_embedder.position_embedding",
-    swaps="vision.patch_embedder",
+    swaps="layers.vision.patch_embedder",
     at=sees,
     media=with_images,
 )
@@ -115,7 +117,7 @@ def one_table(original, patches, positions, w, *rest):
     "axial rope rotates the head as a whole",
     "rotate each half of the head by itself: lanes i and i + H/4 are a pair",
     shows=f"{LAYER}.q_rope",
-    swaps="vision.axial_rope",
+    swaps="layers.vision.axial_rope",
     at=sees,
     media=with_images,
 )
@@ -128,7 +130,7 @@ def whole_rope(original, x, rope):
     "both halves of a head turn by the column",
     "turn the second half by the row",
     shows=f"{VISION}.rotary_emb.*",
-    swaps="vision.axial_rope_table",
+    swaps="layers.vision.axial_rope_table",
     at=sees,
     media=with_images,
 )
@@ -141,7 +143,7 @@ def column_twice(original, positions, *rest):
     "k_norm is loaded from q_norm",
     "load each from its own tensor",
     shows=f"{LAYER}.k_norm",
-    swaps="vision.attention",
+    swaps="layers.vision.attention",
     at=sees,
     media=with_images,
 )
@@ -155,7 +157,7 @@ def k_norm_from_q(original, x, w, *rest):
     "put V through an RMSNorm without a weight",
     shows=f"{LAYER}.v_norm",
     swaps="ops.rms_norm",
-    within="vision.attention",
+    within="layers.vision.attention",
     at=sees,
     media=with_images,
 )
@@ -223,7 +225,7 @@ def not_standardised(original, x, bias, scale, dtype):
     "soft tokens are normalised after their projection",
     "normalise, without a weight, then project",
     shows="embed_*.embedding_pre_projection_norm",
-    swaps="multimodal.embedder",
+    swaps="families.gemma4.multimodal.embedder",
     at=has_towers,
     media=with_any,
 )
@@ -240,7 +242,7 @@ def norm_after_projection(original, soft, w, c, tap):
     "soft tokens are scaled like embeddings",
     "put them into the stream as they are",
     shows="inputs_embeds",
-    swaps="multimodal.merge",
+    swaps="families.gemma4.multimodal.merge",
     at=has_towers,
     media=with_any,
 )
@@ -259,7 +261,7 @@ def clipped(tower):
     "clamp the input and the output of a linear to its four stored bounds",
     shows=f"{VISION}_proj",
     swaps="ops.clipped_linear",
-    within="vision.vision_tower",
+    within="layers.vision.vision_tower",
     at=clipped("vision_tower"),
     media=with_images,
 )
@@ -279,7 +281,7 @@ def sees_images(spec, model):
     "tokens of one image do not see each other",
     "on sliding layers let them, within the window",
     shows=f"{ATTENTION}.scores",
-    swaps="multimodal.image_mask",
+    swaps="families.gemma4.multimodal.image_mask",
     at=lambda spec, model: sees_images(spec, model) and slides(spec, model),
     by_kind=True,
     media=with_images,
@@ -293,7 +295,7 @@ def causal_images(original, blocks, *rest):
     "tokens of one image see each other on full layers too",
     "leave full layers causal",
     shows=f"{ATTENTION}.scores",
-    swaps="gemma4.decoder",
+    swaps="families.gemma4.gemma4.decoder",
     at=lambda spec, model: sees_images(spec, model) and not slides(spec, model),
     by_kind=True,
     media=with_images,
@@ -308,7 +310,7 @@ def images_everywhere(original, x, ple, masks, *rest):
     "tokens of one image see each other although the model is causal",
     "follow use_bidirectional_attention: null means causal",
     shows=f"{ATTENTION}.scores",
-    swaps="multimodal.hidden",
+    swaps="families.gemma4.multimodal.hidden",
     at=lambda spec, model: not sees_images(spec, model) and slides(spec, model),
     by_kind=True,
     media=with_images,
@@ -323,7 +325,7 @@ def images_see_each_other(original, ids, given, w, config, *rest):
     "all images of a prompt are one block",
     "let a block be one unbroken run of placeholders",
     shows=f"{ATTENTION}.scores",
-    swaps="multimodal.image_mask",
+    swaps="families.gemma4.multimodal.image_mask",
     at=lambda spec, model: sees_images(spec, model) and slides(spec, model),
     by_kind=True,
     media=lambda given: len(media.images(given)) + len(media.frames(given)) > 1,
@@ -339,12 +341,12 @@ def one_block(original, blocks, window, *rest):
     "per-layer embeddings are looked up by the placeholders' own ids",
     "look up the padding id at placeholders",
     shows="embed_tokens_per_layer",
-    swaps="multimodal.hidden",
+    swaps="families.gemma4.multimodal.hidden",
     at=lambda spec, model: bool(model.config.text.hidden_size_per_layer_input),
     media=with_any,
 )
 def placeholders_looked_up(original, ids, *rest):
-    with swapped("per_layer.per_layer_inputs", lambda inputs, text, *others: inputs(ids, *others)):
+    with swapped("layers.per_layer.per_layer_inputs", lambda inputs, text, *others: inputs(ids, *others)):
         return original(ids, *rest)
 
 
@@ -353,7 +355,7 @@ def placeholders_looked_up(original, ids, *rest):
     "the per-layer projection reads the padding token's embedding at placeholders",
     "project the stream with its soft tokens",
     shows="per_layer_model_projection",
-    swaps="per_layer.per_layer_inputs",
+    swaps="layers.per_layer.per_layer_inputs",
     at=lambda spec, model: bool(model.config.text.hidden_size_per_layer_input),
     media=with_any,
 )

@@ -25,7 +25,7 @@ def hears(spec, model):
     "the convolutions' output is flattened channel by channel",
     "flatten bin by bin, the channels of a bin together",
     shows=f"{AUDIO}.input_proj_linear",
-    swaps="conformer.subsample",
+    swaps="layers.conformer.subsample",
     at=hears,
     media=with_clips,
 )
@@ -68,8 +68,8 @@ def no_per_dim_scale(original, q, k, v, distances, per_dim_scale, *rest):
     "the audio tower's scores are not soft-capped",
     "cap them by 50 tanh(x / 50), before the mask",
     shows=f"{AUDIO}.self_attn.scores {AUDIO}.self_attn.context",
-    swaps="ops_numpy.softcap",
-    within="conformer.attention",
+    swaps="ops.definitions.softcap",
+    within="layers.conformer.attention",
     at=hears,
     media=with_clips,
 )
@@ -96,7 +96,7 @@ def alternating(original, distances, C, dtype):
     "the feed-forwards of the audio tower count in full",
     "add half of their output",
     shows=f"{AUDIO}.feed_forward1.out",
-    swaps="conformer.feed_forward",
+    swaps="layers.conformer.feed_forward",
     at=hears,
     media=with_clips,
 )
@@ -137,7 +137,7 @@ def centred_conv(original, x, w):
     "clamp the input and the output of a linear to its four stored bounds",
     shows=f"{AUDIO}.ffw_layer_? {AUDIO}.linear_* {AUDIO}_proj {AUDIO}.post",
     swaps="ops.clipped_linear",
-    within="conformer.audio_tower",
+    within="layers.conformer.audio_tower",
     at=clipped("audio_tower"),
     media=with_clips,
 )

@@ -46,7 +46,7 @@ def narrow_norm(original, x, w, eps):
     "the post-norms come after the residual adds",
     "normalise a branch's output, then add it to the stream",
     shows="layers.*.post_attention_layernorm",
-    swaps="gemma4.block",
+    swaps="families.gemma4.gemma4.block",
 )
 def post_norm_after_add(original, x, ple, w, spec, rope, mask, kvs, tap):
     def normed(name, stream, branch):
@@ -79,7 +79,7 @@ def no_scalar(w):
     "layer_scalar is left at 1",
     "load the buffers of the checkpoint too, not only its parameters",
     shows="layers.*.out",
-    swaps="gemma4.block",
+    swaps="families.gemma4.gemma4.block",
 )
 def scalar_dropped(original, x, ple, w, *rest):
     return original(x, ple, no_scalar(w), *rest)
@@ -90,7 +90,7 @@ def scalar_dropped(original, x, ple, w, *rest):
     "layer_scalar multiplies what the layer adds, not the stream",
     "multiply the whole stream at the very end of the layer",
     shows="layers.*.out",
-    swaps="gemma4.block",
+    swaps="families.gemma4.gemma4.block",
 )
 def scalar_on_branch(original, x, ple, w, spec, rope, mask, kvs, tap):
     equation = {"out": lambda y, seen: x + ops.scale(y - x, w["layer_scalar"])}
@@ -102,7 +102,7 @@ def scalar_on_branch(original, x, ple, w, spec, rope, mask, kvs, tap):
     "layer_scalar comes before the per-layer input is added",
     "multiply the whole stream after the last addition",
     shows="layers.*.after_mlp",
-    swaps="gemma4.block",
+    swaps="families.gemma4.gemma4.block",
     at=lambda spec, model: bool(model.config.text.hidden_size_per_layer_input),
 )
 def scalar_before_ple(original, x, ple, w, spec, rope, mask, kvs, tap):
@@ -135,7 +135,7 @@ for form, name, change in (("T15-erf", "the exact GELU", gelu_erf), ("T15-silu",
         "use the tanh approximation of GELU",
         shows="layers.*.mlp.down_proj",
         swaps="ops.gated_gelu",
-        within="feedforward.mlp",
+        within="layers.feedforward.mlp",
     )(change)
 
 
@@ -148,7 +148,7 @@ for form, name, change in (("T15-erf", "the exact GELU", gelu_erf), ("T15-silu",
     "multiply them by sqrt(hidden_size)",
     shows="embed_tokens",
     swaps="ops.scale",
-    within="gemma4.embed",
+    within="families.gemma4.gemma4.embed",
 )
 def embeddings_unscaled(original, x, factor):
     return x
@@ -165,7 +165,7 @@ def rounds_the_scale(model):
     "round sqrt(hidden_size) to the precision of the run",
     shows="embed_tokens",
     swaps="ops.scale",
-    within="gemma4.embed",
+    within="families.gemma4.gemma4.embed",
     at=lambda spec, model: rounds_the_scale(model) and model.dtype != ml_dtypes.bfloat16,
 )
 def embedding_scale_rounded(original, x, factor):
@@ -178,7 +178,7 @@ def embedding_scale_rounded(original, x, factor):
     "round sqrt(hidden_size) to the precision of the run",
     shows="embed_tokens",
     swaps="ops.scale",
-    within="gemma4.embed",
+    within="families.gemma4.gemma4.embed",
     at=lambda spec, model: rounds_the_scale(model) and model.dtype == ml_dtypes.bfloat16,
 )
 def embedding_scale_exact(original, x, factor):
@@ -191,7 +191,7 @@ def embedding_scale_exact(original, x, factor):
     "scale the embeddings where they are looked up, never the table",
     shows="lm_head",
     swaps="ops.linear",
-    within="gemma4.head",
+    within="families.gemma4.gemma4.head",
     at=lambda spec, model: "lm_head.weight" not in model.weights,
 )
 def head_scaled(original, x, w):
@@ -225,6 +225,6 @@ fault(
     "the logits are soft-capped at 30 although the config has no cap",
     "follow final_logit_softcapping: null means none",
     shows="logits",
-    swaps="gemma4.head",
+    swaps="families.gemma4.gemma4.head",
     at=lambda spec, model: not capped(spec, model),
 )(lambda original, x, w, config, tap: original(x, w, replace(config, final_logit_softcapping=30.0), tap))

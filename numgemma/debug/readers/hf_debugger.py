@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from numgemma.checkpoint import MAX_HEADER, MAX_TENSORS, explained, open_safetensors
-from numgemma.debug.known import STATS
+from numgemma.debug.measure.overlap import STATS
 from numgemma.debug.readers.common import make_dump, token_ids
 from numgemma.debug.readers.names import Unfit, axes_of, fit, is_batched, ours, sizes_for
 from numgemma.errors import InputError

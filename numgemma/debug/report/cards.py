@@ -3,7 +3,8 @@
 import shlex
 from html import escape
 
-from numgemma.debug import known, render
+from numgemma.debug.compare import words
+from numgemma.debug.measure import overlap
 from numgemma.debug.report import chart, svg
 from numgemma.debug.report.equations import equation, source
 from numgemma.debug.report.subject import Subject
@@ -35,8 +36,8 @@ def card(p, s: Subject, opened):
 
 def reason_of(p, s):
     """What is wrong, in words."""
-    text = render.why(p, s.diff) if s.diff else render.note(p)
-    kind = render.layer_kind(s.diff, p.name) if s.diff else ""
+    text = words.why(p, s.diff) if s.diff else words.note(p)
+    kind = words.layer_kind(s.diff, p.name) if s.diff else ""
     sources = getattr(p, "sources", ())
     parts = [text, kind and f"a layer of {kind}", sources and f"recomputed from {', '.join(sources)}"]
     return "; ".join(part for part in parts if part) or p.state
@@ -46,7 +47,7 @@ def values_of(p, s):
     """Histogram and worst values, where both tensors are there."""
     if not s.has_both or p.name not in s.a or p.name not in s.b:
         return
-    x, axes, y, _ = known.both(p.name, s.a, s.b)
+    x, axes, y, _ = overlap.both(p.name, s.a, s.b)
     if x.shape != y.shape or not x.size or x.dtype.kind in "iub":
         return
     if found := chart.spread(x, y):
@@ -54,7 +55,7 @@ def values_of(p, s):
         yield f"<h3>Values</h3>{svg.histogram(found, 'Histogram of the values of A and B')}"
         yield f"<p class='note'>Outline: A. Filled: B. From the 0.1st to the 99.9th percentile{some}.</p>"
     if worst := chart.worst_values(x, y):
-        places = known.places_in_common(p.name, s.a, s.b)
+        places = overlap.places_in_common(p.name, s.a, s.b)
         whole = x.ndim == len(places)
         rows = "".join(
             f"<tr><td class='left'>{escape(place([int(places[k][i]) for k, i in enumerate(at)] if whole else at))}</td>"

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from numgemma.debug import known, metrics
-from numgemma.debug.judge import NOISE_TO, SUSPECT_TO
-from numgemma.debug.result import GOOD, INHERITED, MISSING, SUSPECT, UNMEASURED
-from numgemma.debug.ties import layer_of, leaf_of
+from numgemma.debug.compare.result import GOOD, INHERITED, MISSING, SUSPECT, UNMEASURED
+from numgemma.debug.compare.scoring import NOISE_TO, SUSPECT_TO
+from numgemma.debug.measure import metrics, overlap
+from numgemma.debug.measure.discrete import layer_of, leaf_of
 
 CELLS = 6000  # of a heat map; more tokens are drawn several to a column
 SAMPLE = 2**18  # values that a histogram is drawn from
@@ -120,7 +120,7 @@ def largest(values):
 
 def token_errors(name, a, b):
     """The relative error of every token of the whole tensor, NaN for those that are not known; or None."""
-    x, axes, y, axes_y = known.both(name, a, b)
+    x, axes, y, axes_y = overlap.both(name, a, b)
     token, _ = metrics.split_axes(axes)
     if x.shape != y.shape or axes != axes_y or not token or not x.size or x.dtype.kind in "iub":
         return None
@@ -133,7 +133,7 @@ def token_errors(name, a, b):
             dd[index[token[0]]] += ((u - v) ** 2).sum(others)
         usual = aa[np.isfinite(aa)].mean() if np.isfinite(aa).any() else 0.0
         errors = np.where(dd == 0, 0.0, np.sqrt(dd / np.maximum(aa, metrics.TOKEN_FLOOR**2 * usual)))
-    places, tokens = known.places_in_common(name, a, b)[token[0]], known.full_shape(a, name)[token[0]]
+    places, tokens = overlap.places_in_common(name, a, b)[token[0]], overlap.full_shape(a, name)[token[0]]
     whole = np.full(tokens, np.nan)
     whole[places] = np.where(np.isfinite(errors), errors, np.inf)
     return whole

@@ -48,13 +48,13 @@ EQUATIONS = {
 EQUATIONS["k_rope"] = EQUATIONS["q_rope"]
 
 FILES = (  # where a point is born, by the beginning or the scope of its name; the first file that holds it
-    (r"vision_tower\.", ("vision.py", "ops_numpy.py")),
-    (r"audio_tower\.", ("conformer.py", "ops_numpy.py")),
-    (r"embed_(vision|audio)\.|inputs_embeds", ("multimodal.py",)),
-    (r".*self_attn\.", ("attention.py", "ops_numpy.py")),
-    (r".*(mlp|router)\.", ("feedforward.py",)),
-    (r".*per_layer", ("per_layer.py", "gemma4.py")),
-    (r"", ("gemma4.py",)),
+    (r"vision_tower\.", ("layers/vision.py", "ops/definitions.py")),
+    (r"audio_tower\.", ("layers/conformer.py", "ops/definitions.py")),
+    (r"embed_(vision|audio)\.|inputs_embeds", ("families/gemma4/multimodal.py",)),
+    (r".*self_attn\.", ("layers/attention.py", "ops/definitions.py")),
+    (r".*(mlp|router)\.", ("layers/feedforward.py",)),
+    (r".*per_layer", ("layers/per_layer.py", "families/gemma4/gemma4.py")),
+    (r"", ("families/gemma4/gemma4.py",)),
 )
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from numgemma.colours import BLUE, ORANGE, PINK, RED
+from numgemma.debug.compare.result import Diff
 from numgemma.debug.report import chart
-from numgemma.debug.result import Diff
 from numgemma.errors import InputError
 from numgemma.whole import whole
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from numgemma.debug import render
+from numgemma.debug.compare import words
+from numgemma.debug.compare.result import Diff
 from numgemma.debug.report import chart
-from numgemma.debug.result import Diff
 
 CARDS = 40  # points that get a card; the table has them all
 
@@ -50,9 +50,7 @@ class Subject:
 
     @property
     def verdict(self):
-        return (
-            render.verdict(self.diff) if self.diff else self.replay.verdict if self.replay else "nothing was compared"
-        )
+        return words.verdict(self.diff) if self.diff else self.replay.verdict if self.replay else "nothing was compared"
 
     @cached_property
     def bad(self):

@@ -5,8 +5,8 @@ from html import escape
 
 import numpy as np
 
+from numgemma.debug.measure.discrete import leaf_of
 from numgemma.debug.report.chart import BLANK, Heat, Scale, Spread, class_of, limits_of, scale_of, spans, stride
-from numgemma.debug.ties import leaf_of
 
 WIDTH, HEIGHT = 960, 320  # of a picture over depth, in its own units
 ACROSS = "points in order of execution; numbers: decoder layers"

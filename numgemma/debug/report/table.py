@@ -3,7 +3,7 @@
 import math
 from html import escape
 
-from numgemma.debug import render
+from numgemma.debug.compare import words
 from numgemma.debug.report import chart
 from numgemma.debug.report.subject import Subject
 
@@ -83,4 +83,4 @@ def number_key(value):
 
 def shown(key, value):
     forms = {"scale": ".5g", "cos": ".6f", "xfloor": ".2g"}
-    return str(value) if key == "place" else render.number(value, forms.get(key, ".1e"))
+    return str(value) if key == "place" else words.number(value, forms.get(key, ".1e"))

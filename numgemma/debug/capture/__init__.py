@@ -1,0 +1,1 @@
+"""Transformers, run and recorded under our names."""

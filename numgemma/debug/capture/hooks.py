@@ -1,0 +1,224 @@
+"""Runs a checkpoint in Transformers and writes what its modules compute as a dump, under numgemma's names.
+
+A hook on every module takes what it returns.  What no module returns (rotated queries, attention probabilities, the
+stream between branches) is caught at three functions of the modelling file.  Needs the extra `hf`.
+"""
+
+import re
+import sys
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import ml_dtypes
+import numpy as np
+
+from numgemma.debug.capture.towers import Towers
+from numgemma.dump import new_meta
+from numgemma.errors import InputError
+from numgemma.families.gemma4.layout import TOWERS
+from numgemma.model import Model, fingerprint
+from numgemma.prompt.media import NO_MEDIA, is_empty, placeholders, spans
+from numgemma.trace import EVERYTHING_BUT_MAPS, selects
+
+# What a module returns, in the axes of our point.  All other leaf modules return "T D".
+AXES = {
+    **dict.fromkeys(("q_proj", "q_norm"), "T N H"),
+    **dict.fromkeys(("k_proj", "k_norm", "v_proj", "v_norm"), "T K H"),
+    **dict.fromkeys(("gate_proj", "up_proj"), "T F"),
+    **dict.fromkeys(("embed_tokens_per_layer", "per_layer_model_projection"), "T LP"),
+    "per_layer_projection_norm": "T L P",
+    "per_layer_input_gate": "T P",
+    "lm_head": "T V",
+}
+
+
+def import_hf():
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise InputError("Capturing needs torch and transformers: pip install 'numgemma[hf]'.") from error
+    return torch, transformers
+
+
+def capture(model: Model, ids, sink, dtype="float32", points=EVERYTHING_BUT_MAPS, media=NO_MEDIA):
+    """Run `ids` once through Transformers and hand each point to sink.keep(name, x, axes).  ids: T
+
+    Without a cache, and with the logits of all tokens: otherwise Transformers computes the layers that share keys
+    for the last tokens only.
+    """
+    torch, _ = import_hf()
+    hf = load_hf(model.checkpoint.folder, getattr(torch, dtype))
+    catcher = Catcher(model.config, len(ids), sink, points, media)
+    inputs = {name: torch.tensor(x) for name, x in hf_inputs(ids, media, model.config).items()}
+    with torch.no_grad(), catcher.listening(hf):
+        out = hf(**inputs, use_cache=False, logits_to_keep=0)
+    catcher.keep("logits", out.logits, "T V")
+
+
+def hf_inputs(ids, media, config):
+    """What Transformers' forward pass is called with: a batch of one prompt, and its media."""
+    ids = np.asarray(ids)
+    if is_empty(media):
+        return {"input_ids": ids[None]}
+    given = {name: x for name, x in vars(media).items() if x is not None}
+    kinds = {"image": 1, "video": 2, "audio": 3}
+    types = sum(kinds[kind] * (ids == i) for kind, i in placeholders(config).items())
+    types = given.get("mm_token_type_ids", types)  # without them Transformers would let no image see itself
+    return given | {"input_ids": ids[None], "mm_token_type_ids": types[None]}
+
+
+def load_hf(folder: Path, dtype):
+    """The checkpoint as Transformers runs it: eager attention and eager experts, whose steps can be watched."""
+    _, transformers = import_hf()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    architecture = transformers.AutoConfig.from_pretrained(folder).architectures[0]
+    kind = getattr(transformers, architecture)
+    hf = kind.from_pretrained(folder, dtype=dtype, attn_implementation="eager", experts_implementation="eager")
+    return hf.eval()
+
+
+def describe(model: Model, ids, dtype="float32", points=EVERYTHING_BUT_MAPS, text=None, media=None):
+    """What the captured dump says of itself."""
+    _, transformers = import_hf()
+    which = fingerprint(model.checkpoint, model.config)
+    meta = new_meta("transformers", transformers.__version__, which, ids, dtype, points, text, media=media)
+    return meta if media is None else meta | {"media": spans(model.checked(ids, media), media, model.config)}
+
+
+def to_numpy(x):
+    """A copy as a NumPy array: Transformers goes on to overwrite some of its tensors."""
+    x = x.detach().clone().contiguous()
+    if str(x.dtype) == "torch.bfloat16":
+        return x.view(dtype=import_hf()[0].int16).numpy().view(ml_dtypes.bfloat16)
+    return x.numpy()
+
+
+class Catcher:
+    """Gives what flows through a Transformers model the names of our points, and passes it on to a sink."""
+
+    def __init__(self, config, tokens, sink, points, media):
+        self.config, self.sink, self.points, self.media = config.text, sink, points, media
+        self.towers = Towers(config, media, self.keep_piece)
+        self.sizes = {"T": tokens, "S": tokens, "L": self.config.num_hidden_layers}
+        self.attention, self.to_rotate = None, []  # of the decoder layer that is running; of none in a tower
+        self.after_attention = None  # of the layer that is running
+
+    def keep(self, name, x, axes):
+        """Without the batch axis, joined axes split."""
+        if selects(self.points, name):
+            *front, _ = axes.split()
+            self.sink.keep(name, to_numpy(x).reshape([*(self.sizes[a] for a in front), -1]), axes)
+
+    def keep_piece(self, name, x, axes):
+        """What a tower made of one picture or clip: it has no batch axis."""
+        if selects(self.points, name):
+            self.sink.keep(name, to_numpy(x), axes)
+
+    @contextmanager
+    def listening(self, hf):
+        """Hooks on every module and three functions of the modelling file replaced, for as long as this lasts."""
+        modelling = sys.modules[type(hf).__module__]
+        text = hf.get_decoder()
+        with ExitStack() as stack:
+            for name, module in hf.named_modules():
+                short = name.removeprefix("model.").removeprefix("language_model.")
+                for handle in () if short.startswith(TOWERS) else self.hook(module, short):
+                    stack.callback(handle.remove)
+            if not is_empty(self.media):
+                stack.enter_context(self.towers.listening(hf))
+                stack.callback(text.register_forward_pre_hook(self.merged, with_kwargs=True).remove)
+            stack.enter_context(patch.object(modelling, "apply_rotary_pos_emb", self.rotary(modelling)))
+            stack.enter_context(patch.object(modelling, "eager_attention_forward", self.eager(modelling)))
+            if self.config.hidden_size_per_layer_input:
+                stack.enter_context(patch.object(text, "project_per_layer_inputs", self.per_layer(text)))
+            yield
+
+    def hook(self, module, name):
+        """Register what this module calls for; its parts have hooks of their own."""
+        leaf = name.rpartition(".")[2]
+        special = {"rotary_emb": self.table, "router": self.routing}
+        if re.fullmatch(r"layers\.\d+", name):
+            yield module.register_forward_pre_hook(lambda *_: self.enter(name))
+            yield module.register_forward_hook(lambda m, a, out: self.keep(f"{name}.out", out, "T D"))
+        elif leaf in special:
+            yield module.register_forward_hook(lambda m, args, out: special[leaf](name, args, out))
+        elif leaf == "experts" or (leaf != "act_fn" and not any(module.children())):
+            axes = "T E" if name.endswith("router.proj") else AXES.get(leaf, "T D")
+            yield module.register_forward_hook(lambda m, args, out: self.keep(name, out, axes))
+        yield from self.hook_between(module, name, leaf)
+
+    def hook_between(self, module, name, leaf):
+        """What no module returns, but one takes as its input."""
+        layer = name.rpartition(".")[0]
+        if leaf == "o_proj":
+            yield module.register_forward_pre_hook(lambda m, x: self.keep(f"{layer}.context", x[0], "T N H"))
+        if leaf == "pre_feedforward_layernorm":
+            yield module.register_forward_pre_hook(lambda m, x: self.between_branches(layer, x[0]))
+        if leaf == "post_feedforward_layernorm":
+            yield module.register_forward_hook(
+                lambda m, x, out: self.keep(f"{layer}.after_mlp", self.after_attention + out, "T D")
+            )
+
+    def merged(self, text, args, kwargs):
+        self.keep("inputs_embeds", kwargs["inputs_embeds"], "T D")
+
+    def enter(self, layer):
+        spec = self.config.layers[int(layer.rpartition(".")[2])]
+        self.sizes |= {"N": spec.N, "K": spec.K}
+        self.attention, self.to_rotate = f"{layer}.self_attn", ["q_rope", "k_rope"]  # in the order of the calls
+
+    def between_branches(self, layer, x):
+        self.after_attention = x
+        self.keep(f"{layer}.after_attention", x, "T D")
+
+    def table(self, name, args, out):
+        kind = args[2]
+        self.keep(f"{name}.{kind}.cos", out[0], "T H")
+        self.keep(f"{name}.{kind}.sin", out[1], "T H")
+
+    def routing(self, name, args, out):
+        for point, x, axes in zip(("probs", "weights", "ids"), out, ("T E", "T J", "T J"), strict=True):
+            self.keep(f"{name}.{point}", x, axes)
+
+    def rotary(self, modelling):
+        original = modelling.apply_rotary_pos_emb
+
+        def apply_rotary_pos_emb(x, *args, **kwargs):
+            y = original(x, *args, **kwargs)
+            if self.attention is None:
+                return y
+            point = self.to_rotate.pop(0)
+            self.keep(f"{self.attention}.{point}", y, "T N H" if point == "q_rope" else "T K H")
+            return y
+
+        return apply_rotary_pos_emb
+
+    def eager(self, modelling):
+        original = modelling.eager_attention_forward
+
+        def eager_attention_forward(module, query, key, value, attention_mask, **kwargs):
+            y, probs = original(module, query, key, value, attention_mask, **kwargs)
+            scores = query @ modelling.repeat_kv(key, module.num_key_value_groups).transpose(2, 3)
+            if attention_mask is not None:
+                scores = scores.masked_fill(attention_mask < 0, 0)  # as our point: what the mask hides reads as 0
+            if self.attention is None:
+                self.towers.patch_maps(scores * module.scaling, probs)
+                return y, probs
+            self.keep(f"{self.attention}.scores", scores * module.scaling, "N T S")
+            self.keep(f"{self.attention}.probs", probs, "N T S")
+            return y, probs
+
+        return eager_attention_forward
+
+    def per_layer(self, text):
+        original = text.project_per_layer_inputs
+
+        def project_per_layer_inputs(*args, **kwargs):
+            y = original(*args, **kwargs)
+            self.keep("per_layer_inputs", y, "T L P")
+            return y
+
+        return project_per_layer_inputs

@@ -1,0 +1,238 @@
+"""What the vision and audio towers of a Transformers model compute, picture by picture and clip by clip.
+
+Transformers runs all pictures of a prompt as one padded batch, and all clips as another.  Here the padding is cut off
+and the batch taken apart, as if each had run alone, under the names that multimodal.py gives them.
+"""
+
+import sys
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+from numgemma.prompt.media import clips, frames, images
+
+SKIPPED = ("act_fn", "act", "linear")  # activation functions; what a clipped linear holds
+
+# What a module returns, in the axes of our point.
+VISION_AXES = {
+    **dict.fromkeys(("q_proj", "q_norm", "q_rope", "context"), "I N H"),
+    **dict.fromkeys(("k_proj", "k_norm", "k_rope", "v_proj", "v_norm"), "I K H"),
+    **dict.fromkeys(("gate_proj", "up_proj"), "I F"),
+}
+AUDIO_AXES = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "context"), "U N H"),
+    **dict.fromkeys(("ffw_layer_1", "linear_start"), "U F"),
+    **dict.fromkeys(("conv", "layer0", "layer1"), "C U M"),
+    "norm": "U M C",
+    "depthwise_conv1d": "C U",
+    "output_proj": "O W",
+}
+
+
+class Towers:
+    """Takes apart what the towers' modules return, and hands each piece to keep(name, tensor, axes)."""
+
+    def __init__(self, config, media, keep):
+        self.config, self.keep = config, keep
+        self.names = {
+            "vision": suffixes(len(images(media) + frames(media))),
+            "audio": suffixes(len(clips(media))),
+        }
+        self.batch = []  # of the tower that runs: a suffix, and which rows are real
+        self.pooled = []  # of those pictures: how many soft tokens each has
+        self.layer = ""  # that runs, and the names its rotated queries and keys will have
+        self.to_rotate = []
+
+    @contextmanager
+    def listening(self, hf):
+        """Hooks on the modules of both towers, and functions replaced, for as long as this lasts."""
+        modelling = sys.modules[type(hf).__module__]
+        with ExitStack() as stack:
+            for name, module in hf.named_modules():
+                for handle in self.hook(module, name.removeprefix("model.")):
+                    stack.callback(handle.remove)
+            rope = self.rotated(modelling.apply_multidimensional_rope)
+            stack.enter_context(patch.object(modelling, "apply_multidimensional_rope", rope))
+            stack.enter_context(patch.object(modelling.F, "softmax", self.before_softmax(modelling.F.softmax)))
+            if getattr(hf.model, "vision_tower", None) is not None:
+                embedder = hf.model.vision_tower.patch_embedder
+                place = self.position_embeddings(embedder._position_embeddings)
+                stack.enter_context(patch.object(embedder, "_position_embeddings", place))
+            yield
+
+    def hook(self, module, name):
+        """Register what one module of a tower calls for."""
+        tower, _, rest = name.partition(".")
+        if tower == "vision_tower":
+            yield from self.hook_vision(module, rest)
+        elif tower == "audio_tower":
+            yield from self.hook_audio(module, rest)
+        elif tower == "embed_vision" and rest:
+            axes = "O D" if rest.endswith("projection") else "O W"
+            yield module.register_forward_hook(lambda m, x, out: self.split(f"embed_vision*.{rest}", out, axes))
+        elif tower == "embed_audio" and rest:
+            axes = "O D" if rest.endswith("projection") else "O W"
+            yield module.register_forward_hook(lambda m, x, out: self.each(f"embed_audio*.{rest}", out, axes))
+
+    # one picture or clip at a time; a * in a name is where its number stands
+
+    def each(self, name, x, axes, along=0):
+        """x: a batch; the axis `along` of a piece is padded."""
+        for (suffix, real), piece in zip(self.batch, x, strict=True):
+            rows = real[:: self.stride(name)]
+            piece = piece.movedim(along, 0)[rows].movedim(0, along)
+            self.keep(name.replace("*", suffix), self.with_heads(piece, axes), axes)
+
+    def split(self, name, x, axes):
+        """x: soft tokens of all pictures, one after another."""
+        for (suffix, _), piece in zip(self.batch, x.split(self.pooled), strict=True):
+            self.keep(name.replace("*", suffix), piece, axes)
+
+    def alike(self, name, x, axes):
+        """x: the same for all clips, with a batch axis of 1."""
+        for suffix, _ in self.batch:
+            self.keep(name.replace("*", suffix), self.with_heads(x[0], axes), axes)
+
+    def stride(self, name):
+        """How many mel frames one row of this point stands for."""
+        if name.startswith("vision") or ".layer0." in name:
+            return 2 if ".layer0." in name else 1
+        return 4
+
+    def with_heads(self, x, axes):
+        """What a projection returns has its heads side by side."""
+        if not axes.endswith(("N H", "K H")) or x.dim() == 3:
+            return x
+        c = self.config
+        if axes[0] == "I":
+            return x.reshape(len(x), -1, c.vision.head_dim)
+        return x.reshape(len(x), c.audio.num_attention_heads, -1)
+
+    # the vision tower
+
+    def hook_vision(self, module, rest):
+        name, leaf = f"vision_tower*.{rest}", rest.rpartition(".")[2]
+        if rest == "":
+            yield module.register_forward_pre_hook(self.see, with_kwargs=True)
+            yield module.register_forward_hook(
+                lambda m, x, out: self.split("vision_tower*.out", out.last_hidden_state, "O C")
+            )
+        elif leaf == "rotary_emb":
+            yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.cos", out[0], "I H"))
+            yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.sin", out[1], "I H"))
+        elif leaf == "pooler":
+            yield module.register_forward_hook(lambda m, x, out: self.pool(*out))
+        elif leaf == "patch_embedder" or leaf.isdecimal():
+            yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.out", out, "I C"))
+        elif leaf not in SKIPPED and is_leaf(module):
+            axes = VISION_AXES.get(leaf, "I C")
+            yield module.register_forward_hook(lambda m, x, out: self.each(name, out, axes))
+        layer = name.rpartition(".")[0]
+        if leaf == "self_attn":
+            yield module.register_forward_pre_hook(lambda *_: self.enter(name))
+        if leaf == "o_proj":
+            yield module.register_forward_pre_hook(lambda m, x: self.each(f"{layer}.context", x[0], "I N H"))
+        if leaf == "pre_feedforward_layernorm":
+            yield module.register_forward_pre_hook(lambda m, x: self.each(f"{layer}.after_attention", x[0], "I C"))
+
+    def see(self, module, args, kwargs):
+        """The tower begins on a batch of pictures: on the images, or after them on the frames of videos."""
+        real = kwargs["pixel_position_ids"][..., 0] >= 0
+        self.batch = [(self.names["vision"].pop(0), rows) for rows in real]
+
+    def enter(self, name):
+        self.layer, self.to_rotate = name, ["q_rope", "k_rope"]
+
+    def pool(self, soft, real):
+        self.pooled = real.sum(-1).tolist()
+        for (suffix, _), piece, rows in zip(self.batch, soft, real, strict=True):
+            self.keep(f"vision_tower{suffix}.pooler", piece[rows], "O C")
+
+    def position_embeddings(self, original):
+        def _position_embeddings(*args):
+            y = original(*args)
+            self.each("vision_tower*.patch_embedder.position_embedding", y, "I C")
+            return y
+
+        return _position_embeddings
+
+    def rotated(self, original):
+        def apply_multidimensional_rope(x, *args, **kwargs):
+            y = original(x, *args, **kwargs)
+            point = self.to_rotate.pop(0)
+            self.each(f"{self.layer}.{point}", y, VISION_AXES[point])
+            return y
+
+        return apply_multidimensional_rope
+
+    def patch_maps(self, scores, probs):
+        """Both maps of one layer of the vision tower.  B N I I, padding masked"""
+        for point, maps in (("scores", scores), ("probs", probs)):
+            for (suffix, real), piece in zip(self.batch, maps, strict=True):
+                self.keep(f"{self.layer}.{point}".replace("*", suffix), piece[:, real][:, :, real], "N I I")
+
+    # the audio tower
+
+    def hook_audio(self, module, rest):
+        name, leaf = f"audio_tower*.{rest}", rest.rpartition(".")[2]
+        axes = AUDIO_AXES.get(leaf, "U C")
+        along = axes.split().index("U") if "U" in axes else 0
+        if rest == "":
+            yield module.register_forward_pre_hook(self.hear)
+            yield module.register_forward_hook(
+                lambda m, x, out: self.each("audio_tower*.out", out.last_hidden_state, "O W")
+            )
+        elif leaf == "rel_pos_enc":
+            yield module.register_forward_hook(lambda m, x, out: self.alike(name, out, "R C"))
+        elif leaf == "relative_k_proj":
+            yield module.register_forward_hook(lambda m, x, out: self.alike(name, out, "R N H"))
+        elif leaf in ("layer0", "layer1"):
+            yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.out", out[0], axes, along))
+        elif leaf in ("feed_forward1", "feed_forward2", "lconv1d"):
+            yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.out", out, axes))
+        elif leaf not in SKIPPED and is_leaf(module):
+            yield module.register_forward_hook(lambda m, x, out: self.each(name, out, axes, along))
+        layer = name.rpartition(".")[0]
+        if leaf == "self_attn":
+            yield module.register_forward_pre_hook(lambda *_: self.enter(name))
+            yield module.register_forward_hook(lambda m, x, out: self.frame_map("probs", out[1]))
+        if leaf == "post":
+            yield module.register_forward_pre_hook(lambda m, x: self.each(f"{layer}.context", x[0], "U N H"))
+        if leaf == "lconv1d":
+            yield module.register_forward_pre_hook(lambda m, x: self.each(f"{layer}.after_attention", x[0], "U C"))
+        if leaf == "depthwise_conv1d":
+            yield module.register_forward_pre_hook(lambda m, x: self.each(f"{layer}.glu", x[0].transpose(1, 2), "U C"))
+
+    def hear(self, module, args):
+        """The tower begins on the batch of all clips."""
+        self.batch = list(zip(self.names["audio"], args[1].bool(), strict=True))
+
+    def before_softmax(self, original):
+        def softmax(x, *args, **kwargs):
+            if x.dim() == 5:  # of the audio tower; what the mask hides reads as 0, as in our point
+                hidden = self.config.audio.attention_invalid_logits_value
+                self.frame_map("scores", x.masked_fill(x == hidden, 0))
+            return original(x, *args, **kwargs)
+
+        return softmax
+
+    def frame_map(self, point, blocked):
+        """One map of one layer of the audio tower.  B N blocks chunk context -> for each clip N U R
+
+        Row r of a chunk sees columns r to r + R - 1 of its context, the farthest frame first.
+        """
+        chunk, R = blocked.shape[3], self.config.audio.attention_context_left
+        rows = [[r] * R for r in range(chunk)]
+        columns = [[r + back for back in range(R)] for r in range(chunk)]
+        banded = blocked[:, :, :, rows, columns].flatten(2, 3)
+        for (suffix, real), piece in zip(self.batch, banded, strict=True):
+            self.keep(f"{self.layer}.{point}".replace("*", suffix), piece[:, : real[::4].sum()], "N U R")
+
+
+def suffixes(n):
+    """As multimodal.numbered gives them."""
+    return [""] if n == 1 else [f"@{i}" for i in range(n)]
+
+
+def is_leaf(module):
+    """Whether the module has no parts with points of their own; a clipped linear counts as one."""
+    return not any(module.children()) or hasattr(module, "use_clipped_linears")

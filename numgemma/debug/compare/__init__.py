@@ -1,0 +1,1 @@
+"""Two dumps, point by point."""

@@ -1,0 +1,1 @@
+"""The numbers by which two tensors are compared, and what is known of them."""

@@ -1,0 +1,78 @@
+"""Discrete choices: which experts a token goes to, which token comes next.
+
+Where two candidates are nearly equal, noise alone turns one choice into the other.  Such a flip is a tie and no fault,
+and what it changes further on says nothing about the rounding there: those tokens are judged apart.
+"""
+
+import re
+
+import numpy as np
+
+from numgemma.debug.measure.metrics import unequal_tokens
+
+SIGMAS = 3  # a flip is a tie where the true margin is less than so many standard deviations of its noise
+NOTED = 6  # margins up to so many are kept in a floor
+
+# What a token's choice of experts changes in the same layer.  Attention carries it to later tokens from the next on.
+BEHIND_ROUTER = (
+    *("router.weights", "experts", "post_feedforward_layernorm_2", "post_feedforward_layernorm", "after_mlp"),
+    *("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm", "out"),
+)
+
+
+def layer_of(name) -> int | None:
+    """The decoder layer of a point; None outside the layers."""
+    found = re.match(r"layers\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def leaf_of(name):
+    """The name inside its layer."""
+    return re.sub(r"^layers\.\d+\.", "", name)
+
+
+def touched(name, flips, tokens):
+    """Which tokens of a point a flip before it has changed.  flips: layer -> token numbers  ->  T, True where touched
+
+    Attention is causal: a token sees no later one, so what lies before the first flip is untouched everywhere.
+    """
+    mask = np.zeros(tokens, bool)
+    for layer, where in flips.items():
+        if layer == layer_of(name):
+            mask[list(where) if leaf_of(name) in BEHIND_ROUTER else []] = True
+        else:
+            mask[min(where) :] = True
+    return mask
+
+
+def flips_of_experts(name, a, b, axes):
+    """Tokens of a point that chose others; the order in which experts are listed does not count."""
+    return [int(t) for t in np.flatnonzero(unequal_tokens(a, b, axes, name.endswith("router.ids")))]
+
+
+def margins(scores, chosen):
+    """How far the last chosen candidate lies above the first that was not.  scores: T E  ->  T, and the two: T 2"""
+    order = np.argsort(-np.asarray(scores, np.float64), axis=-1, kind="stable")[:, chosen - 1 : chosen + 1]
+    return gap(scores, order), order
+
+
+def gap(scores, pair):
+    """Score of the first of two candidates above the second.  scores: T E   pair: T 2  ->  T"""
+    both = np.take_along_axis(scores, pair, -1).astype(np.float64)
+    return both[:, 0] - both[:, 1]
+
+
+def close_calls(margin, gaps):
+    """Tokens whose choice noise may turn: token -> margin in standard deviations.  margin: T   gaps: runs T, with NaN
+
+    gaps: the same margins in runs with noise; NaN where an earlier flip had touched the token.  A token's deviation is
+    taken to be at least that of the median token, for a handful of runs may agree by chance.
+    """
+    counts = np.isfinite(gaps).sum(0)
+    squares = np.nansum((gaps - margin) ** 2, axis=0)
+    own = np.sqrt(squares / np.maximum(counts, 1))
+    usual = float(np.median(own[counts > 0])) if (counts > 0).any() else 0.0
+    sigma = np.where(counts > 0, np.maximum(own, usual), np.inf)  # never seen untouched: anything may happen
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(margin == 0, 0.0, margin / sigma)
+    return {int(t): float(ratio[t]) for t in np.flatnonzero(ratio < NOTED)}

@@ -1,0 +1,1 @@
+"""Gemma 4: E2B, E4B, 26B-A4B and 31B."""

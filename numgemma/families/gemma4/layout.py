@@ -1,0 +1,174 @@
+"""Every tensor of a checkpoint, from its config alone: name -> shape, without the prefixes `model.language_model.`.
+
+What a forward pass reads, what a random checkpoint must hold and what `inspect` counts is all written here.  Linear
+weights are [out, in].
+"""
+
+from math import prod
+
+from numgemma.config import AudioConfig, Config, LayerSpec, TextConfig, VisionConfig
+from numgemma.prompt.audio import MEL_BINS
+
+Shapes = dict[str, tuple[int, ...]]
+
+TOWERS = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
+
+
+def tensor_shapes(config: Config) -> Shapes:
+    """All tensors that Transformers would build for this config."""
+    shapes = text_shapes(config.text)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.text.vocab_size, config.text.hidden_size)
+    return shapes | vision_part(config) | audio_part(config)
+
+
+def vision_part(config: Config) -> Shapes:
+    """The vision tower and the projection behind it; empty where the config has none."""
+    c = config.vision
+    if c is None:
+        return {}
+    return scoped("vision_tower", vision_shapes(c)) | {
+        "embed_vision.embedding_projection.weight": (config.text.hidden_size, c.hidden_size)
+    }
+
+
+def audio_part(config: Config) -> Shapes:
+    """The audio tower and the projection behind it; empty where the config has none."""
+    c = config.audio
+    if c is None:
+        return {}
+    return scoped("audio_tower", audio_shapes(c)) | {
+        "embed_audio.embedding_projection.weight": (config.text.hidden_size, c.output_proj_dims)
+    }
+
+
+def stored_name(name: str, family: str) -> str:
+    """The name that Transformers gives a tensor in a file of that model_type: norm.weight -> model.norm.weight."""
+    if name.startswith("lm_head"):
+        return name
+    bare = name.startswith(TOWERS) or family == "gemma4_text"
+    return f"model.{name}" if bare else f"model.language_model.{name}"
+
+
+def unread_by_sharing_layers(c: TextConfig) -> Shapes:
+    """Keys and values of layers that read another layer's: released files carry them, re-saved files do not."""
+    shapes: Shapes = {}
+    for spec in c.layers:
+        if spec.kv_from != spec.index:
+            shapes |= scoped(f"layers.{spec.index}.self_attn", key_value_shapes(spec, c.hidden_size))
+    return shapes
+
+
+def scoped(scope, shapes):
+    return {f"{scope}.{name}": shape for name, shape in shapes.items()}
+
+
+def count(shapes: Shapes) -> int:
+    """Numbers in all tensors together."""
+    return sum(prod(shape) for shape in shapes.values())
+
+
+def text_shapes(c: TextConfig) -> Shapes:
+    D, L, P = c.hidden_size, c.num_hidden_layers, c.hidden_size_per_layer_input or 0
+    shapes: Shapes = {"embed_tokens.weight": (c.vocab_size, D), "norm.weight": (D,)}
+    if P:
+        shapes |= {
+            "embed_tokens_per_layer.weight": (c.vocab_size_per_layer_input, L * P),
+            "per_layer_model_projection.weight": (L * P, D),
+            "per_layer_projection_norm.weight": (P,),
+        }
+    for spec in c.layers:
+        shapes |= scoped(f"layers.{spec.index}", layer_shapes(c, spec))
+    return shapes
+
+
+def layer_shapes(c: TextConfig, spec: LayerSpec) -> Shapes:
+    D, P = c.hidden_size, c.hidden_size_per_layer_input or 0
+    norms = ["input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    shapes: Shapes = scoped("self_attn", attention_shapes(spec, D)) | scoped("mlp", mlp_shapes(D, spec.F))
+    if P:
+        shapes |= {"per_layer_input_gate.weight": (P, D), "per_layer_projection.weight": (D, P)}
+        norms += ["post_per_layer_input_norm"]
+    if spec.E:
+        shapes |= moe_shapes(D, spec.E, c.moe_intermediate_size or 0)
+        norms += ["post_feedforward_layernorm_1", "pre_feedforward_layernorm_2", "post_feedforward_layernorm_2"]
+    return shapes | {f"{norm}.weight": (D,) for norm in norms} | {"layer_scalar": (1,)}
+
+
+def attention_shapes(spec: LayerSpec, D) -> Shapes:
+    NH = spec.N * spec.H
+    shapes: Shapes = {"q_proj.weight": (NH, D), "q_norm.weight": (spec.H,), "o_proj.weight": (D, NH)}
+    return shapes | (key_value_shapes(spec, D) if spec.kv_from == spec.index else {})
+
+
+def key_value_shapes(spec: LayerSpec, D) -> Shapes:
+    shapes: Shapes = {"k_proj.weight": (spec.K * spec.H, D), "k_norm.weight": (spec.H,)}
+    return shapes if spec.k_eq_v else shapes | {"v_proj.weight": (spec.K * spec.H, D)}
+
+
+def mlp_shapes(D, F) -> Shapes:
+    return {"gate_proj.weight": (F, D), "up_proj.weight": (F, D), "down_proj.weight": (D, F)}
+
+
+def moe_shapes(D, E, F) -> Shapes:
+    return {
+        "router.proj.weight": (E, D),
+        "router.scale": (D,),
+        "router.per_expert_scale": (E,),
+        "experts.gate_up_proj": (E, 2 * F, D),  # rows 0..F-1 gate, F..2F-1 up
+        "experts.down_proj": (E, D, F),
+    }
+
+
+def clipped(shapes: Shapes, clips: bool) -> Shapes:
+    """Linears of a tower: `.linear.weight`, and the four bounds where the tower clips."""
+    found = {f"{name}.linear.weight": shape for name, shape in shapes.items()}
+    bounds = ("input_min", "input_max", "output_min", "output_max") if clips else ()
+    return found | {f"{name}.{bound}": () for name in shapes for bound in bounds}
+
+
+def vision_shapes(c: VisionConfig) -> Shapes:
+    D, F, H = c.hidden_size, c.intermediate_size, c.head_dim
+    N, K = c.num_attention_heads, c.num_key_value_heads
+    linears: Shapes = {f"self_attn.{x}_proj": (heads * H, D) for x, heads in (("q", N), ("k", K), ("v", K))}
+    linears |= {"self_attn.o_proj": (D, N * H)}
+    linears |= {"mlp.gate_proj": (F, D), "mlp.up_proj": (F, D), "mlp.down_proj": (D, F)}
+    layer = clipped(linears, c.use_clipped_linears)
+    layer |= {"self_attn.q_norm.weight": (c.head_dim,), "self_attn.k_norm.weight": (c.head_dim,)}
+    for norm in ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm"):
+        layer[f"{norm}.weight"] = (D,)
+    layer["post_feedforward_layernorm.weight"] = (D,)
+    shapes: Shapes = {
+        "patch_embedder.input_proj.weight": (D, 3 * c.patch_size**2),
+        "patch_embedder.position_embedding_table": (2, c.position_embedding_size, D),
+    }
+    for i in range(c.num_hidden_layers):
+        shapes |= scoped(f"encoder.layers.{i}", layer)
+    return shapes | ({"std_bias": (D,), "std_scale": (D,)} if c.standardize else {})
+
+
+def audio_shapes(c: AudioConfig) -> Shapes:
+    D, (C0, C1) = c.hidden_size, c.subsampling_conv_channels
+    linears: Shapes = {f"self_attn.{x}": (D, D) for x in ("q_proj", "k_proj", "v_proj", "post")}
+    linears |= {"lconv1d.linear_start": (2 * D, D), "lconv1d.linear_end": (D, D)}
+    for half in ("feed_forward1", "feed_forward2"):
+        linears |= {f"{half}.ffw_layer_1": (4 * D, D), f"{half}.ffw_layer_2": (D, 4 * D)}
+    norms = [f"feed_forward{i}.{n}_layer_norm" for i in (1, 2) for n in ("pre", "post")]
+    norms += ["norm_pre_attn", "norm_post_attn", "norm_out", "lconv1d.pre_layer_norm", "lconv1d.conv_norm"]
+    layer = clipped(linears, c.use_clipped_linears) | {f"{norm}.weight": (D,) for norm in norms}
+    layer |= {
+        "self_attn.relative_k_proj.weight": (D, D),
+        "self_attn.per_dim_scale": (D // c.num_attention_heads,),
+        "lconv1d.depthwise_conv1d.weight": (D, 1, c.conv_kernel_size),
+    }
+    subsample: Shapes = {
+        "layer0.conv.weight": (C0, 1, 3, 3),
+        "layer0.norm.weight": (C0,),
+        "layer1.conv.weight": (C1, C0, 3, 3),
+        "layer1.norm.weight": (C1,),
+        "input_proj_linear.weight": (D, C1 * MEL_BINS // 4),  # two convolutions of stride 2
+    }
+    shapes: Shapes = scoped("subsample_conv_projection", subsample)
+    for i in range(c.num_hidden_layers):
+        shapes |= scoped(f"layers.{i}", layer)
+    return shapes | {"output_proj.weight": (c.output_proj_dims, D), "output_proj.bias": (c.output_proj_dims,)}

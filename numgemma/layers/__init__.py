@@ -1,0 +1,1 @@
+"""The layers, as free functions that the families share."""

@@ -1,0 +1,296 @@
+"""The compiled loops behind twins.py.
+
+Those that take `first` and `end` do a share of the work, from the one up to, not including, the other.  All let go of
+the interpreter meanwhile, and compute a number in the same way whoever computes its neighbours.  Stored numbers come as
+in the file, bfloat16 and float16 as integers, and become float32 in a register.  No flag here lets the compiler assume
+that numbers are finite: NaN and infinity come through.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+KEYS = 256  # whose softmax is taken together, before blocks are joined
+STEP = 512  # numbers between two looks ahead
+AHEAD = 2048  # how many numbers of a matrix are asked for before their turn
+
+SUMS = {"reassoc", "contract", "nsz"}  # sums may be taken in any order, and so in many lanes
+PLAIN = {"contract"}  # an order that matters, as in `exp`
+
+
+def kernel(order):
+    """Compiled when first called, kept on disk; x / 0 is infinity, as everywhere in this package."""
+    return njit(nogil=True, cache=True, error_model="numpy", fastmath=order)
+
+
+# numbers
+
+
+def number(stored):
+    """A stored number as float32; known to kernels alone, by the type in which `BITS` hands it over."""
+
+
+@overload(number)
+def _(stored):
+    if stored == types.uint16:  # bfloat16 is the upper half of a float32
+        return lambda stored: np.uint32(np.uint32(stored) << np.uint32(16)).view(np.float32)
+    if stored == types.int16:
+        return lambda stored: from_float16(np.uint32(np.uint16(stored)))
+    return lambda stored: stored
+
+
+@kernel(PLAIN)
+def from_float16(h):
+    """Exponent and fraction moved up, the bias set right by a product; exact for subnormal numbers too."""
+    size = h & np.uint32(0x7FFF)
+    finite = np.uint32(size << np.uint32(13)).view(np.float32) * np.float32(2.0**112)
+    special = np.uint32(np.uint32(0x7F800000) | np.uint32(size << np.uint32(13))).view(np.float32)
+    value = special if size >= np.uint32(0x7C00) else finite
+    return -value if h & np.uint32(0x8000) else value
+
+
+@kernel(PLAIN)
+def exp(x):
+    """e^x to one unit in the last place, without a branch, so that loops over it run in many lanes at once.
+
+    x = n ln 2 + r with |r| <= ln(2)/2; ln 2 in two parts, the first exact in few bits; e^r by its series (Cephes' fit).
+    """
+    x = np.float32(-104.0) if x < np.float32(-87.0) else x  # to 0, not to subnormal numbers: a product with those is
+    x = np.float32(89.0) if x > np.float32(89.0) else x  # a hundred times slower.  NaN passes both
+    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    r = (x - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * (r * r) + r + np.float32(1.0)
+    whole = np.int32(n)
+    half = whole >> np.int32(1)  # 2^n in two steps: it may leave the range of float32 before p comes back into it
+    return p * power_of_two(half) * power_of_two(whole - half)
+
+
+@kernel(PLAIN)
+def power_of_two(n):
+    return np.int32((n + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@intrinsic
+def ask_for(typing, array, at):
+    """Have the cache line of array[at] come from memory; where there is none, nothing happens."""
+
+    def emit(context, builder, signature, args):
+        address = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        call = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, call, "llvm.prefetch.p0")
+        to_read, keep, data = (ir.Constant(number, value) for value in (0, 3, 1))
+        builder.call(prefetch, [builder.bitcast(address, byte), to_read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), emit
+
+
+# products of matrices
+
+
+@kernel(SUMS)
+def times_one(w, x, y, first, end):
+    """y = W x, for some of the rows of W: as fast as these come from memory, so they are asked for ahead."""
+    inputs, flat = w.shape[1], w.reshape(w.size)
+    line = 64 // w.itemsize
+    for o in range(first, end):
+        total = np.float32(0)
+        for i in range(0, inputs, STEP):
+            for ahead in range(0, STEP, line):
+                ask_for(flat, o * inputs + i + AHEAD + ahead)  # type: ignore[call-arg]
+            total += dot(w[o, i : i + STEP], x[i : i + STEP])
+        y[o] = total
+
+
+@kernel(SUMS)
+def dot(w, x):
+    total = np.float32(0)
+    for i in range(len(w)):
+        total += number(w[i]) * x[i]
+    return total
+
+
+@kernel(SUMS)
+def times_few(w, x, y, first, end):
+    """Y = X W^T for tiles of four rows of W, each read once for all of X, whose rows come by fours."""
+    rows = np.empty((4, w.shape[1]), np.float32)
+    for tile in range(first, end):
+        o = min(4 * tile, len(w) - 4)
+        for n in range(4):
+            for i in range(w.shape[1]):
+                rows[n, i] = number(w[o + n, i])
+        for t in range(0, len(x), 4):
+            sums = four_by_four(rows[0], rows[1], rows[2], rows[3], x[t], x[t + 1], x[t + 2], x[t + 3])
+            for n in range(16):
+                y[t + n % 4, o + n // 4] = sums[n]
+
+
+@kernel(SUMS)
+def four_by_four(a, b, c, d, x0, x1, x2, x3):
+    """Sixteen scalar products at once: eight numbers loaded for sixteen products, and all sums stay in registers."""
+    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = np.float32(0)
+    for i in range(len(a)):
+        a0, a1, a2, a3 = a0 + a[i] * x0[i], a1 + a[i] * x1[i], a2 + a[i] * x2[i], a3 + a[i] * x3[i]
+        b0, b1, b2, b3 = b0 + b[i] * x0[i], b1 + b[i] * x1[i], b2 + b[i] * x2[i], b3 + b[i] * x3[i]
+        c0, c1, c2, c3 = c0 + c[i] * x0[i], c1 + c[i] * x1[i], c2 + c[i] * x2[i], c3 + c[i] * x3[i]
+        d0, d1, d2, d3 = d0 + d[i] * x0[i], d1 + d[i] * x1[i], d2 + d[i] * x2[i], d3 + d[i] * x3[i]
+    return a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3
+
+
+@kernel(PLAIN)
+def expand(w, into, first, end):
+    for o in range(first, end):
+        for i in range(w.shape[1]):
+            into[o, i] = number(w[o, i])
+
+
+# along a row
+
+
+@kernel(SUMS)
+def norm_rows(x, w, eps, y, first, end):
+    D = x.shape[1]
+    for t in range(first, end):
+        squares = np.float32(0)
+        for i in range(D):
+            squares += x[t, i] * x[t, i]
+        factor = np.float32(1) / np.sqrt(squares / np.float32(D) + eps)
+        for i in range(D):
+            y[t, i] = x[t, i] * factor * number(w[i])
+
+
+@kernel(PLAIN)
+def turn_rows(x, cos, sin, y, first, end):
+    half = x.shape[2] // 2
+    for t in range(first, end):
+        for n in range(x.shape[1]):
+            for i in range(half):
+                left, right = x[t, n, i], x[t, n, i + half]
+                y[t, n, i] = left * cos[t, i] - right * sin[t, i]
+                y[t, n, i + half] = right * cos[t, i + half] + left * sin[t, i + half]
+
+
+@kernel(PLAIN)
+def gelu(x):
+    """x / 2 (1 + tanh u) = x / (1 + e^(-2u))."""
+    u = x * (np.float32(0.7978845608) + np.float32(0.7978845608 * 0.044715) * x * x)
+    return x / (np.float32(1) + exp(np.float32(-2) * u))
+
+
+@kernel(PLAIN)
+def gelu_all(x, y):
+    for i in range(len(x)):
+        y[i] = gelu(x[i])
+
+
+@kernel(PLAIN)
+def silu_all(x, y):
+    for i in range(len(x)):
+        y[i] = x[i] / (np.float32(1) + exp(-x[i]))
+
+
+@kernel(PLAIN)
+def gate_all(gate, up, y):
+    for i in range(len(gate)):
+        y[i] = gelu(gate[i]) * up[i]
+
+
+# attention
+
+
+@kernel(SUMS)
+def attend_blocks(q, k, v, top, total, means, first, end):
+    """For some blocks of keys: the largest score, the sum of exponentials, and the sum of values by these."""
+    N, H = q.shape
+    G = N // k.shape[1]
+    scores = np.empty(KEYS, np.float32)
+    for block in range(first, end):
+        start = block * KEYS
+        S = min(KEYS, len(k) - start)
+        for n in range(N):
+            largest = np.float32(-np.inf)
+            for s in range(S):
+                score = np.float32(0)
+                for h in range(H):
+                    score += q[n, h] * number(k[start + s, n // G, h])
+                scores[s] = score
+                largest = max(largest, score)
+            total[block, n], top[block, n] = exponentials(scores[:S], largest), largest
+            mean = means[block, n]
+            mean[:] = 0
+            for s in range(S):
+                for h in range(H):
+                    mean[h] += scores[s] * number(v[start + s, n // G, h])
+
+
+@kernel(SUMS)
+def exponentials(scores, largest):
+    """Scores to exponentials; their sum."""
+    total = np.float32(0)
+    for s in range(len(scores)):
+        scores[s] = exp(scores[s] - largest)
+        total += scores[s]
+    return total
+
+
+@kernel(PLAIN)
+def join(top, total, means, context):
+    """One softmax out of those of all blocks."""
+    blocks, N, H = means.shape
+    for n in range(N):
+        largest = top[0, n]
+        for b in range(1, blocks):
+            largest = max(largest, top[b, n])
+        weight = np.float32(0)
+        context[n] = 0
+        for b in range(blocks):
+            share = exp(top[b, n] - largest)
+            weight += share * total[b, n]
+            for h in range(H):
+                context[n, h] += share * means[b, n, h]
+        for h in range(H):
+            context[n, h] /= weight
+
+
+@kernel(SUMS)
+def softmax_on(scores, first, end, G, top, total, mean):
+    """Scores of some more keys to exponentials, zero where a query does not look; what is known of each query so far
+    (its largest score, sum and mean) comes down to the new largest score.  scores: TG S   top, total: TG   mean: TG H
+    """
+    S = scores.shape[1]
+    for r in range(len(scores)):
+        low, high = max(0, min(S, first[r // G])), max(0, min(S, end[r // G]))
+        seen = scores[r, low:high]
+        largest = max(top[r], largest_of(seen))
+        weight = exponentials(seen, largest)
+        scores[r, :low] = 0
+        scores[r, high:] = 0
+        if len(seen):
+            known = exp(top[r] - largest)
+            top[r], total[r] = largest, known * total[r] + weight
+            for h in range(mean.shape[1]):
+                mean[r, h] *= known
+
+
+@kernel(PLAIN)
+def largest_of(x):
+    """The largest number: compared as integers, in many lanes at once; floats, with NaN, would go one by one."""
+    stored, largest = x.view(np.int32), np.int32(-(2**31))
+    for i in range(len(x)):
+        largest = max(largest, in_order(stored[i]))
+    return np.int32(in_order(largest)).view(np.float32) if len(x) else np.float32(-np.inf)
+
+
+@kernel(PLAIN)
+def in_order(stored):
+    """Bits of a float as an integer that is the larger the larger the float is; the other way by the same steps."""
+    return stored ^ ((stored >> np.int32(31)) & np.int32(0x7FFFFFFF))

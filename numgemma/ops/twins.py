@@ -1,0 +1,303 @@
+"""Twins of the slow operations, on compiled loops: same names, same arguments, same numbers but for rounding.
+
+definitions.py says what an operation is.  Here is how it gets fast: weights are read as they lie in the file and become
+float32 in a register (one token, or some) or in a core's cache (many tokens); attention keeps to what each query sees;
+a sum is cut the same way whatever the number of threads, so that two runs have the same bits.  Each thread of
+threads.py takes a share of the rows; BLAS is held to one thread, as each of ours calls it for a block of its own.  A
+twin that has nothing to gain, as in a float64 run, calls its definition.
+"""
+
+import threading
+from functools import partial
+
+import ml_dtypes
+import numpy as np
+
+from numgemma.masks import Spans, everything
+from numgemma.ops import definitions, kernels
+from numgemma.ops.kernels import KEYS
+from numgemma.ops.threads import allowed, in_parallel, in_shares
+from numgemma.trace import Tap
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+BITS = {BFLOAT16: np.uint16, np.dtype(np.float16): np.int16, np.dtype(np.float32): np.float32}  # what kernels are given
+EXACT = {np.dtype(np.float32): tuple(BITS), BFLOAT16: (BFLOAT16,)}  # run -> stored: others would be rounded first
+
+BLOCK = 1 << 22  # numbers of a matrix that are float32 at a time, at most
+FEW = 48  # tokens, up to which stored rows are multiplied as they are read; for more, BLAS is faster
+SHARE = 1 << 18  # numbers of a matrix that are worth waking a thread for
+TALL = 1024  # rows of A for each thread, from which it is better to cut A than to cut W
+FRAMES = 64  # of a convolution that a thread takes at once
+ROWS, WIDTH = 1024, 512  # of a block of scores: queries times heads of a group, keys
+LEAST = 1 << 15  # numbers of an elementwise operation that are worth waking a thread for
+
+
+def bits(x):
+    """An array as kernels take it: read-only, and bfloat16 and float16 as integers."""
+    x = x.view(BITS[x.dtype])
+    x.flags.writeable = False
+    return x
+
+
+def fits(x, *stored):
+    """Whether there is a kernel for a run in x's precision on tensors as they are stored."""
+    exact = EXACT.get(x.dtype, ())
+    return x.dtype in exact and all(w is None or w.dtype in exact for w in stored)
+
+
+def floats(x):
+    return np.ascontiguousarray(x, np.float32)
+
+
+# products of matrices
+
+
+local = threading.local()
+
+
+def scratch(name, *shape):
+    """Memory of this thread that is used again and again: new pages would cost more than the work in them."""
+    size = int(np.prod(shape))
+    held = getattr(local, name, None)
+    if held is None or held.size < size:
+        held = np.empty(size, np.float32)
+        setattr(local, name, held)
+    return held[:size].reshape(shape)
+
+
+def linear(x, w):
+    """x W^T.  x: ... I   w: O I  ->  ... O"""
+    if not fits(x, w) or not w.flags.c_contiguous or not x.size:
+        return definitions.linear(x, w)
+    a = floats(x).reshape(-1, x.shape[-1])
+    y = few(a, bits(w)) if len(a) <= FEW else many(a, w)
+    return y.reshape(*x.shape[:-1], len(w)).astype(x.dtype, copy=False)
+
+
+def few(a, w):
+    """A W^T for one token, or for some: bound by reading W, as long as they are few."""
+    if len(a) == 1 or len(w) < 4:
+        y = np.empty((len(a), len(w)), np.float32)
+        for t in range(len(a)):
+            share = partial(kernels.times_one, w, a[t], y[t])
+            in_shares(share, len(w), max(1, SHARE // w.shape[1]))
+        return y
+    by_fours = np.zeros((len(a) + -len(a) % 4, a.shape[1]), np.float32)
+    by_fours[: len(a)] = a
+    y = np.empty((len(by_fours), len(w)), np.float32)
+    in_shares(partial(kernels.times_few, w, by_fours, y), -(-len(w) // 4), max(1, SHARE // (w.size // len(w) * len(y))))
+    return y[: len(a)]
+
+
+def many(a, w):
+    """A W^T by BLAS, on blocks of W as float32 in a cache.
+
+    A sum is the same in a block of any size that is not tiny: only there OpenBLAS adds in another order.
+    """
+    y = np.empty((len(a), len(w)), np.float32)
+    (cut_a if len(a) >= TALL * allowed() else cut_w)(a, w, y)
+    return y
+
+
+def cut_a(a, w, y):
+    """Block after block of W: all threads make it float32, then each takes rows of A."""
+    rows = max(1, BLOCK // w.shape[1])
+    for o in range(0, len(w), rows):
+        part = as_float(w[o : o + rows])
+        share = partial(times, a, part, y[:, o : o + rows])
+        in_shares(share, len(a), 1)
+
+
+def times(a, w, y, first, end):
+    np.matmul(a[first:end], w.T, out=y[first:end])
+
+
+def as_float(w):
+    """Stored rows as float32, in memory that the next call uses again."""
+    if w.dtype == np.float32:
+        return w
+    part = scratch("rows", *w.shape)
+    in_shares(partial(kernels.expand, bits(w), part), len(w), max(1, LEAST // w.shape[1]))
+    return part
+
+
+def cut_w(a, w, y):
+    """Each thread takes blocks of W, makes them float32 for itself, and goes over all of A."""
+    size = np.clip(4 * a.size, BLOCK >> 2, BLOCK)  # the more tokens, the dearer it is to go over them for each block
+    threads = allowed()
+    blocks = max(1, min(threads * -(-w.size // (threads * size)), len(a) * w.size >> 21, len(w) >> 6))
+
+    def block(n):
+        rows = slice(n * len(w) // blocks, (n + 1) * len(w) // blocks)
+        np.matmul(a, as_float(w[rows]).T, out=y[:, rows])
+
+    in_parallel(block, range(blocks))
+
+
+def clipped_linear(x, w, inner, outer):
+    """x W^T, x held within one pair of stored bounds and the result within another.  inner, outer: two 0-d each"""
+    if x.dtype != np.float32:
+        return definitions.clip(linear(definitions.clip(x, *inner), w), *outer)
+    y = linear(hold(floats(x), inner, scratch("held", *x.shape)), w)
+    return hold(y, outer, y)  # nobody else has it yet
+
+
+def hold(x, bounds, into):
+    low, high = (bound.astype(np.float32) for bound in bounds)
+    a, b = x.reshape(-1), into.reshape(-1)
+    in_shares(lambda first, end: np.clip(a[first:end], low, high, out=b[first:end]), len(a), LEAST)
+    return into
+
+
+def conv2d(x, w):
+    """3 x 3 convolution in steps of 2, over a border of zeros.  x: B U M   w: C B 3 3  ->  C U/2 M/2, rounded up"""
+    windows = definitions.windows(x)
+    y = np.empty((*windows.shape[:2], len(w)), x.dtype).transpose(2, 0, 1)
+
+    def block(u):
+        y[:, u : u + FRAMES] = definitions.filtered(windows[u : u + FRAMES], w, x.dtype)
+
+    in_parallel(block, range(0, len(windows), FRAMES))
+    return y
+
+
+def each(run, items):
+    """run(item) for each, in order; every thread takes some of them."""
+    return in_parallel(run, items)
+
+
+# along a row
+
+ONES: dict[int, np.ndarray] = {}
+
+
+def rms_norm(x, w, eps):
+    """x / rms(x) * w, over the last axis; w None where the norm has no weight.  x: ... D   w: D  ->  ... D"""
+    if not fits(x, w):
+        return definitions.rms_norm(x, w, eps)
+    D = x.shape[-1]
+    w = ONES.setdefault(D, np.ones(D, np.float32)) if w is None else w
+    a, w, eps = floats(x).reshape(-1, D), bits(w), np.float32(eps)
+    y = np.empty_like(a)
+    in_shares(partial(kernels.norm_rows, a, w, eps, y), len(a), max(1, LEAST // D))
+    return y.reshape(x.shape).astype(x.dtype, copy=False)
+
+
+def rope(x, cos, sin):
+    """Turn each pair of lanes (i, i + H/2) by its angle.  x: T N H   cos, sin: T H  ->  T N H"""
+    if not x.dtype == cos.dtype == sin.dtype == np.float32:
+        return definitions.rope(x, cos, sin)  # a bfloat16 run rounds between the steps
+    x, cos, sin = floats(x), floats(cos), floats(sin)
+    y = np.empty_like(x)
+    least = max(1, LEAST // (x.shape[1] * x.shape[2]))
+    in_shares(partial(kernels.turn_rows, x, cos, sin, y), len(x), least)
+    return y
+
+
+def gated_gelu(gate, up):
+    """gelu(gate) * up, elementwise: what a gated feed-forward does between its matrices."""
+    if not gate.dtype == up.dtype == np.float32 or gate.shape != up.shape:
+        return gelu_tanh(gate) * up
+    return elementwise(kernels.gate_all, gate, up)
+
+
+def gelu_tanh(x):
+    """The tanh approximation of GELU, elementwise."""
+    return elementwise(kernels.gelu_all, x) if fits(x) else definitions.gelu_tanh(x)
+
+
+def silu(x):
+    """x sigmoid(x), elementwise."""
+    return elementwise(kernels.silu_all, x) if fits(x) else definitions.silu(x)
+
+
+def elementwise(kernel, *given):
+    """The kernel on arrays of one shape and dtype; every thread takes a share of their numbers."""
+    flat = [floats(x).ravel() for x in given]
+    y = np.empty_like(flat[0])
+    in_shares(lambda first, end: kernel(*(x[first:end] for x in (*flat, y))), len(y), LEAST)
+    return y.reshape(given[0].shape).astype(given[0].dtype, copy=False)
+
+
+# attention
+
+
+def attend(q, k, v, mask, tap=Tap()):
+    """Every query takes its softmax-weighted mean of the values.  q: T N H   k, v: S K H   mask: T S  ->  T N H
+
+    Without the map of T x S, unless somebody watches it; keys and values may be stored in fewer bits than the run has.
+    """
+    watched = tap.watches("scores") or tap.watches("probs")
+    if watched or q.dtype != np.float32 or k.dtype not in BITS or not isinstance(mask, Spans):
+        return definitions.attend(q, k, v, mask, tap)
+    if len(q) <= 4:
+        return attend_few(q, k, v, mask)
+    return attend_many(q, k, v, mask)
+
+
+def attend_all(q, k, v, tap=Tap()):
+    """`attend` where everything sees everything.  q: I N H   k, v: I K H  ->  I N H"""
+    if tap.watches("scores") or tap.watches("probs") or q.dtype != np.float32:
+        return definitions.attend_all(q, k, v, tap)
+    k, v = (floats(x.swapaxes(0, 1)).swapaxes(0, 1) for x in (k, v))  # each head's together: they are read many times
+    return attend_many(q, k, v, everything(len(q), len(k)))
+
+
+def attend_band(q, k, v, distances, per_dim_scale, cap, tap=Tap()):
+    """Attention to the last few frames, with a term for the distance.  q, k, v: U N H   distances: R N H  ->  U N H"""
+    if tap.watches("scores") or tap.watches("probs"):
+        return definitions.attend_band(q, k, v, distances, per_dim_scale, cap, tap)
+
+    def head(n):
+        one = slice(n, n + 1)
+        return definitions.attend_band(q[:, one], k[:, one], v[:, one], distances[:, one], per_dim_scale, cap)
+
+    return np.concatenate(in_parallel(head, range(q.shape[1])), 1)
+
+
+def attend_few(q, k, v, mask):
+    """Blocks of keys, each with a softmax of its own, are joined at the end (Milakov and Gimelshein 2018).
+
+    mask: Spans  ->  T N H
+    """
+    (T, N, H), q, k, v = q.shape, floats(q), bits(k), bits(v)
+    context = np.empty_like(q)
+    for t in range(T):
+        seen = slice(mask.first[t], mask.end[t])
+        blocks = -(-(seen.stop - seen.start) // KEYS)
+        top, total = np.empty((2, blocks, N), np.float32)
+        means = np.empty((blocks, N, H), np.float32)
+
+        share = partial(kernels.attend_blocks, q[t], k[seen], v[seen], top, total, means)
+        in_shares(share, blocks, max(1, SHARE // (KEYS * N * H)))
+        kernels.join(top, total, means, context[t])
+    return context
+
+
+def attend_many(q, k, v, mask):
+    """Each thread takes heads and blocks of queries of its own, and goes over the keys that these see, some at a time.
+
+    What it knows of a query is the largest score so far, the sum of exponentials below it, and their mean of the values
+    (Dao et al. 2022, arXiv 2205.14135): the scores of one block fit a core's cache, however long the prompt.
+    """
+    T, N, H = q.shape
+    K, G = k.shape[1], N // k.shape[1]
+    context = np.empty_like(q)
+    rows = -(-ROWS // G)
+
+    def block(at):
+        t, n = at
+        heads, part = slice(n * G, (n + 1) * G), mask[t : t + rows]
+        queries = floats(q[t : t + rows, heads]).reshape(-1, H)  # TG H
+        top, total = np.full(len(queries), -np.inf, np.float32), np.zeros(len(queries), np.float32)
+        mean = np.zeros_like(queries)
+        for s in range(int(part.first.min()), int(part.end.max()), WIDTH):
+            keys, values = (floats(x[s : min(s + WIDTH, part.end.max()), n]) for x in (k, v))
+            scores = scratch("scores", len(queries), len(keys))
+            np.matmul(queries, keys.T, out=scores)
+            kernels.softmax_on(scores, part.first - s, part.end - s, G, top, total, mean)
+            mean += scores @ values
+        context[t : t + rows, heads] = (mean / total[:, None]).reshape(-1, G, H)
+
+    in_parallel(block, [(t, n) for t in range(0, T, rows) for n in range(K)])
+    return context

@@ -1,0 +1,1 @@
+"""What enters the model: text, chat, pictures, sound and clips, as arrays."""

@@ -1,0 +1,229 @@
+"""Images, videos and sound as arrays: what Transformers' processor returns beside the token ids, under its names.
+
+    images, videos   patches of pixels, one row each, and where each patch lies
+    sound            log-mel frames
+
+Arrays of several pictures or clips are padded to the longest.  Here the padding is taken off again: the towers run
+one picture or clip after another, each alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from numgemma.errors import InputError
+from numgemma.prompt.audio import FRAMES_PER_SOFT_TOKEN, MEL_BINS
+
+
+@dataclass(frozen=True, eq=False)
+class Media:
+    """What enters one prompt beside its tokens, in the order of their placeholders.  None: none of that kind."""
+
+    pixel_values: np.ndarray | None = None  # images patches 768: 0 to 1; a patch is rows, columns, colours
+    image_position_ids: np.ndarray | None = None  # images patches 2: column x, row y of each patch; -1, -1 is padding
+    pixel_values_videos: np.ndarray | None = None  # frames patches 768: the frames of all videos, one after another
+    video_position_ids: np.ndarray | None = None  # frames patches 2
+    num_frames_per_video: np.ndarray | None = None  # videos
+    input_features: np.ndarray | None = None  # clips frames 128: log-mel
+    input_features_mask: np.ndarray | None = None  # clips frames: 1 where a frame is real; padding stands behind
+    mm_token_type_ids: np.ndarray | None = None  # tokens: 0 text, 1 image, 2 video, 3 sound; None: told by the ids
+
+
+NO_MEDIA = Media()
+
+NAMES = tuple(field.name for field in fields(Media))
+
+# Arrays that have a meaning only together.
+TOGETHER = (
+    ("pixel_values", "image_position_ids"),
+    ("pixel_values_videos", "video_position_ids", "num_frames_per_video"),
+    ("input_features", "input_features_mask"),
+)
+
+
+def read_media(arrays: Mapping[str, np.ndarray], where: str = "these inputs") -> Media:
+    """Media from arrays by name, checked; names that are not a processor's (input_ids, ...) are left alone.
+
+    `where` names the source in errors.  mm_token_type_ids may have the processor's batch axis of 1.
+    Raises InputError where arrays do not belong together.
+    """
+    found = {name: np.asarray(arrays[name]) for name in NAMES if name in arrays}
+    types = found.get("mm_token_type_ids")
+    if types is not None and types.ndim == 2 and len(types) == 1:
+        found["mm_token_type_ids"] = types[0]
+    check_media(found, where)
+    return Media(**found)
+
+
+def check_media(found, where):
+    """Shapes, dtypes and partners of all arrays."""
+    for group in TOGETHER:
+        there = [name for name in group if name in found]
+        absent = [name for name in group if name not in found]
+        if there and absent:
+            raise InputError(f"{where}: {there[0]} needs {absent[0]} beside it; save all that the processor returns.")
+    for values, positions, *_ in TOGETHER[:2]:
+        if values in found:
+            check_pictures(values, found[values], positions, found[positions], where)
+    if "num_frames_per_video" in found:
+        check_frames(found, where)
+    if "input_features" in found:
+        check_sound(found["input_features"], found["input_features_mask"], where)
+    types = found.get("mm_token_type_ids", np.zeros(1, int))
+    if types.ndim != 1 or types.dtype.kind not in "iu":
+        raise InputError(f"{where}: mm_token_type_ids should be one integer per token; give one prompt at a time.")
+
+
+def check_pictures(values, pixels, positions, where_each, where):
+    if pixels.ndim != 3 or not is_real(pixels):
+        raise InputError(f"{where}: {values} should be real numbers [images, patches, pixels], is {told(pixels)}.")
+    if where_each.shape != (*pixels.shape[:2], 2) or where_each.dtype.kind not in "iu":
+        raise InputError(f"{where}: {positions} should be integers [images, patches, 2], is {told(where_each)}.")
+    for i, xy in enumerate(where_each):
+        if not (xy >= 0).all(-1).any() or ((xy < 0).any(-1) & (xy != -1).any(-1)).any():
+            raise InputError(f"{where}: {positions} of picture {i} should be 0 or more, or -1, -1 for padding.")
+
+
+def check_frames(found, where):
+    frames, total = found["num_frames_per_video"], len(found["pixel_values_videos"])
+    if frames.ndim != 1 or frames.dtype.kind not in "iu" or frames.sum() != total:
+        raise InputError(f"{where}: num_frames_per_video is {frames.tolist()}, but there are {total} frames.")
+
+
+def check_sound(features, mask, where):
+    if features.ndim != 3 or not is_real(features):
+        raise InputError(
+            f"{where}: input_features should be real numbers [clips, frames, {MEL_BINS}], is {told(features)}."
+        )
+    if mask.shape != features.shape[:2] or mask.dtype.kind not in "biu":
+        raise InputError(f"{where}: input_features_mask should be [clips, frames] of 0 and 1, is {told(mask)}.")
+    real = mask.astype(bool)
+    if not real[:, :1].all() or (np.diff(real.astype(int), axis=1) > 0).any():
+        raise InputError(f"{where}: input_features_mask should be ones and then zeros; pad clips behind, not before.")
+
+
+def is_real(x):
+    return x.dtype.kind == "f" or x.dtype.name == "bfloat16"
+
+
+def told(x):
+    return f"{x.dtype} {list(x.shape)}"
+
+
+def is_empty(media: Media):
+    """Whether a prompt is text alone."""
+    return media.pixel_values is media.pixel_values_videos is media.input_features is None
+
+
+def images(media: Media):
+    """Every image without its padding: pairs of pixels I 768 and positions I 2."""
+    return unpadded(media.pixel_values, media.image_position_ids)
+
+
+def frames(media: Media):
+    """Every frame of every video, as `images`."""
+    return unpadded(media.pixel_values_videos, media.video_position_ids)
+
+
+def unpadded(pixels, positions):
+    if pixels is None or positions is None:
+        return []
+    real = positions[:, :, 0] >= 0
+    return [(x[keep], xy[keep]) for x, xy, keep in zip(pixels, positions, real, strict=True)]
+
+
+def clips(media: Media):
+    """Every recording without its padding: log-mel U M."""
+    if media.input_features is None or media.input_features_mask is None:
+        return []
+    masks = media.input_features_mask.astype(bool)
+    return [x[mask] for x, mask in zip(media.input_features, masks, strict=True)]
+
+
+# beside a prompt and a model
+
+
+def placeholders(config):
+    """Kind of media -> the token id that its soft tokens replace."""
+    ids = {"image": config.image_token_id, "video": config.video_token_id, "audio": config.audio_token_id}
+    return {kind: i for kind, i in ids.items() if i is not None}
+
+
+def check_fit(ids, media: Media, w, config):
+    """Raises InputError unless the model has the towers, each picture is whole, and every soft token has its place."""
+    for kind, tower, given in (("images", "vision", images(media) + frames(media)), ("sound", "audio", clips(media))):
+        if given and (getattr(config, tower) is None or f"embed_{tower}.embedding_projection.weight" not in w):
+            raise InputError(f"{w.source}: has no {tower} tower, so it takes no {kind}; use a checkpoint that has one.")
+    for n, (patches, positions) in enumerate(images(media) + frames(media)):
+        check_grid(patches, positions, config.vision, n)
+    for clip in clips(media):
+        if clip.shape[1] != MEL_BINS:
+            raise InputError(f"input_features have {clip.shape[1]} mel bins, the audio tower takes {MEL_BINS}.")
+    given = media.mm_token_type_ids
+    if given is not None and len(given) != len(ids):
+        raise InputError(f"mm_token_type_ids has {len(given)} entries for {len(ids)} tokens; they should be as many.")
+    check_counts(ids, media, config)
+
+
+def check_prefill(ids, config, prefill):
+    """Media enter whole, with the first part of the prompt."""
+    at = np.flatnonzero(np.isin(ids, list(placeholders(config).values())))
+    if prefill is not None and at.size and prefill <= at[-1]:
+        raise InputError(f"A prefill of {prefill} ends before the last placeholder; give {at[-1] + 1} or more.")
+
+
+def check_grid(patches, positions, c, n):
+    """All patches of a rectangle, whose sides the pooling divides."""
+    pixels, k = 3 * c.patch_size**2, c.pooling_kernel_size
+    if patches.shape[1] != pixels:
+        raise InputError(f"Patches of picture {n} have {patches.shape[1]} values, the vision tower takes {pixels}.")
+    across, down = (int(side) for side in positions.max(0) + 1)
+    if max(across, down) > c.position_embedding_size:
+        raise InputError(f"Picture {n} is {across} x {down} patches, no side may exceed {c.position_embedding_size}.")
+    if across % k or down % k or len(np.unique(positions, axis=0)) != len(positions) or len(positions) != across * down:
+        raise InputError(
+            f"Picture {n} has {len(positions)} patches for a grid of {across} x {down}; each patch should be there "
+            f"once, and both sides be multiples of {k}, as Transformers' processor makes them."
+        )
+
+
+def counts(media: Media, config):
+    """Kind -> how many soft tokens each picture, frame or clip becomes."""
+    patches_each = config.vision.pooling_kernel_size**2 if config.vision else 1
+    return {
+        "image": [len(xy) // patches_each for _, xy in images(media)],
+        "video": [len(xy) // patches_each for _, xy in frames(media)],
+        "audio": [-(-len(clip) // FRAMES_PER_SOFT_TOKEN) for clip in clips(media)],  # rounded up
+    }
+
+
+def check_counts(ids, media: Media, config):
+    """As many placeholders of each kind as there are soft tokens."""
+    for kind, each in counts(media, config).items():
+        expected = sum(each)
+        i = placeholders(config).get(kind)
+        found = int((ids == i).sum()) if i is not None else 0
+        if found != expected:
+            raise InputError(
+                f"The prompt has {found} {kind} placeholders (id {i}) where the {kind} input makes {expected} soft "
+                "tokens; expand the placeholders as Transformers' processor does."
+            )
+
+
+def spans(ids, media: Media, config):
+    """Where the soft tokens of each picture, frame and clip stand.  ids: T, checked
+
+    -> [{"kind", "file", "first", "count"}]: which file of its kind, of which the frames of a video share one; the
+    position of its first token, None where they do not stand side by side; and how many there are.
+    """
+    found = []
+    for kind, each in counts(media, config).items():
+        places = np.flatnonzero(ids == placeholders(config).get(kind, -1))
+        frames_each = media.num_frames_per_video if kind == "video" else None
+        files = np.arange(len(each)) if frames_each is None else np.repeat(np.arange(len(frames_each)), frames_each)
+        for file, at in zip(files, np.split(places, np.cumsum(each)[:-1]), strict=True) if each else ():
+            together = at[-1] - at[0] + 1 == len(at)
+            span = {"kind": kind, "file": int(file), "first": int(at[0]) if together else None, "count": len(at)}
+            found.append(span)
+    return found
