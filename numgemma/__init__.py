@@ -2,7 +2,7 @@
 
 The files, in the order in which they read best:
 
-    whole        files written whole or not at all
+    atomic       files written whole or not at all
     extras       packages that only some users need
     checkpoint   safetensors by memory map, and the tree of weights
     streaming    weights that stay on disk until they are needed

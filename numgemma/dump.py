@@ -16,11 +16,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from numgemma.atomic import remedy, target
 from numgemma.checkpoint import open_safetensors
 from numgemma.errors import InputError
 from numgemma.prompt.media import Media, clips, frames, images
 from numgemma.trace import EVERYTHING_BUT_MAPS
-from numgemma.whole import remedy, target
 
 SCHEMA = "numgemma.dump/1"
 TYPES = {

@@ -47,6 +47,13 @@ def test_files_and_functions_stay_small():
                 assert node.end_lineno - node.lineno <= 60, f"{path.name}: {node.name}"
 
 
+def test_a_class_name_means_one_thing_in_the_whole_package():
+    names = [
+        node.name for path in FILES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
+    ]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_every_file_and_every_public_function_of_the_package_says_what_it_is():
     for path in FILES:
         if path.stat().st_size and path.name != "version.py":

@@ -13,7 +13,7 @@ import tiny
 import numgemma
 from numgemma.cli import main
 from numgemma.debug.blame import flow
-from numgemma.debug.blame.one_step import Subject, Watch, fed
+from numgemma.debug.blame.one_step import Rerun, Substitute, fed
 from numgemma.debug.blame.replay import replay, soft_points
 from numgemma.debug.blame.words import render
 from numgemma.debug.compare.result import BIT_EXACT, FAULT, INHERITED, NOISE, SUSPECT, TIE, UNMEASURED
@@ -255,7 +255,7 @@ def test_the_arrows_of_the_figure_are_those_of_the_code(models, multimodal_folde
             seen[name] = y
             return fed(dump, name, y)
 
-        Subject(model, dump, ids, "float32", media).run("float64", look)
+        Rerun(model, dump, ids, "float32", media).run("float64", look)
         return seen
 
     before = computed(clean)
@@ -419,7 +419,7 @@ def test_no_line_is_wider_than_the_terminal(models, width):
 
 def test_a_watch_names_points_by_their_scope():
     names = []
-    tap = Watch(lambda name, x, axes: names.append(name) or x, {"layers.0.mlp.up_proj"})
+    tap = Substitute(lambda name, x, axes: names.append(name) or x, {"layers.0.mlp.up_proj"})
     inner = tap.at("layers.0").at("mlp")
     assert inner("up_proj", 5) == 5
     assert names == ["layers.0.mlp.up_proj"]

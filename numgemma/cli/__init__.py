@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from numgemma import ops
+from numgemma.atomic import target
 from numgemma.cli import (
     bench,
     capture,
@@ -29,7 +30,6 @@ from numgemma.cli import (
 )
 from numgemma.errors import InputError, NonFiniteError
 from numgemma.version import __version__
-from numgemma.whole import target
 
 RUN = (inspect, generate, preprocess, dump, capture, precheck, floor, diff, replay, whatif, show, bench, demo)
 MAKE = (synth, stack, transplant, lint, lineage, seams)

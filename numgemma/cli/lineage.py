@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from numgemma.atomic import write_whole
 from numgemma.cli.building import progress
 from numgemma.cli.report import write_json, written
 from numgemma.surgery.inventory import inventory, misplaced_inputs, slices, strangers, to_recipe
 from numgemma.surgery.lineage import lineage
-from numgemma.whole import write_whole
 
 
 def add_arguments(parser):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
+from numgemma.atomic import whole
 from numgemma.checkpoint import read_object
 from numgemma.cli.common import add_chat
 from numgemma.cli.files import add_files, given_files, remark
@@ -13,7 +14,6 @@ from numgemma.model import resolve
 from numgemma.prompt.chat import chat_files, read_chat, render_chat
 from numgemma.prompt.processor import join, place
 from numgemma.prompt.tokenizer import open_tokenizer
-from numgemma.whole import whole
 
 
 def add_arguments(parser):

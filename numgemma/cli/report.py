@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
+from numgemma.atomic import write_whole
 from numgemma.debug.report import Subject, write_html, write_png
 from numgemma.errors import InputError
 from numgemma.model import Model, load
-from numgemma.whole import write_whole
 
 
 def add_report(parser):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from numgemma.atomic import whole
 from numgemma.colours import HEAT, RED, WHITE
 from numgemma.dump import Dump
 from numgemma.plots.soft_tokens import USUAL, attention, chosen, files, fitting, strength
 from numgemma.prompt import audio, images
 from numgemma.prompt.processor import Processor
-from numgemma.whole import whole
 
 MEL_TICKS = (100, 300, 1000, 2000, 4000, 8000)  # Hz
 

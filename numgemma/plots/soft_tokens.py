@@ -39,7 +39,7 @@ class Attention(NamedTuple):
 # a file as it is seen
 
 
-class Seen(NamedTuple):
+class Sight(NamedTuple):
     """A picture, or the frames of a clip, as the model sees them; and where their soft tokens begin."""
 
     frames: list[np.ndarray]  # height width 3, uint8
@@ -65,14 +65,14 @@ class Seen(NamedTuple):
         return f"{width} x {height} pixels,\n{columns * k} x {rows * k} patches, {columns} x {rows} soft tokens"
 
 
-def read_image(path, p: Processor) -> Seen:
-    return Seen([images.resized(images.open_image(path), p.image)], [], p.image, [])
+def read_image(path, p: Processor) -> Sight:
+    return Sight([images.resized(images.open_image(path), p.image)], [], p.image, [])
 
 
-def read_video(path, p: Processor) -> Seen:
+def read_video(path, p: Processor) -> Sight:
     clip = video.video_arrays(path, p.frame, p.num_frames)
     frames = [whole_picture(*shot, p.frame) for shot in zip(clip.patches, clip.places, strict=True)]
-    return Seen(frames, video.timestamps(clip.seconds), p.frame, [])
+    return Sight(frames, video.timestamps(clip.seconds), p.frame, [])
 
 
 def image_size(path, p: Processor):
@@ -138,7 +138,7 @@ def chosen(found: list[list[int]], kind, count, index, path) -> list[int]:
     return found[index]
 
 
-def fitting(path, dump: Dump, p: Processor, kind, index) -> Seen:
+def fitting(path, dump: Dump, p: Processor, kind, index) -> Sight:
     """The file at the budget at which it was dumped: the given one, or else another that fits the dump."""
     size_of, read = READ[kind]
     height, width, frames = size_of(path, p)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from numgemma.atomic import whole
 from numgemma.colours import BLUE, GREEN, ORANGE, RED
 from numgemma.surgery.lineage import Lineage, decoder_layer, scope
 from numgemma.surgery.seams import REWIND, Seams, seam
-from numgemma.whole import whole
 
 GREY = "#C8C8C8"  # lines that should not stand out
 

@@ -53,7 +53,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Slot:
+class Drift:
     """One slot against its source layer: means over the prompts, the child's and the parent's."""
 
     slot: int
@@ -73,10 +73,10 @@ class Seams:
     child: str
     parents: tuple[str, ...]
     prompts: int
-    slots: tuple[Slot, ...]
+    slots: tuple[Drift, ...]
 
     @property
-    def leaves(self) -> Slot | None:
+    def leaves(self) -> Drift | None:
         """The first slot beyond its parent's envelope; None where there is none, or only one prompt."""
         return next((slot for slot in self.slots if slot.outside), None)
 
@@ -120,7 +120,7 @@ def read_map(path: Path, parents: Sequence[str]) -> tuple[Origin, ...]:
 # what is measured
 
 
-class Watch:
+class Gauges:
     """Takes the points of one run and keeps what is measured of them; a Recorder's sink."""
 
     def __init__(self, layers: int):
@@ -151,10 +151,10 @@ def rms(x: np.ndarray) -> float:
 
 
 def measure(model: Model, ids) -> Run:
-    watch = Watch(model.config.text.num_hidden_layers)
-    model.record_into(watch, ids, POINTS)
-    out = np.stack(watch.out)
-    return Run(out, np.array([rms(x) for x in out]), watch.entropy, watch.added / watch.stream)
+    gauges = Gauges(model.config.text.num_hidden_layers)
+    model.record_into(gauges, ids, POINTS)
+    out = np.stack(gauges.out)
+    return Run(out, np.array([rms(x) for x in out]), gauges.entropy, gauges.added / gauges.stream)
 
 
 def compare(
@@ -178,7 +178,7 @@ def compare(
         theirs = {name: measure(parent, ids) for name, parent in parents.items()}
         runs.append(([line(own, theirs, o) for o in map_], theirs_only(theirs)))
         progress(len(runs))
-    slots = tuple(slot_of(o, seam(map_, i), [lines[i] for lines, _ in runs], runs) for i, o in enumerate(map_))
+    slots = tuple(drift_of(o, seam(map_, i), [lines[i] for lines, _ in runs], runs) for i, o in enumerate(map_))
     return Seams(child, names, len(runs), slots)
 
 
@@ -232,16 +232,16 @@ def seam(map_: Sequence[Origin], i: int) -> str:
     return REWIND if o.layer <= last.layer else SKIP if o.layer > last.layer + 1 else ""
 
 
-def slot_of(o: Origin, how: str, lines, runs) -> Slot:
+def drift_of(o: Origin, how: str, lines, runs) -> Drift:
     """One row of the table, from the lines of all prompts."""
     if lines[0] is None:
-        return Slot(o.slot, None, None, how)
+        return Drift(o.slot, None, None, how)
     means = np.mean(lines, axis=0)
     ranges = np.stack([envelope[o.parent][:, o.layer] for _, envelope in runs])
     pairs = [(float(means[k]), float(means[k + 3])) for k in range(3)]
     ratio = float(np.exp(np.mean([np.log(x[0] / x[3]) for x in lines]))) if means[3] else None
     share = None if np.isnan(pairs[2]).any() else pairs[2]
-    return Slot(
+    return Drift(
         o.slot, o.parent, o.layer, how, pairs[0], ratio, float(means[6]), pairs[1], share, beyond(lines, ranges)
     )
 

@@ -31,14 +31,14 @@ HEAD, TOWERS = "head", "towers"  # beside the numbers of layers: what may run al
 HIDDEN = -1e4  # scores below this are an engine's way to say that the mask hides them
 
 
-class Watch(Tap):
+class Substitute(Tap):
     """Goes on with what look(full name, tensor, axes) returns."""
 
     def __init__(self, look, wanted, prefix=""):
         self.look, self.wanted, self.prefix = look, wanted, prefix
 
     def at(self, scope):
-        return Watch(self.look, self.wanted, f"{self.prefix}{scope}.")
+        return Substitute(self.look, self.wanted, f"{self.prefix}{scope}.")
 
     def watches(self, name):
         return self.prefix + name in self.wanted
@@ -61,7 +61,7 @@ class Local:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Rerun:
     """A dump, and all that is needed to compute it again.  model: of any precision; ids: T"""
 
     model: Model
@@ -74,7 +74,7 @@ class Subject:
         twin = replace(self.model, dtype=np.dtype(dtype))
         ids = twin.checked(self.ids, self.media)
         with np.errstate(all="ignore"):
-            tap = Watch(look, self.dump)
+            tap = Substitute(look, self.dump)
             multimodal.forward(ids, self.media, twin.weights, twin.config, twin.dtype, {}, 0, tap)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from numgemma.debug.blame import flow
-from numgemma.debug.blame.one_step import RUNS, Local, Subject, fed, local
+from numgemma.debug.blame.one_step import RUNS, Local, Rerun, fed, local
 from numgemma.debug.compare.result import (
     BIT_EXACT,
     FAULT,
@@ -147,7 +147,7 @@ def first_fault(steps):
     return next((s for s in steps if s.state in (FAULT, NON_FINITE)), None)
 
 
-def subject_of(model, dump, ids=None, media=NO_MEDIA) -> Subject:
+def subject_of(model, dump, ids=None, media=NO_MEDIA) -> Rerun:
     """A dump and the model to recompute it with.  Raises InputError where they cannot belong together."""
     ids = dump.meta.get("ids") if ids is None else ids
     if ids is None:
@@ -155,7 +155,7 @@ def subject_of(model, dump, ids=None, media=NO_MEDIA) -> Subject:
     positions = dump.meta.get("positions")
     if positions is not None and list(positions) != list(range(len(ids))):
         raise InputError("The dump's positions do not start at 0 and count up; replay needs the whole sequence.")
-    return Subject(model, dump, np.asarray(ids), precision_of(dump), media)
+    return Rerun(model, dump, np.asarray(ids), precision_of(dump), media)
 
 
 def precision_of(dump) -> str:

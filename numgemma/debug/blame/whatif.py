@@ -11,7 +11,7 @@ from itertools import combinations
 
 import numpy as np
 
-from numgemma.debug.blame.one_step import HEAD, RUNS, TOWERS, Local, Subject, again
+from numgemma.debug.blame.one_step import HEAD, RUNS, TOWERS, Local, Rerun, again
 from numgemma.debug.blame.replay import Replay, Step, counted, locally, size_of, subject_of
 from numgemma.debug.compare.hints import hints
 from numgemma.debug.compare.result import FAULT, Hint, plain
@@ -90,7 +90,7 @@ def whatif(model, dump, *, ids=None, media=NO_MEDIA, told=None) -> WhatIf:
     return WhatIf(found, candidates, () if candidates else tuple(looks(subject, found)))
 
 
-def looks(subject: Subject, found: Replay) -> list[Hint]:
+def looks(subject: Rerun, found: Replay) -> list[Hint]:
     """What the first bad tensor looks like in terms of the right one."""
     step = next((s for s in found.bad() if s.rel is not None and s.floor), None)
     if step is None or not overlap.whole(subject.dump, step.name) or step.name not in found.base.truth:
@@ -100,7 +100,7 @@ def looks(subject: Subject, found: Replay) -> list[Hint]:
     return hints(step.name, truth, given, found.base.axes[step.name], SUSPECT_TO * step.floor["rel"])
 
 
-def explain(subject: Subject, found: Replay, told=lambda text: None) -> list[Candidate]:
+def explain(subject: Rerun, found: Replay, told=lambda text: None) -> list[Candidate]:
     """Candidates for the local faults of a replay, best first."""
     bad = [step for step in found.bad() if step.rel is not None]
     if not bad or (found.first and bad[0].state != FAULT):
@@ -121,7 +121,7 @@ def explain(subject: Subject, found: Replay, told=lambda text: None) -> list[Can
 class Trial:
     """The bad steps of a dump, and faults tried on them."""
 
-    subject: Subject
+    subject: Rerun
     base: Local
     bad: list[Step]
 

@@ -23,7 +23,7 @@ ANOTHER_INPUT = 1e-2  # relative error above which pixels or mel frames are thos
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One thing that was looked at.  fatal: with this difference no number would mean anything."""
 
     what: str
@@ -36,7 +36,7 @@ class Finding:
 class Precheck:
     """All that was looked at, in the order in which it is told."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[Check, ...]
 
     @property
     def comparable(self) -> bool:
@@ -74,10 +74,10 @@ def compared(what, x, y, state=DIFFERS):
     """The usual finding on two values that are shown as they are; state: what it is called when they differ."""
     if x is None or y is None:
         sides = " and ".join(side for side, value in (("A", x), ("B", y)) if value is None)
-        return Finding(what, UNKNOWN, f"{sides} does not say" if len(sides) == 1 else "neither side says")
+        return Check(what, UNKNOWN, f"{sides} does not say" if len(sides) == 1 else "neither side says")
     if x == y:
-        return Finding(what, SAME, str(x))
-    return Finding(what, state, f"{x} in A, {y} in B")
+        return Check(what, SAME, str(x))
+    return Check(what, state, f"{x} in A, {y} in B")
 
 
 def token_ids(a, b):
@@ -85,16 +85,16 @@ def token_ids(a, b):
     if ids_a is None or ids_b is None:
         sides = [side for side, ids in (("A", ids_a), ("B", ids_b)) if ids is None]
         for side in sides:
-            yield Finding("token ids", UNKNOWN, f"the dump {side} does not say which token ids were run")
+            yield Check("token ids", UNKNOWN, f"the dump {side} does not say which token ids were run")
         if len(sides) == 1:
             yield from counted(a, b, ids_b if ids_a is None else ids_a, sides[0])
         return
     for at, (x, y) in enumerate(zip_longest(ids_a, ids_b, fillvalue="no token")):
         if x != y:
             says = f"the token ids first differ at position {at}: {x} in A, {y} in B"
-            yield Finding("token ids", DIFFERS, says + shifted_ids(ids_a, ids_b), fatal=True)
+            yield Check("token ids", DIFFERS, says + shifted_ids(ids_a, ids_b), fatal=True)
             return
-    yield Finding("token ids", SAME, f"{len(ids_a)} tokens")
+    yield Check("token ids", SAME, f"{len(ids_a)} tokens")
 
 
 def shifted_ids(a, b):
@@ -115,20 +115,20 @@ def counted(a, b, ids, silent):
     sizes = {len(dump[n]) for n in dump if dump.axes.get(n, "").startswith("T ") and n not in parts}
     if sizes and len(ids) not in sizes:
         says = f"{silent} has {max(sizes)} tokens, the other side {len(ids)}"
-        yield Finding("number of tokens", DIFFERS, says, fatal=True)
+        yield Check("number of tokens", DIFFERS, says, fatal=True)
 
 
 def positions(a, b):
     x, y = a.meta.get("positions"), b.meta.get("positions")
     if x is None or y is None or x == y:
-        yield Finding("positions", UNKNOWN if None in (x, y) else SAME, span(x if x is not None else y))
+        yield Check("positions", UNKNOWN if None in (x, y) else SAME, span(x if x is not None else y))
         return
     fatal = len(x) == len(y)
     offsets = {q - p for p, q in zip(x, y, strict=False)}
     says = f"the tokens' positions differ: {span(x)} in A, {span(y)} in B"
     if len(offsets) == 1 and fatal:
         says += f" (B's are A's {offsets.pop():+d})"
-    yield Finding("positions", DIFFERS, says, fatal)
+    yield Check("positions", DIFFERS, says, fatal)
 
 
 def span(positions):
@@ -141,11 +141,11 @@ def text(a, b):
     """The prompt's text, template and all: with the same ids a difference is only one of bookkeeping."""
     x, y = a.meta.get("text"), b.meta.get("text")
     if x is None or y is None or x == y:
-        yield Finding("text", UNKNOWN if None in (x, y) else SAME, "not said by both" if None in (x, y) else "equal")
+        yield Check("text", UNKNOWN if None in (x, y) else SAME, "not said by both" if None in (x, y) else "equal")
         return
     at = next((i for i, (p, q) in enumerate(zip(x, y, strict=False)) if p != q), min(len(x), len(y)))
     says = f"the texts first differ at character {at}: {x[at : at + 30]!r} in A, {y[at : at + 30]!r} in B"
-    yield Finding("text", DIFFERS, says)
+    yield Check("text", DIFFERS, says)
 
 
 def config(a, b):
@@ -157,12 +157,12 @@ def config(a, b):
         else:
             at = next(i for i, (p, q) in enumerate(zip(kinds_a, kinds_b, strict=True)) if p != q)
             says = f"layer {at} is {words(kinds_a[at])} in A and {words(kinds_b[at])} in B"
-        yield Finding("configuration", DIFFERS, says, fatal=True)
+        yield Check("configuration", DIFFERS, says, fatal=True)
     elif x.get("config") != y.get("config") and x.get("config") and y.get("config"):
-        yield Finding("configuration", DIFFERS, "the models' configurations differ")
+        yield Check("configuration", DIFFERS, "the models' configurations differ")
     else:
         known = x.get("config") and y.get("config")
-        yield Finding("configuration", SAME if known else UNKNOWN, "equal" if known else "not said by both")
+        yield Check("configuration", SAME if known else UNKNOWN, "equal" if known else "not said by both")
 
 
 def words(kind):
@@ -173,17 +173,17 @@ def weights(a, b):
     """Headers of the shards: other names, shapes or dtypes.  Equal headers may still stand over other numbers."""
     x, y = ((dump.meta.get("model") or {}).get("shards") or {} for dump in (a, b))
     if not (x and y):
-        yield Finding("weights", UNKNOWN, "not said by both")
+        yield Check("weights", UNKNOWN, "not said by both")
         return
     other = sorted(name for name in x if y.get(name, x[name]) != x[name])
     apart = sorted(x.keys() ^ y.keys())
     if other:
-        yield Finding("weights", DIFFERS, f"the weights differ: {other[0]} is not the same file")
+        yield Check("weights", DIFFERS, f"the weights differ: {other[0]} is not the same file")
     elif apart:
         side = "A" if apart[0] in x else "B"
-        yield Finding("weights", DIFFERS, f"the weights lie in other files: only {side} has {apart[0]}")
+        yield Check("weights", DIFFERS, f"the weights lie in other files: only {side} has {apart[0]}")
     else:
-        yield Finding("weights", SAME, f"the headers of {len(x)} file{'s' * (len(x) > 1)} are equal")
+        yield Check("weights", SAME, f"the headers of {len(x)} file{'s' * (len(x) > 1)} are equal")
 
 
 def inputs(a, b):
@@ -192,33 +192,33 @@ def inputs(a, b):
     names = sorted({name for side in hashes for name in side or ()})
     for name in names:
         if None in hashes:
-            yield Finding(name, UNKNOWN, f"{'A' if hashes[0] is None else 'B'} does not say")
+            yield Check(name, UNKNOWN, f"{'A' if hashes[0] is None else 'B'} does not say")
             continue
         x, y = (side.get(name) for side in hashes)
         if x != y:
             fatal = x is None or y is None
             says = f"only {'B' if x is None else 'A'} has {name}" if fatal else f"{name} is not the same array"
-            yield Finding(name, DIFFERS, says, fatal)
+            yield Check(name, DIFFERS, says, fatal)
         else:
-            yield Finding(name, SAME, "equal")
+            yield Check(name, SAME, "equal")
     for name in INPUTS:
         if (name in a) != (name in b):
-            yield Finding(name, UNKNOWN, f"only {'A' if name in a else 'B'} has recorded {name}")
+            yield Check(name, UNKNOWN, f"only {'A' if name in a else 'B'} has recorded {name}")
         elif name in a:
             yield input_array(name, a[name], b[name], a.axes.get(name, ""))
 
 
 def input_array(name, x, y, axes):
     if x.shape != y.shape:
-        return Finding(name, DIFFERS, f"{name} has the shape {list(x.shape)} in A and {list(y.shape)} in B", fatal=True)
+        return Check(name, DIFFERS, f"{name} has the shape {list(x.shape)} in A and {list(y.shape)} in B", fatal=True)
     if x.dtype.kind in "iub" or y.dtype.kind in "iub":
         equal = np.array_equal(x, y)
-        return Finding(name, SAME if equal else DIFFERS, "equal" if equal else f"{name} differs", not equal)
+        return Check(name, SAME if equal else DIFFERS, "equal" if equal else f"{name} differs", not equal)
     rel = metrics.measure(x, y, axes).rel
     if rel is None or rel > ANOTHER_INPUT:
         size = "not finite" if rel is None else f"off by {100 * rel:.2g} %"
-        return Finding(name, DIFFERS, f"{name} is {size}: the preprocessing differs", fatal=True)
-    return Finding(name, SAME if rel == 0 else DIFFERS, f"relative error {rel:.1e}")
+        return Check(name, DIFFERS, f"{name} is {size}: the preprocessing differs", fatal=True)
+    return Check(name, SAME if rel == 0 else DIFFERS, f"relative error {rel:.1e}")
 
 
 def run_precision(a, b):
@@ -228,7 +228,7 @@ def run_precision(a, b):
         shown = precision.of_run(dump)
         if shown != name:
             says = f"{side} says {name}, but its values are rounded to {shown}"
-            yield Finding(f"precision of {side}", DIFFERS, says)
+            yield Check(f"precision of {side}", DIFFERS, says)
     yield compared("precision", names[0], names[1])
 
 
@@ -240,7 +240,7 @@ def fidelity(a, b):
     for side, dump in (("A", a), ("B", b)):
         how = dump.meta.get("fidelity", "exact")
         if how != "exact":
-            yield Finding(f"fidelity of {side}", DIFFERS, f"the values of {side} are not exact ({how})")
+            yield Check(f"fidelity of {side}", DIFFERS, f"the values of {side} are not exact ({how})")
 
 
 def versions(a, b):
@@ -265,7 +265,7 @@ def rows(a, b):
         if tokens and layers:
             where = f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
             says = f"{side} has recorded {len(dump[short[0]])} of {tokens} tokens in {where}; Transformers does so"
-            yield Finding(f"tokens of {side}", DIFFERS, f"{says} unless logits_to_keep is 0")
+            yield Check(f"tokens of {side}", DIFFERS, f"{says} unless logits_to_keep is 0")
 
 
 def render(found: Precheck) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from numgemma.atomic import write_whole
 from numgemma.debug.measure import discrete, logits, metrics
 from numgemma.debug.measure.precision import EPS, TOLERANCES
 from numgemma.debug.noise.perturb import perturbed
@@ -25,7 +26,6 @@ from numgemma.dump import DumpWriter, hashes, read_dump
 from numgemma.errors import InputError
 from numgemma.prompt.media import NO_MEDIA
 from numgemma.trace import EVERYTHING_BUT_MAPS, selects
-from numgemma.whole import write_whole
 
 SCHEMA = "numgemma.floor/2"
 RUNS = 8

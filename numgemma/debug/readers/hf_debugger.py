@@ -48,7 +48,7 @@ TWICE = "runs twice, and the second run overwrites the first"
 
 
 @dataclass(frozen=True)
-class Seen:
+class Passed:
     """One tensor that went into or came out of a module; part says what is known of it when it was printed."""
 
     module: str  # without class and prefixes; "" is the model itself
@@ -79,7 +79,7 @@ def module_name(text):
     return re.sub(r"^((model|language_model)(\.|$))+", "", text) if text else ""
 
 
-def from_files(folder) -> Iterator[Seen]:
+def from_files(folder) -> Iterator[Passed]:
     for file in sorted(folder.glob("*.safetensors")):
         match = re.fullmatch(rf"(.+?)_{SLOT}\.safetensors", file.name)
         tensors = open_safetensors(file).tensors
@@ -87,10 +87,10 @@ def from_files(folder) -> Iterator[Seen]:
             slot = match[2] + (f"_{match[3]}" if match[3] else "")
             inner = module_name(match[1])
             if inner or "." not in match[1]:  # `model` itself takes the ids too
-                yield Seen(inner, slot, tensors["data"], tensors["data"].dtype)
+                yield Passed(inner, slot, tensors["data"], tensors["data"].dtype)
 
 
-def from_tree(path) -> Iterator[Seen]:
+def from_tree(path) -> Iterator[Passed]:
     """The tensors of a JSON tree; of a folder, the tree with values before the one without."""
     if path.is_dir():
         path = max(path.glob("*_debug_tree_*.json"), key=lambda p: "FULL_TENSORS" in p.name)
@@ -106,7 +106,7 @@ def from_tree(path) -> Iterator[Seen]:
     return iter(seen)
 
 
-def walk(tree) -> Iterator[Seen]:
+def walk(tree) -> Iterator[Passed]:
     """Every tensor of the tree, in the order in which the modules began."""
     stack = [(tree, 0)]
     while stack:
@@ -119,7 +119,7 @@ def walk(tree) -> Iterator[Seen]:
             for slot in ("inputs", "outputs"):
                 for name, leaf in leaves(slot, node.get(slot), 0):
                     dtype = DTYPES.get(leaf["dtype"], np.dtype(np.float32))
-                    yield Seen(module, name, *parse(leaf, dtype))
+                    yield Passed(module, name, *parse(leaf, dtype))
         stack += [(child, depth + 1) for child in reversed(node.get("children") or [])]
 
 
@@ -167,9 +167,9 @@ def check_first_step(seen, path):
 
 
 def select(seen):
-    """Which tensor is which point: [(point, label, Seen)], and label -> why not for the others."""
+    """Which tensor is which point: [(point, label, Passed)], and label -> why not for the others."""
     last = max((int(m[1]) for s in seen if (m := re.match(r"layers\.(\d+)\.", s.module))), default=0)
-    chosen: dict[str, tuple[str, Seen]] = {}
+    chosen: dict[str, tuple[str, Passed]] = {}
     unused: dict[str, str] = {}
     for s in seen:
         point, label = point_of(s, last), f"{s.module}_{s.slot}".lstrip("_")

@@ -101,7 +101,7 @@ class Printed:
 def read_llama_text(path):
     """A Dump from a log.  Raises InputError where it holds no printed tensor, or the prompt in parts."""
     with open(path, encoding="utf-8", errors="replace") as file:
-        lines = Lines(file)
+        lines = LogLines(file)
         tensors = list(printed(lines))
     if not tensors:
         raise InputError(f"{path}: no tensor is printed in it; run llama-eval-callback, or llama-debug with --verbose.")
@@ -115,7 +115,7 @@ def read_llama_text(path):
     )
 
 
-class Lines:
+class LogLines:
     """The lines of a log, one by one; on the way it picks up the token ids, which are printed in one of two ways."""
 
     def __init__(self, file):

@@ -46,7 +46,7 @@ class Storage(NamedTuple):
     size: int
 
 
-class Tensor(NamedTuple):
+class Strided(NamedTuple):
     """What the pickle says of a tensor."""
 
     storage: Storage
@@ -208,8 +208,8 @@ def reduced(function, arguments):
         counts = [offset, *shape, *strides]
         if not isinstance(where, Storage) or not all(type(n) is int and 0 <= n < 2**62 for n in counts):
             raise Refused("has a tensor of impossible sizes")
-        return Tensor(where, offset, tuple(shape), tuple(strides))
-    if function == PARAMETER and isinstance(arguments[0], Tensor):
+        return Strided(where, offset, tuple(shape), tuple(strides))
+    if function == PARAMETER and isinstance(arguments[0], Strided):
         return arguments[0]
     raise Refused(f"calls {function!r:.80}")
 
@@ -224,7 +224,7 @@ class Loader:
         self.count += 1
         if depth > 4 or self.count > 10 * MAX_TENSORS:
             raise Refused("nests its tensors too deep, or holds too many")
-        if isinstance(value, Tensor):
+        if isinstance(value, Strided):
             return self.array(value)
         if isinstance(value, dict):
             return {key: self.filled(inner, depth + 1) for key, inner in value.items()}

@@ -28,7 +28,7 @@ def class_of(state) -> str:
 
 
 @dataclass(frozen=True)
-class Scale:
+class Decades:
     """A logarithmic axis over whole decades: what is zero stands on `low`, what has no number on `high`."""
 
     low: float
@@ -47,11 +47,11 @@ class Scale:
         return [10.0**k for k in range(first, last + 1, 1 + (last - first) // 12)]
 
 
-def scale_of(values) -> Scale:
+def scale_of(values) -> Decades:
     """The decades that hold these values, and one more at either end."""
     real = [v for v in values if v and math.isfinite(v)] or [1e-9]
     low, high = math.floor(math.log10(min(real))), math.ceil(math.log10(max(real)))
-    return Scale(10.0 ** (low - 1), 10.0 ** (high + 1))
+    return Decades(10.0 ** (low - 1), 10.0 ** (high + 1))
 
 
 def limits_of(points, tolerance) -> list[tuple[float, float] | None]:

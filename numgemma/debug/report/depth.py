@@ -4,12 +4,12 @@ import math
 import re
 import textwrap
 
+from numgemma.atomic import whole
 from numgemma.colours import BLACK, BLUE, ORANGE, RED
 from numgemma.debug.compare.result import DIFFERS, FAULT, GOOD, INHERITED, MISSING, SUSPECT, UNMEASURED, Diff
 from numgemma.debug.compare.scoring import NOISE_TO
 from numgemma.debug.compare.words import layer_kind, verdict
 from numgemma.errors import InputError
-from numgemma.whole import whole
 
 SHADE, BAND = "#E8E8E8", "#BFDDEE"
 

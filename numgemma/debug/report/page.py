@@ -8,13 +8,13 @@ import re
 from html import escape
 from pathlib import Path
 
+from numgemma.atomic import write_whole
 from numgemma.debug.report import chart, svg
 from numgemma.debug.report.cards import cards, scroll
 from numgemma.debug.report.glossary import GLOSSARY
 from numgemma.debug.report.subject import Subject
 from numgemma.debug.report.table import table
 from numgemma.version import __version__
-from numgemma.whole import write_whole
 
 TEMPLATE = Path(__file__).with_name("page.html")
 

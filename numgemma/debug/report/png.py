@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from numgemma.atomic import whole
 from numgemma.colours import BLUE, ORANGE, PINK, RED
 from numgemma.debug.compare.result import Diff
 from numgemma.debug.report import chart
 from numgemma.errors import InputError
-from numgemma.whole import whole
 
 # The markers differ as well as the colours.
 COLOURS = {

@@ -6,7 +6,7 @@ from html import escape
 import numpy as np
 
 from numgemma.debug.measure.discrete import leaf_of
-from numgemma.debug.report.chart import BLANK, Heat, Scale, Spread, class_of, limits_of, scale_of, spans, stride
+from numgemma.debug.report.chart import BLANK, Decades, Heat, Spread, class_of, limits_of, scale_of, spans, stride
 
 WIDTH, HEIGHT = 960, 320  # of a picture over depth, in its own units
 ACROSS = "points in order of execution; numbers: decoder layers"
@@ -50,7 +50,7 @@ def picture(width, height, parts, said):
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(said)}">{body}</svg>'
 
 
-def height(p, value, scale: Scale):
+def height(p, value, scale: Decades):
     """Where a mark stands: at the bottom without an error or without a partner, at the top without a number."""
     if class_of(p.state) == BLANK:
         return scale.low

@@ -5,9 +5,9 @@ import os
 
 import pytest
 
+from numgemma.atomic import remedy, target, whole, write_whole
 from numgemma.cli import main
 from numgemma.errors import InputError
-from numgemma.whole import remedy, target, whole, write_whole
 
 
 def test_a_file_appears_when_its_block_ends_and_not_before(tmp_path):
