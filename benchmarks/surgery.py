@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from numgemma.checkpoint import open_checkpoint
-from numgemma.config import read_config
+from numgemma.families import read_config
 from numgemma.families.gemma4 import layout
 from numgemma.surgery.recipe import PRESETS
 

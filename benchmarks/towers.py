@@ -136,7 +136,7 @@ def runner(case, path):
     import numpy as np
 
     from numgemma.checkpoint import Weights, open_safetensors
-    from numgemma.config import read_config
+    from numgemma.families import read_config
     from numgemma.layers.conformer import audio_tower
     from numgemma.layers.vision import vision_tower
 

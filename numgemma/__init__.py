@@ -6,14 +6,14 @@ The files, in the order in which they read best:
     extras       packages that only some users need
     checkpoint   safetensors by memory map, and the tree of weights
     streaming    weights that stay on disk until they are needed
-    config       config.json, and one row per layer
+    config       JSON objects read strictly
     prompt       messages, pictures, sound and clips to the arrays that enter the model
     trace        the seam that watches, records and edits every tensor
     masks        who attends to whom
     cache        what a run keeps of earlier tokens
     ops          the operations: their names, their definitions in NumPy, their compiled twins
     layers       attention, feed-forward, towers: what families share
-    families     each kind of model, wired top to bottom
+    families     each kind of model: a record of what may be asked of it, and its forward pass, wired top to bottom
     generate     sampling, the loops
     dump         a recorded run, in memory or in a file
     model        what `load` returns

@@ -1,4 +1,4 @@
-"""A checkpoint, opened and checked: what `numgemma.load` returns.  It only calls multimodal.py and generate.py."""
+"""A checkpoint, opened and checked: what `numgemma.load` returns.  It only calls a family's forward and generate.py."""
 
 import hashlib
 import json
@@ -7,22 +7,22 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 
 from numgemma.checkpoint import Checkpoint, Weights, check_tensors, open_checkpoint
-from numgemma.config import Config, read_config
 from numgemma.dump import Dump, new_meta
 from numgemma.errors import InputError
-from numgemma.families.gemma4 import layout, multimodal
+from numgemma.families import Family, Outline, Run, find
 from numgemma.generate import Memory, Sampling, continuation, steps
 from numgemma.prompt.chat import chat_files, render_chat
-from numgemma.prompt.media import NO_MEDIA, check_fit, check_prefill, read_media, spans
+from numgemma.prompt.media import NO_MEDIA, check_places, check_prefill, read_media, spans
 from numgemma.prompt.processor import join, listed, place
 from numgemma.prompt.tokenizer import Tokenizer, open_tokenizer
 from numgemma.streaming import streamed
-from numgemma.trace import EVERYTHING_BUT_MAPS, NONE, Recorder
+from numgemma.trace import EVERYTHING_BUT_MAPS, NONE, Recorder, Tap
 from numgemma.version import __version__
 
 PRECISIONS = {name: np.dtype(name) for name in ("float32", "float64", "bfloat16")}  # ml_dtypes names the last
@@ -35,12 +35,22 @@ class Model:
     """An opened checkpoint and the precision to run it in."""
 
     checkpoint: Checkpoint
-    config: Config
+    config: Any  # its family's
     dtype: np.dtype
 
     def __repr__(self):
-        c = self.config.text
-        return f"<Model {self.checkpoint.folder.name}: {len(c.layers)} layers of width {c.hidden_size}, {self.dtype}>"
+        o = self.outline
+        return f"<Model {self.checkpoint.folder.name}: {len(o.layers)} layers of width {o.width}, {self.dtype}>"
+
+    @cached_property
+    def family(self) -> Family:
+        """What the package knows of this kind of model."""
+        return find(self.checkpoint.config, str(self.checkpoint.folder / "config.json"))
+
+    @cached_property
+    def outline(self) -> Outline:
+        """What every config tells: the layer table, widths, the ids that begin and end a text."""
+        return self.family.outline(self.config)
 
     @property
     def weights(self) -> Weights:
@@ -79,7 +89,15 @@ class Model:
 
     def logits(self, ids, media=NO_MEDIA):
         """Logits of every token.  ids: T, with as many placeholders as media have soft tokens  ->  T V"""
-        return multimodal.forward(self.checked(ids, media), media, self.weights, self.config, self.dtype, {})
+        return self.forward(self.checked(ids, media), media, self.run())
+
+    def run(self, kvs=None, start=0) -> Run:
+        """What one pass over tokens needs to know.  kvs: the keys and values of the passes before it"""
+        return Run(self.config, self.dtype, {} if kvs is None else kvs, start)
+
+    def forward(self, ids, media, run: Run, tap=Tap()):
+        """The family's forward pass.  ids: T, checked, the first at position run.start  ->  T V"""
+        return self.family.part("forward")(ids, media, self.weights, run, tap)
 
     def record(self, ids, points=EVERYTHING_BUT_MAPS, edits=NONE, prefill=None, text=None, media=NO_MEDIA) -> Dump:
         """Run once and keep the activations whose names match `points`.  ids: T
@@ -96,12 +114,12 @@ class Model:
         """Run once; each point goes to sink.keep(name, x, axes) as it is computed, sink.start says from which token."""
         kvs: dict = {}
         ids = self.checked(ids, media)
-        check_prefill(ids, self.config, prefill)
+        check_prefill(ids, self.family.placeholders(self.config), prefill)
         for start, part in steps(ids, prefill):
             sink.start = start
             tap = Recorder(sink.keep, self.dtype, points, edits)
             with np.errstate(all="ignore"):  # the recorder says it in words
-                multimodal.forward(part, media, self.weights, self.config, self.dtype, kvs, start, tap)
+                self.forward(part, media, self.run(kvs, start), tap)
             media = NO_MEDIA  # all of it was in the first part
             if start == 0 and tap.unmet:
                 raise InputError(f"No point is called '{min(tap.unmet)}'; see `list(model.record(ids))` for the names.")
@@ -138,7 +156,7 @@ class Model:
     def stop_ids(self) -> frozenset[int]:
         """From generation_config.json, or else from config.json."""
         found = (self.checkpoint.generation_config or {}).get("eos_token_id")
-        for ids in (found, self.config.eos_token_id, self.config.text.eos_token_id):
+        for ids in (found, self.outline.stops):
             if ids is not None:
                 return frozenset([ids] if isinstance(ids, int) else ids)
         return frozenset()
@@ -148,26 +166,35 @@ class Model:
         ids = np.asarray(ids)
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
             raise InputError("Token ids should be one or more integers below 2^63; a batch is a loop outside.")
-        V = self.config.text.vocab_size
+        V = self.outline.vocabulary
         if ids.min() < 0 or ids.max() >= V:
             raise InputError(f"Token id {ids[(ids < 0) | (ids >= V)][0]} is outside the vocabulary of {V} tokens.")
-        check_fit(ids, media, self.weights, self.config)
+        self.family.check_media(media, self.weights, self.config)
+        check_places(ids, media, *self.soft_tokens(media))
         return ids
+
+    def soft_tokens(self, media):
+        """Kind of media -> how many soft tokens each picture, frame and clip becomes; kind -> their placeholder."""
+        return self.family.counts(media, self.config), self.family.placeholders(self.config)
 
     def describe(self, ids, points=EVERYTHING_BUT_MAPS, text=None, prefill=None, media=None):
         """What a dump of this model says of itself.  media: what stands at the placeholders; None: not said."""
-        model = fingerprint(self.checkpoint, self.config)
+        model = fingerprint(self.checkpoint, self.outline)
         meta = new_meta("numgemma", __version__, model, ids, str(self.dtype), points, text, prefill, media)
-        return meta if media is None else meta | {"media": spans(self.checked(ids, media), media, self.config)}
+        return meta if media is None else meta | {"media": self.spans(ids, media)}
+
+    def spans(self, ids, media):
+        """Where the soft tokens of each picture, frame and clip stand, as prompt.media.spans."""
+        return spans(self.checked(ids, media), media, *self.soft_tokens(media))
 
 
-def fingerprint(checkpoint: Checkpoint, config: Config):
+def fingerprint(checkpoint: Checkpoint, outline: Outline):
     """Which model this is, without reading its weights."""
     return {
         "name": checkpoint.folder.resolve().name,
         "config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),
         "shards": checkpoint.header_hashes,
-        "layer_kinds": list(config.text.layer_types),
+        "layer_kinds": outline.layer_kinds,
     }
 
 
@@ -180,9 +207,11 @@ def load(path, precision="float32") -> Model:
     if precision not in PRECISIONS:
         raise InputError(f"Precision '{precision}' is not one of {', '.join(PRECISIONS)}.")
     checkpoint = open_checkpoint(resolve(path))
-    config = read_config(checkpoint.config, str(checkpoint.folder / "config.json"))
-    check_model_tensors(checkpoint.weights, config)
-    weights = streamed(checkpoint.weights, len(config.text.layers))
+    where = str(checkpoint.folder / "config.json")
+    family = find(checkpoint.config, where)
+    config = family.read_config(checkpoint.config, where)
+    check_model_tensors(checkpoint.weights, config, family)
+    weights = streamed(checkpoint.weights, len(family.outline(config).layers))
     return Model(replace(checkpoint, weights=weights), config, PRECISIONS[precision])
 
 
@@ -192,19 +221,11 @@ def resolve(path) -> Path:
     return DATA / "tiny" if str(path) == "tiny" and not path.exists() else path
 
 
-def check_model_tensors(weights, config: Config):
-    """Every tensor of the model is there in its shape, and nothing is there that nobody knows.
-
-    A tower may be absent altogether: text-only copies keep the config of the whole.
-    """
-    c = config.text
-    expected = layout.text_shapes(c)
-    expected |= {name: shape for name, shape in layout.unread_by_sharing_layers(c).items() if name in weights}
-    if "lm_head.weight" in weights or not config.tie_word_embeddings:
-        expected["lm_head.weight"] = (c.vocab_size, c.hidden_size)
-    for part in (layout.vision_part(config), layout.audio_part(config)):
-        if any(name in weights for name in part):
-            expected |= part
-    towers = (("vision", config.vision), ("audio", config.audio))
-    unread = [rf"({name}_tower|embed_{name})\..*" for name, c in towers if c is None]  # the config is text's alone
-    check_tensors(weights, expected, unread)
+def check_model_tensors(weights, config, family: Family):
+    """Every tensor of the model is there in its shape, and nothing is there that nobody knows."""
+    expected = family.shapes(config)
+    for part in family.optional(config).values():
+        if not any(name in weights for name in part):
+            expected = {name: shape for name, shape in expected.items() if name not in part}
+    expected |= {name: shape for name, shape in family.besides(config).items() if name in weights}
+    check_tensors(weights, expected, family.ignored(config))

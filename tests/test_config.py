@@ -8,9 +8,10 @@ import pytest
 import tiny
 
 from numgemma.cli.inspect import describe, layer_table_text
-from numgemma.config import layer_table, read_config
 from numgemma.errors import InputError
+from numgemma.families import read_config
 from numgemma.families.gemma4 import layout
+from numgemma.families.gemma4.config import layer_table
 from numgemma.model import DATA
 
 OFFICIAL = sorted((DATA / "configs").glob("*.json"))

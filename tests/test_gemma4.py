@@ -7,7 +7,7 @@ from closeness import assert_close, assert_same_run, relative
 
 import numgemma
 from numgemma.checkpoint import Weights
-from numgemma.config import read_config
+from numgemma.families import read_config
 from numgemma.families.gemma4 import gemma4, layout
 from numgemma.model import Model
 from numgemma.trace import EVERYTHING_BUT_MAPS, Recorder

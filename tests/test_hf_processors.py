@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from numgemma.config import read_config
+from numgemma.families import read_config
 from numgemma.prompt import audio, images, video
 from numgemma.prompt.processor import parse_processor, prepare, read_marks, read_processor, with_budget
 from numgemma.prompt.tokenizer import open_tokenizer

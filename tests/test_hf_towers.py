@@ -79,7 +79,8 @@ def test_every_module_of_both_towers_has_its_point(tmp_path, case):
 def test_greedy_ids_equal_those_of_transformers(tmp_path, case):
     model, ids, inputs = prepared(tmp_path, case)
     hf = capture.load_hf(model.checkpoint.folder, torch.float32)
-    given = {name: torch.tensor(x) for name, x in capture.hf_inputs(ids, inputs, model.config).items()}
+    given = capture.hf_inputs(ids, inputs, model.family.placeholders(model.config))
+    given = {name: torch.tensor(x) for name, x in given.items()}
     with torch.no_grad():
         out = hf.generate(**given, max_new_tokens=20, do_sample=False, eos_token_id=None)
     assert model.generate(ids, 20, ignore_eos=True, media=inputs) == out[0, len(ids) :].tolist()

@@ -20,8 +20,8 @@ import numgemma
 from numgemma import load, read_dump
 from numgemma.checkpoint import open_safetensors
 from numgemma.cli import main
-from numgemma.config import read_config
 from numgemma.errors import InputError
+from numgemma.families import read_config
 from numgemma.prompt.audio import sound_arrays
 from numgemma.prompt.images import image_arrays
 from numgemma.prompt.media import NO_MEDIA, is_empty

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import numgemma
 from numgemma.checkpoint import open_checkpoint
 from numgemma.cli import main
-from numgemma.config import read_config
 from numgemma.errors import InputError
+from numgemma.families import read_config
 from numgemma.families.gemma4.layout import count, scoped, stored_name, tensor_shapes, unread_by_sharing_layers
 from numgemma.model import DATA
 from numgemma.surgery import stack

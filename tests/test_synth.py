@@ -22,8 +22,8 @@ import tiny
 import numgemma
 from numgemma.checkpoint import open_checkpoint, open_safetensors, read_header, release
 from numgemma.cli import main
-from numgemma.config import read_config
 from numgemma.errors import InputError
+from numgemma.families import read_config
 from numgemma.families.gemma4.layout import stored_name, tensor_shapes
 from numgemma.model import DATA
 from numgemma.prompt.tokenizer import open_tokenizer

@@ -12,8 +12,8 @@ from test_stack import sparse
 import numgemma
 from numgemma.checkpoint import open_checkpoint
 from numgemma.cli import main
-from numgemma.config import read_config
 from numgemma.errors import InputError
+from numgemma.families import read_config
 from numgemma.families.gemma4 import layout
 from numgemma.model import DATA
 from numgemma.surgery import transplant

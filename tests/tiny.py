@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from numgemma.config import read_config
+from numgemma.families import read_config
 from numgemma.families.gemma4 import layout
 from numgemma.families.gemma4.layout import key_value_shapes, tensor_shapes
 

@@ -6,9 +6,10 @@ from math import prod
 from pathlib import Path
 
 from numgemma.checkpoint import open_checkpoint, parse_object
-from numgemma.config import Config, read_config
 from numgemma.errors import InputError
+from numgemma.families import find, read_config
 from numgemma.families.gemma4 import layout
+from numgemma.families.gemma4.config import Config
 from numgemma.model import DATA, check_model_tensors, resolve
 
 COLUMNS = ("layer", "attention", "window", "N", "K", "H", "F", "keys of", "values", "rope base", "turning", "experts")
@@ -41,8 +42,9 @@ def describe(name, context=1024):
     official = DATA / "configs" / f"{name}.json"
     if path.exists():
         checkpoint = open_checkpoint(path)
-        config = read_config(checkpoint.config, str(checkpoint.folder / "config.json"))
-        check_model_tensors(checkpoint.weights, config)
+        where = str(checkpoint.folder / "config.json")
+        config = read_config(checkpoint.config, where)
+        check_model_tensors(checkpoint.weights, config, find(checkpoint.config, where))
         tensors = checkpoint.weights.tensors
         shapes = in_order({name: x.shape for name, x in tensors.items()}, config)
         sizes = total((str(x.dtype), x.nbytes) for x in tensors.values())

@@ -1,1 +1,56 @@
-"""The kinds of model."""
+"""The kinds of model.  `find` is the only place that knows which there are.
+
+A family is a folder: `__init__.py` is its record (family.py says what one holds), config.py reads its config.json,
+layout.py names its tensors, and the forward pass is written out in files of its own.
+"""
+
+from importlib import import_module
+
+from numgemma.errors import InputError
+from numgemma.families.family import Family, Outline, Run
+
+__all__ = ["Family", "Outline", "Run", "find", "read_config", "register"]
+
+# model_type -> the folder here whose FAMILY it is
+FOLDERS = {"gemma4": "gemma4", "gemma4_text": "gemma4"}
+
+LATER = {
+    "gemma4_unified": "the encoder-free Gemma 4 12B",
+    "gemma4_unified_text": "the text half of the encoder-free Gemma 4 12B",
+    "gemma4_assistant": "a Gemma 4 drafter",
+    "gemma4_unified_assistant": "the drafter of the encoder-free Gemma 4 12B",
+    "diffusion_gemma": "DiffusionGemma",
+    "embedding_gemma2": "EmbeddingGemma 2",
+    "gemma3n": "Gemma 3n",
+    "gemma3n_text": "the text half of Gemma 3n",
+    "gemma3": "Gemma 3",
+    "gemma3_text": "Gemma 3",
+}
+
+REGISTERED: dict[str, Family] = {}  # those from elsewhere
+
+
+def register(family: Family):
+    """Makes a family from outside this package known, for as long as the process lasts."""
+    REGISTERED.update(dict.fromkeys(family.model_types, family))
+
+
+def find(raw: dict, where: str) -> Family:
+    """The family of a parsed config.json; `where` names the file in errors."""
+    kind = raw["model_type"] if isinstance(raw.get("model_type"), str) else "absent"
+    if kind in REGISTERED:
+        return REGISTERED[kind]
+    if kind in FOLDERS:
+        return import_module(f"{__name__}.{FOLDERS[kind]}").FAMILY
+    *others, last = (f"'{known}'" for known in (*FOLDERS, *REGISTERED))
+    runs = f"{', '.join(others)} and {last}"
+    if kind in LATER:
+        raise InputError(
+            f"{where}: model_type '{kind}' is {LATER[kind]}, which numgemma does not run yet; it runs {runs}."
+        )
+    raise InputError(f"{where}: model_type is {kind}; numgemma runs {runs}.")
+
+
+def read_config(raw: dict, where: str):
+    """A parsed config.json as its family's dataclasses; `where` names the file in errors."""
+    return find(raw, where).read_config(raw, where)

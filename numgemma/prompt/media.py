@@ -150,8 +150,8 @@ def placeholders(config):
     return {kind: i for kind, i in ids.items() if i is not None}
 
 
-def check_fit(ids, media: Media, w, config):
-    """Raises InputError unless the model has the towers, each picture is whole, and every soft token has its place."""
+def check_towers(media: Media, w, config):
+    """Raises InputError unless the model has the towers and each picture is whole."""
     for kind, tower, given in (("images", "vision", images(media) + frames(media)), ("sound", "audio", clips(media))):
         if given and (getattr(config, tower) is None or f"embed_{tower}.embedding_projection.weight" not in w):
             raise InputError(f"{w.source}: has no {tower} tower, so it takes no {kind}; use a checkpoint that has one.")
@@ -160,15 +160,11 @@ def check_fit(ids, media: Media, w, config):
     for clip in clips(media):
         if clip.shape[1] != MEL_BINS:
             raise InputError(f"input_features have {clip.shape[1]} mel bins, the audio tower takes {MEL_BINS}.")
-    given = media.mm_token_type_ids
-    if given is not None and len(given) != len(ids):
-        raise InputError(f"mm_token_type_ids has {len(given)} entries for {len(ids)} tokens; they should be as many.")
-    check_counts(ids, media, config)
 
 
-def check_prefill(ids, config, prefill):
-    """Media enter whole, with the first part of the prompt."""
-    at = np.flatnonzero(np.isin(ids, list(placeholders(config).values())))
+def check_prefill(ids, placeholders, prefill):
+    """Media enter whole, with the first part of the prompt.  placeholders: kind: id"""
+    at = np.flatnonzero(np.isin(ids, list(placeholders.values())))
     if prefill is not None and at.size and prefill <= at[-1]:
         raise InputError(f"A prefill of {prefill} ends before the last placeholder; give {at[-1] + 1} or more.")
 
@@ -198,11 +194,14 @@ def counts(media: Media, config):
     }
 
 
-def check_counts(ids, media: Media, config):
-    """As many placeholders of each kind as there are soft tokens."""
-    for kind, each in counts(media, config).items():
+def check_places(ids, media: Media, counts, placeholders):
+    """A place for every soft token.  counts: kind: how many of each picture, frame and clip   placeholders: kind: id"""
+    given = media.mm_token_type_ids
+    if given is not None and len(given) != len(ids):
+        raise InputError(f"mm_token_type_ids has {len(given)} entries for {len(ids)} tokens; they should be as many.")
+    for kind, each in counts.items():
         expected = sum(each)
-        i = placeholders(config).get(kind)
+        i = placeholders.get(kind)
         found = int((ids == i).sum()) if i is not None else 0
         if found != expected:
             raise InputError(
@@ -211,15 +210,15 @@ def check_counts(ids, media: Media, config):
             )
 
 
-def spans(ids, media: Media, config):
-    """Where the soft tokens of each picture, frame and clip stand.  ids: T, checked
+def spans(ids, media: Media, counts, placeholders):
+    """Where the soft tokens of each picture, frame and clip stand.  ids: T, checked   counts, placeholders: by kind
 
     -> [{"kind", "file", "first", "count"}]: which file of its kind, of which the frames of a video share one; the
     position of its first token, None where they do not stand side by side; and how many there are.
     """
     found = []
-    for kind, each in counts(media, config).items():
-        places = np.flatnonzero(ids == placeholders(config).get(kind, -1))
+    for kind, each in counts.items():
+        places = np.flatnonzero(ids == placeholders.get(kind, -1))
         frames_each = media.num_frames_per_video if kind == "video" else None
         files = np.arange(len(each)) if frames_each is None else np.repeat(np.arange(len(frames_each)), frames_each)
         for file, at in zip(files, np.split(places, np.cumsum(each)[:-1]), strict=True) if each else ():

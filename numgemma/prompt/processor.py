@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numgemma.checkpoint import parse_object, read_object
-from numgemma.config import Config, build
+from numgemma.config import build
 from numgemma.errors import InputError
 from numgemma.prompt import audio, images, video
 from numgemma.prompt.chat import KINDS
@@ -147,7 +147,7 @@ def with_budget(p: Processor, soft_tokens: int) -> Processor:
 # the prompt
 
 
-def read_marks(config: Config, tokenizer: Tokenizer) -> dict[str, Marks]:
+def read_marks(config, tokenizer: Tokenizer) -> dict[str, Marks]:
     """The tokens for each kind of file that a checkpoint names, by config.json's ids and the tokenizer's names."""
     rows = (
         ("image", config.boi_token_id, config.image_token_id, config.eoi_token_id),
@@ -186,7 +186,7 @@ def prepare(text: str, files: Files, p: Processor, marks: Mapping[str, Marks], e
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "mm_token_type_ids": types} | arrays
 
 
-def join(text, files: Files, folder: Path, config: Config, tokenizer: Tokenizer, encode, soft_tokens=None):
+def join(text, files: Files, folder: Path, config, tokenizer: Tokenizer, encode, soft_tokens=None):
     """`prepare`, by the files of a checkpoint; soft_tokens: another budget than its own."""
     settings = read_processor(folder)
     if soft_tokens is not None:
@@ -194,7 +194,7 @@ def join(text, files: Files, folder: Path, config: Config, tokenizer: Tokenizer,
     return prepare(text, files, settings, read_marks(config, tokenizer), encode)
 
 
-def place(text, files: Files, config: Config, tokenizer: Tokenizer):
+def place(text, files: Files, config, tokenizer: Tokenizer):
     """A plain prompt with a placeholder for each file: its own, or one before it."""
     bos = config.text.bos_token_id
     name = None if bos is None else tokenizer.rust.id_to_token(bos)

@@ -7,8 +7,10 @@ be looked at all the same.
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from numgemma.config import (
-    HARMLESS,
+from numgemma.config import HARMLESS, typed
+from numgemma.errors import InputError
+from numgemma.families import read_config
+from numgemma.families.gemma4.config import (
     AudioConfig,
     Config,
     LayerSpec,
@@ -17,10 +19,7 @@ from numgemma.config import (
     check_audio_config,
     check_rope,
     check_vision_config,
-    read_config,
-    typed,
 )
-from numgemma.errors import InputError
 from numgemma.surgery.findings import Finding, error, note, ranges, warning
 
 FULL, SLIDING = "full_attention", "sliding_attention"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from numgemma.config import Config, LayerSpec
 from numgemma.families.gemma4 import layout
+from numgemma.families.gemma4.config import Config, LayerSpec
 from numgemma.surgery.findings import Finding, error, leaf, note, ranges, spelled, warning
 
 TABLE, PROJECTION = "embed_tokens_per_layer.weight", "per_layer_model_projection.weight"

@@ -9,7 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from numgemma.config import read_config
+from numgemma.families import read_config
 
 
 @dataclass(frozen=True)

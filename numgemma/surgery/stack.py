@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from numgemma.checkpoint import release
-from numgemma.config import Config, LayerSpec, TextConfig, read_config
 from numgemma.errors import InputError
+from numgemma.families import read_config
 from numgemma.families.gemma4 import layout
+from numgemma.families.gemma4.config import Config, LayerSpec, TextConfig
 from numgemma.model import Model, load
 from numgemma.surgery.recipe import Recipe, recipe_yaml
 from numgemma.surgery.writer import Tensor, by_rows, companions, copied, write_checkpoint

@@ -15,9 +15,10 @@ import ml_dtypes
 import numpy as np
 
 from numgemma.checkpoint import parse_object, read_object
-from numgemma.config import Config, read_config
 from numgemma.errors import InputError
+from numgemma.families import read_config
 from numgemma.families.gemma4 import layout
+from numgemma.families.gemma4.config import Config
 from numgemma.model import DATA
 from numgemma.surgery.gemma3 import gemma3_shapes, read_gemma3
 from numgemma.surgery.shrink import SCALES, move_tokens, shrunk, token_moves

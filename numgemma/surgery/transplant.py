@@ -20,9 +20,10 @@ import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 
 from numgemma.checkpoint import Checkpoint, Weights, check_tensors, open_checkpoint, release
-from numgemma.config import Config, read_config
 from numgemma.errors import InputError
+from numgemma.families import read_config
 from numgemma.families.gemma4 import layout
+from numgemma.families.gemma4.config import Config
 from numgemma.model import resolve
 from numgemma.surgery.gemma3 import FULL, NORMS, SLIDING, Gemma3, gemma3_shapes, read_gemma3
 from numgemma.surgery.synth import generator, normal

@@ -19,7 +19,6 @@ from numgemma.debug.measure import metrics, overlap
 from numgemma.debug.measure.precision import EPS, TOLERANCES
 from numgemma.debug.noise.perturb import perturbed
 from numgemma.dump import Dump
-from numgemma.families.gemma4 import multimodal
 from numgemma.model import Model
 from numgemma.prompt.media import NO_MEDIA, Media
 from numgemma.trace import Tap
@@ -75,7 +74,7 @@ class Rerun:
         ids = twin.checked(self.ids, self.media)
         with np.errstate(all="ignore"):
             tap = Substitute(look, self.dump)
-            multimodal.forward(ids, self.media, twin.weights, twin.config, twin.dtype, {}, 0, tap)
+            twin.forward(ids, self.media, twin.run(), tap)
 
 
 def local(subject, runs=RUNS, told=lambda run: None) -> Local:

@@ -18,7 +18,7 @@ from numgemma.dump import new_meta
 from numgemma.errors import InputError
 from numgemma.families.gemma4.layout import TOWERS
 from numgemma.model import Model, fingerprint
-from numgemma.prompt.media import NO_MEDIA, is_empty, placeholders, spans
+from numgemma.prompt.media import NO_MEDIA, is_empty
 from numgemma.trace import EVERYTHING_BUT_MAPS, selects
 
 # What a module returns, in the axes of our point.  All other leaf modules return "T D".
@@ -51,20 +51,21 @@ def capture(model: Model, ids, sink, dtype="float32", points=EVERYTHING_BUT_MAPS
     torch, _ = import_hf()
     hf = load_hf(model.checkpoint.folder, getattr(torch, dtype))
     catcher = Catcher(model.config, len(ids), sink, points, media)
-    inputs = {name: torch.tensor(x) for name, x in hf_inputs(ids, media, model.config).items()}
+    given = hf_inputs(ids, media, model.family.placeholders(model.config))
+    inputs = {name: torch.tensor(x) for name, x in given.items()}
     with torch.no_grad(), catcher.listening(hf):
         out = hf(**inputs, use_cache=False, logits_to_keep=0)
     catcher.keep("logits", out.logits, "T V")
 
 
-def hf_inputs(ids, media, config):
-    """What Transformers' forward pass is called with: a batch of one prompt, and its media."""
+def hf_inputs(ids, media, placeholders):
+    """What Transformers' forward pass is called with: a batch of one prompt, and its media.  placeholders: kind: id"""
     ids = np.asarray(ids)
     if is_empty(media):
         return {"input_ids": ids[None]}
     given = {name: x for name, x in vars(media).items() if x is not None}
     kinds = {"image": 1, "video": 2, "audio": 3}
-    types = sum(kinds[kind] * (ids == i) for kind, i in placeholders(config).items())
+    types = sum(kinds[kind] * (ids == i) for kind, i in placeholders.items())
     types = given.get("mm_token_type_ids", types)  # without them Transformers would let no image see itself
     return given | {"input_ids": ids[None], "mm_token_type_ids": types[None]}
 
@@ -83,9 +84,9 @@ def load_hf(folder: Path, dtype):
 def describe(model: Model, ids, dtype="float32", points=EVERYTHING_BUT_MAPS, text=None, media=None):
     """What the captured dump says of itself."""
     _, transformers = import_hf()
-    which = fingerprint(model.checkpoint, model.config)
+    which = fingerprint(model.checkpoint, model.outline)
     meta = new_meta("transformers", transformers.__version__, which, ids, dtype, points, text, media=media)
-    return meta if media is None else meta | {"media": spans(model.checked(ids, media), media, model.config)}
+    return meta if media is None else meta | {"media": model.spans(ids, media)}
 
 
 def to_numpy(x):

@@ -21,8 +21,8 @@ from functools import partial
 from importlib import import_module
 
 from numgemma import ops
-from numgemma.config import TextConfig
 from numgemma.errors import InputError
+from numgemma.families.gemma4.config import TextConfig
 from numgemma.trace import Tap, selects
 
 

@@ -1,1 +1,31 @@
 """Gemma 4: E2B, E4B, 26B-A4B and 31B."""
+
+from numgemma.families.family import Family
+from numgemma.families.gemma4 import config, gemma4, layout, multimodal
+from numgemma.prompt import media
+
+FAMILY = Family(
+    name="Gemma 4",
+    model_types=("gemma4", "gemma4_text"),
+    read_config=config.read_config,
+    outline=config.outline,
+    with_layers=config.with_layers,
+    shapes=layout.tensor_shapes,
+    optional=layout.towers,
+    besides=layout.besides,
+    ignored=layout.ignored,
+    stored_name=layout.stored_name,
+    parts={
+        "forward": multimodal.forward,
+        "soft tokens": multimodal.soft_tokens,
+        "embed": gemma4.embed,
+        "masks": gemma4.causal_masks,
+        "rope table": gemma4.rope_table,
+        "block": gemma4.block,
+        "forget": gemma4.forget,
+        "head": gemma4.head,
+    },
+    placeholders=media.placeholders,
+    counts=media.counts,
+    check_media=media.check_towers,
+)

@@ -6,10 +6,9 @@ weights are [out, in].
 
 from math import prod
 
-from numgemma.config import AudioConfig, Config, LayerSpec, TextConfig, VisionConfig
+from numgemma.families.family import Shapes
+from numgemma.families.gemma4.config import AudioConfig, Config, LayerSpec, TextConfig, VisionConfig
 from numgemma.prompt.audio import MEL_BINS
-
-Shapes = dict[str, tuple[int, ...]]
 
 TOWERS = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
 
@@ -40,6 +39,23 @@ def audio_part(config: Config) -> Shapes:
     return scoped("audio_tower", audio_shapes(c)) | {
         "embed_audio.embedding_projection.weight": (config.text.hidden_size, c.output_proj_dims)
     }
+
+
+def towers(config: Config) -> dict[str, Shapes]:
+    """What may be absent altogether: text-only copies keep the config of the whole."""
+    return {"vision": vision_part(config), "audio": audio_part(config)}
+
+
+def besides(config: Config) -> Shapes:
+    """What a file may hold and a run may do without: keys that nobody reads, and a head of its own."""
+    head: Shapes = {"lm_head.weight": (config.text.vocab_size, config.text.hidden_size)}
+    return unread_by_sharing_layers(config.text) | head
+
+
+def ignored(config: Config) -> list[str]:
+    """Names of tensors that a file may hold all the same: of a tower that its config does not have."""
+    parts = (("vision", config.vision), ("audio", config.audio))
+    return [rf"({name}_tower|embed_{name})\..*" for name, c in parts if c is None]
 
 
 def stored_name(name: str, family: str) -> str:

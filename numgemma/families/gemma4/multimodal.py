@@ -17,9 +17,10 @@ from numgemma.prompt.media import Media, clips, frames, images, placeholders
 from numgemma.trace import Tap
 
 
-def forward(ids, media: Media, w, config, dtype, kvs, start=0, tap=Tap()):
+def forward(ids, media: Media, w, run, tap=Tap()):
     """Logits of every token.  ids: T  ->  T V   (equals Gemma4ForConditionalGeneration)"""
-    return gemma4.head(hidden(ids, media, w, config, dtype, kvs, start, tap), w, config.text, tap)
+    x = hidden(ids, media, w, run.config, run.dtype, run.kvs, run.start, tap)
+    return gemma4.head(x, w, run.config.text, tap)
 
 
 def hidden(ids, media: Media, w, config, dtype, kvs, start=0, tap=Tap()):

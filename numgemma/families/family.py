@@ -1,0 +1,122 @@
+"""What the rest of the package may ask of a family of models.  A new family is a folder with one such record.
+
+Parts are functions of the forward pass by name.  They are called with arguments by name, may run alone, and may be
+swapped for a while; a fault that changes a part which a family lacks cannot act there.  These names are known:
+
+    forward       ids, media, w, run, tap -> what the model is for: logits T V, or a vector
+    block         x, w, spec, ..., tap -> x: one layer, called for each row
+    head          x, w, run, tap -> logits T V
+    soft tokens   media, w, run, tap -> kind of media: O D, what stands at its placeholders
+    rope table    the table of one kind of layer: positions, spec, ...
+
+and for a model that continues a prompt, its forward pass in steps:
+
+    enter         ids, soft, blocks, w, run, tap -> tokens, all that flows into the first layer; soft: kind: O D, and
+                  blocks: T numbers the pictures, as prompt.media.picture_blocks does
+    layers        tokens, rows, w, run, tap -> tokens, after these rows of the table; tokens.of(slice): some of them
+    forget        run -> None: drops the keys that no later token can see
+    leave         tokens, w, run, tap -> T D, after the last norm
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What holds for all tokens of one pass.
+
+    kvs: the keys and values that layers keep, carried from pass to pass: empty for a new sequence.  start: the
+    position of the first token of the pass.
+    """
+
+    config: Any  # the family's own
+    dtype: np.dtype  # of the residual stream: the precision of the run
+    kvs: dict = field(default_factory=dict)
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What every config tells, whatever its spelling."""
+
+    layers: tuple  # a row each, with at least index, kind, window (None: no end) and kv_from
+    width: int  # D
+    vocabulary: int  # V
+    longest: int  # positions that the model was made for
+    bos: int | None = None
+    stops: int | tuple[int, ...] | None = None
+
+    @property
+    def kinds(self) -> dict:
+        """The first layer of each kind."""
+        return {kind: next(s for s in self.layers if s.kind == kind) for kind in dict.fromkeys(self.layer_kinds)}
+
+    @property
+    def layer_kinds(self) -> list[str]:
+        return [spec.kind for spec in self.layers]
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that a layer sees at most; None where all layers see all."""
+        return max((s.window for s in self.layers if s.window is not None), default=None)
+
+
+def nothing(*args) -> dict:
+    """What a family answers that has none of it."""
+    return {}
+
+
+def no_media(media, w, config):
+    """A text model has nothing to check."""
+
+
+def as_stored(name: str, model_type: str) -> str:
+    """Transformers' prefix, which is taken off where a checkpoint is opened."""
+    return name if name.startswith("lm_head") else f"model.{name}"
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """One kind of model.  `config` below is what its read_config returns.
+
+    name: in words.  model_types: of config.json.
+    read_config: a parsed config.json, and the file's name for errors -> config; strict.
+    outline: config -> Outline.
+    with_layers: config, rows -> the same config with another layer table.
+    shapes: config -> name: shape of every tensor that Transformers would build.
+    optional: config -> name of a group: its tensors, of which all are there or none.
+    besides: config -> name: shape of tensors that files may hold and a run does not need.
+    ignored: config -> regular expressions of names that a file may hold all the same.
+    stored_name: a tensor's short name, model_type -> its name in a file.
+    parts: see above.
+    placeholders: config -> kind of media: the token id that its soft tokens replace.
+    counts: media, config -> kind of media: how many soft tokens each picture, frame and clip becomes.
+    check_media: media, weights, config; raises InputError where the model cannot take them.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    read_config: Callable[[dict, str], Any]
+    outline: Callable[[Any], Outline]
+    with_layers: Callable[[Any, tuple], Any]
+    shapes: Callable[[Any], Shapes]
+    parts: Mapping[str, Callable]
+    optional: Callable[[Any], dict[str, Shapes]] = nothing
+    besides: Callable[[Any], Shapes] = nothing
+    ignored: Callable[[Any], list[str]] = lambda config: []
+    stored_name: Callable[[str, str], str] = as_stored
+    placeholders: Callable[[Any], dict[str, int]] = nothing
+    counts: Callable[[Any, Any], dict[str, list[int]]] = nothing
+    check_media: Callable[[Any, Any, Any], None] = no_media
+
+    def part(self, name: str) -> Callable:
+        """The function that stands there now: a fault may have put another in its place."""
+        original = self.parts[name]
+        return getattr(sys.modules[original.__module__], original.__name__)
