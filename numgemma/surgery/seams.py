@@ -43,7 +43,7 @@ TEXTS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Profile:
     """What is kept of one run: a row for each layer."""
 
     out: np.ndarray  # L T D, the streams
@@ -150,11 +150,11 @@ def rms(x: np.ndarray) -> float:
     return float(np.sqrt((x.astype(np.float64) ** 2).mean(-1)).mean())
 
 
-def measure(model: Model, ids) -> Run:
+def measure(model: Model, ids) -> Profile:
     gauges = Gauges(model.config.text.num_hidden_layers)
     model.record_into(gauges, ids, POINTS)
     out = np.stack(gauges.out)
-    return Run(out, np.array([rms(x) for x in out]), gauges.entropy, gauges.added / gauges.stream)
+    return Profile(out, np.array([rms(x) for x in out]), gauges.entropy, gauges.added / gauges.stream)
 
 
 def compare(
@@ -198,12 +198,12 @@ def check_map(child: str, model: Model, parents: dict[str, Model], map_: Sequenc
         raise InputError(f"{child}: no layer of it is from these parents; name the ones it was made of.")
 
 
-def theirs_only(runs: dict[str, Run]) -> dict[str, np.ndarray]:
+def theirs_only(runs: dict[str, Profile]) -> dict[str, np.ndarray]:
     """What the envelope is made of.  parent -> [3, L]"""
     return {name: np.stack([run.rms, run.entropy, run.per_layer]) for name, run in runs.items()}
 
 
-def line(own: Run, theirs: dict[str, Run], o: Origin) -> np.ndarray | None:
+def line(own: Profile, theirs: dict[str, Profile], o: Origin) -> np.ndarray | None:
     """(rms, entropy, share) of the child, the same of the layer, and the cosine: 7 numbers; None for a fresh slot."""
     if o.parent is None or o.layer is None:
         return None
