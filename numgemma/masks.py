@@ -52,6 +52,17 @@ def image_mask(blocks, window, before=0):
     return Spans(np.maximum(0, before + np.arange(1, T + 1) - window), end, before + T)
 
 
+def far_image_mask(blocks, window, before=0):
+    """As `image_mask`, but the tokens of one image see each other past the window too.  window None: all that came before
+
+    What Gemma4UnifiedModel of Transformers 5.23 and 5.24 computes, and on full layers too; nobody trained a model so.
+    """
+    near = image_mask(blocks, len(blocks) + before if window is None else window, before)
+    begins = np.concatenate([[True], blocks[1:] != blocks[:-1]])
+    block_first = before + np.maximum.accumulate(np.where(begins, np.arange(len(blocks)), 0))
+    return Spans(np.where(blocks >= 0, np.minimum(near.first, block_first), near.first), near.end, near.S)
+
+
 def everything(T, S):
     """Every query sees every key."""
     return Spans(np.zeros(T, int), np.full(T, S), S)

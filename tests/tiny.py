@@ -128,6 +128,32 @@ A4B = WHOLE | {  # as 26B-A4B, but for its two key/value heads per four query he
     "audio_config": None,
 }
 B31 = WHOLE | {"text_config": DENSE | {"use_bidirectional_attention": "vision"}, "vision_config": LARGE}
+UNIFIED_TEXT = DENSE | {  # as 12B
+    "architectures": ["Gemma4UnifiedForCausalLM"],
+    "model_type": "gemma4_unified_text",
+    "use_bidirectional_attention": "vision",
+}
+UNIFIED = WHOLE | {
+    "architectures": ["Gemma4UnifiedForConditionalGeneration"],
+    "model_type": "gemma4_unified",
+    "text_config": UNIFIED_TEXT,
+    "vision_config": {
+        "model_type": "gemma4_unified_vision",
+        "patch_size": 16,
+        "pooling_kernel_size": 3,
+        "model_patch_size": 48,
+        "mm_embed_dim": 36,
+        "output_proj_dims": 36,
+        "mm_posemb_size": 40,
+        "num_soft_tokens": 280,
+        "rms_norm_eps": 1e-6,
+    },
+    "audio_config": {
+        "model_type": "gemma4_unified_audio",
+        **dict.fromkeys(("audio_embed_dim", "audio_samples_per_token", "hidden_size", "output_proj_dims"), 640),
+        "rms_norm_eps": 1e-6,
+    },
+}
 MULTIMODAL = {"e4b": E4B, "26b": A4B, "31b": B31}
 
 # What the prompts of the tests hold: patches across and down of images and of a video's frames, mel frames of clips.

@@ -1,0 +1,1 @@
+"""Gemma 4 12B, the encoder-free one: pictures and sound projected straight into the decoder."""

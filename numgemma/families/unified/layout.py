@@ -1,0 +1,46 @@
+"""Every tensor of a 12B checkpoint, from its config alone: name -> shape, as gemma4's layout.py.
+
+A file has pictures' weights in two places, `vision_embedder` and `embed_vision`; Transformers runs both in one module
+`embed_vision`, and saves them in the two again.
+"""
+
+from numgemma.families.gemma4.layout import Shapes, text_shapes
+from numgemma.families.unified.config import UnifiedConfig
+
+BESIDE = ("vision_embedder.", "embed_vision.", "embed_audio.")  # what stands beside language_model
+
+
+def tensor_shapes(config: UnifiedConfig) -> Shapes:
+    """All tensors that Transformers would build for this config."""
+    shapes = text_shapes(config.text)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.text.vocab_size, config.text.hidden_size)
+    return shapes | vision_part(config) | audio_part(config)
+
+
+def vision_part(config: UnifiedConfig) -> Shapes:
+    """What a picture passes through; empty where the config has none."""
+    c = config.vision
+    if c is None:
+        return {}
+    W, Q = c.mm_embed_dim, c.numbers
+    shapes: Shapes = {"vision_embedder.patch_dense.weight": (W, Q), "vision_embedder.patch_dense.bias": (W,)}
+    for norm, width in (("patch_ln1", Q), ("patch_ln2", W), ("pos_norm", W)):
+        shapes |= {f"vision_embedder.{norm}.{leaf}": (width,) for leaf in ("weight", "bias")}
+    shapes["vision_embedder.pos_embedding"] = (c.mm_posemb_size, 2, W)
+    return shapes | {"embed_vision.embedding_projection.weight": (config.text.hidden_size, W)}
+
+
+def audio_part(config: UnifiedConfig) -> Shapes:
+    """What a sound passes through; empty where the config has none."""
+    if config.audio is None:
+        return {}
+    return {"embed_audio.embedding_projection.weight": (config.text.hidden_size, config.audio.audio_embed_dim)}
+
+
+def stored_name(name: str, family: str) -> str:
+    """The name that Transformers gives a tensor in a file of that model_type: norm.weight -> model.norm.weight."""
+    if name.startswith("lm_head"):
+        return name
+    bare = name.startswith(BESIDE) or family == "gemma4_unified_text"
+    return f"model.{name}" if bare else f"model.language_model.{name}"
