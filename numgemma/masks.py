@@ -53,7 +53,7 @@ def image_mask(blocks, window, before=0):
 
 
 def far_image_mask(blocks, window, before=0):
-    """As `image_mask`, but the tokens of one image see each other past the window too.  window None: all that came before
+    """As `image_mask`, but the tokens of one image see each other past the window too.  window None: there is none
 
     What Gemma4UnifiedModel of Transformers 5.23 and 5.24 computes, and on full layers too; nobody trained a model so.
     """

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 
 def official():
-    return json.loads((resources.files("numgemma.data") / "processor" / "gemma-4.json").read_text())
+    return json.loads((resources.files("numgemma.data") / "processor" / "gemma4.json").read_text())
 
 
 def image_processor(**changes):

@@ -26,7 +26,6 @@ from numgemma.prompt.audio import sound_arrays
 from numgemma.prompt.images import image_arrays
 from numgemma.prompt.media import NO_MEDIA, is_empty
 from numgemma.prompt.processor import (
-    OFFICIAL,
     Marks,
     parse_processor,
     placed,
@@ -39,7 +38,7 @@ from numgemma.prompt.tokenizer import open_tokenizer
 from numgemma.prompt.video import video_arrays
 
 HOSTILE = Path(__file__).parent / "hostile"
-PROCESSOR = json.loads((Path(numgemma.__file__).parent / "data/processor" / OFFICIAL).read_text())
+PROCESSOR = json.loads((Path(numgemma.__file__).parent / "data/processor/gemma4.json").read_text())
 IDS = {token: i for i, token in tiny_tokenizer.MEDIA.items()}
 TOKENS = {
     "image_token_id": IDS["<|image|>"],
@@ -277,7 +276,8 @@ def test_settings_in_a_file_of_older_make_are_not_passed_over(tmp_path):
         (changed("feature_extractor", fft_length=1024), "fft_length"),
         (changed("feature_extractor", max_frequency=9000.0), "no band"),
         (changed("feature_extractor", mel_floor="low"), "mel_floor should be float"),
-        (PROCESSOR | {"processor_class": "Gemma4UnifiedProcessor"}, "Gemma4UnifiedProcessor"),
+        (PROCESSOR | {"processor_class": "Gemma3Processor"}, "'Gemma3Processor' is not one of Gemma4Processor"),
+        (PROCESSOR | {"processor_class": "Gemma4UnifiedProcessor"}, "unknown key 'dither'"),
         ({"processor_class": "Gemma4Processor"}, "has no image_processor"),
     ],
 )

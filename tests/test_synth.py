@@ -416,7 +416,7 @@ def test_the_verb_writes_what_inspect_reads(tmp_path, capsys):
     assert re.search(r"295 tensors, 1,\d{3},\d{3} numbers, 0.003 GB in 3 file\(s\)", capsys.readouterr().out)
     assert main(["inspect", str(out)]) == 0
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [1, 106, 50]
-    assert (out / "processor_config.json").read_bytes() == (DATA / "processor" / "gemma-4.json").read_bytes()
+    assert (out / "processor_config.json").read_bytes() == (DATA / "processor" / "gemma4.json").read_bytes()
 
 
 def test_a_directory_lends_its_config_and_at_full_scale_its_other_files(tmp_path):

@@ -119,7 +119,7 @@ def gated_gelu(gate, up):
 
 @by_rows
 def layer_norm(x, w, eps, b=None):
-    """(x - mean) / deviation * w + b, over the last axis; b None where there is no bias.  x: ... C   w, b: C  ->  ... C"""
+    """(x - mean) / deviation * w + b, over the last axis; b None: no bias.  x: ... C   w, b: C  ->  ... C"""
     y = x.astype(wide(x.dtype))
     y = y - y.mean(-1, keepdims=True)
     y = y / np.sqrt((y * y).mean(-1, keepdims=True) + y.dtype.type(eps)) * stored(w, x.dtype)

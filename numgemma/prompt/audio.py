@@ -41,6 +41,11 @@ class SoundSettings:
         """Samples that fill the first frame, of which a half are zeros put before, and the one sample of look-ahead."""
         return self.frame_length + 1 - self.frame_length // 2
 
+    @property
+    def longest(self):
+        """Samples that Transformers cuts a recording to."""
+        return MAX_SAMPLES
+
 
 def sound_arrays(paths, s: SoundSettings):
     """Recordings as spectrograms of one length, and which frames are real.  -> clips U M float32, clips U bool
@@ -59,17 +64,17 @@ def soft_tokens(mask) -> int:
     return int(mask[::FRAMES_PER_SOFT_TOKEN].sum())
 
 
-def read_sound(path, s: SoundSettings):
-    """The first 30 s of a recording: all channels averaged, at the extractor's rate.  ->  Y float32 in [-1, 1]"""
+def read_sound(path, s):
+    """A recording up to s.longest: all channels averaged, at the rate that s asks for.  ->  Y float32 in [-1, 1]"""
     with explained(path), open(path, "rb") as file, opened(path, file) as sound:
         rate = sound.samplerate
         if not 0 < rate <= MAX_RATE:
             raise InputError(f"{path}: has a sampling rate of {rate} Hz; resample it to {s.sampling_rate} Hz.")
-        seconds = MAX_SAMPLES / s.sampling_rate + 1  # one more: the resampler looks ahead
+        seconds = s.longest / s.sampling_rate + 1  # one more: the resampler looks ahead
         samples = mono(path, sound, math.ceil(seconds * rate))
     if not (np.abs(samples) < LOUDEST).all():
         raise InputError(f"{path}: holds samples that are not finite, or beyond {LOUDEST:g}; repair the recording.")
-    samples = resample(samples, rate, s.sampling_rate)[:MAX_SAMPLES]
+    samples = resample(samples, rate, s.sampling_rate)[: s.longest]
     if len(samples) < s.shortest:
         fault = f"lasts {1000 * len(samples) / s.sampling_rate:.3g} ms, less than the first frame"
         raise InputError(f"{path}: {fault} of {1000 * s.shortest / s.sampling_rate:.3g} ms; give a longer recording.")

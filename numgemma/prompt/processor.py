@@ -7,7 +7,6 @@ soft tokens as the file calls for, between a token that begins them and one that
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,37 +17,21 @@ from numgemma.config import build
 from numgemma.errors import InputError
 from numgemma.prompt import audio, images, video
 from numgemma.prompt.chat import KINDS
+from numgemma.prompt.processor_classes import CLASSES, ProcessorClass
 from numgemma.prompt.tokenizer import Tokenizer
 
-OFFICIAL = "gemma-4.json"  # E2B, E4B, 26B-A4B and 31B have one and the same
-
-# Settings that have one value in every release, and no other meaning here.
-PICTURE: dict[str, Any] = {"do_convert_rgb": True, "do_rescale": True, "do_resize": True, "resample": 3}
-PICTURE |= {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
-SOUND: dict[str, Any] = {"dither": 0.0, "fft_overdrive": False, "input_scale_factor": 1.0, "preemphasis": 0.0}
-SOUND |= {"per_bin_mean": None, "per_bin_stddev": None, "padding_side": "right", "padding_value": 0.0}
-FIXED = {
-    "image_processor": PICTURE,
-    "video_processor": PICTURE | {"do_normalize": True, "do_sample_frames": True},
-    "feature_extractor": SOUND | {"return_attention_mask": True},
-}
-
-# Settings on which no number depends.
-IDLE = {
-    "image_processor": {"image_processor_type", "processor_class", "image_seq_length", "do_normalize"},
-    "video_processor": {"video_processor_type", "processor_class", "return_metadata"},
-    "feature_extractor": {"feature_extractor_type", "processor_class", "preemphasis_htk_flavor"},
-}
+DATA = Path(__file__).parents[1] / "data"
 
 
 @dataclass(frozen=True)
 class Processor:
-    """All numbers of processor_config.json."""
+    """All numbers of processor_config.json, and what is done with them."""
 
+    cls: ProcessorClass
     image: images.ImageSettings
     frame: images.ImageSettings  # of a video
     num_frames: int
-    sound: audio.SoundSettings
+    sound: Any  # its class's
 
 
 class Marks(NamedTuple):
@@ -77,7 +60,7 @@ def listed(files: Mapping[str, Any]) -> Files:
 
 
 def read_processor(folder: Path) -> Processor:
-    """From a checkpoint's processor_config.json or, where it has none, the official one.
+    """From a checkpoint's processor_config.json or, where it has none, the official one of its model_type.
 
     Raises InputError where a setting has a value that changes the numbers in a way not computed here.
     """
@@ -86,50 +69,56 @@ def read_processor(folder: Path) -> Processor:
         return parse_processor(read_object(path, "check its permissions"), str(path))
     if older.exists():
         raise InputError(f"{older}: is of Transformers before 5; save the processor again, as processor_config.json.")
-    official = resources.files("numgemma.data") / "processor" / OFFICIAL
-    return parse_processor(parse_object(official.read_bytes(), OFFICIAL), OFFICIAL)
+    config = folder / "config.json"
+    kind = read_object(config, "check its permissions").get("model_type") if config.exists() else None
+    theirs = released(kind)
+    return parse_processor(parse_object(theirs.read_bytes(), theirs.name), theirs.name)
+
+
+def released(model_type) -> Path:
+    """The released processor_config.json of a model_type; gemma4's, which most models have, for one that has none."""
+    files = {path.stem: path for path in (DATA / "processor").iterdir()}
+    return files.get(model_type, files["gemma4"])
 
 
 def parse_processor(raw: dict[str, Any], where: str) -> Processor:
     """The parsed JSON object; `where` names the file in errors."""
-    if raw.get("processor_class", "Gemma4Processor") != "Gemma4Processor":
-        raise InputError(f"{where}: processor_class {raw['processor_class']!r:.80} is not Gemma4Processor.")
-    image, frame, sound = (numbers(raw, name, where) for name in FIXED)
+    kind = raw.get("processor_class", "Gemma4Processor")
+    if not isinstance(kind, str) or kind not in CLASSES:
+        raise InputError(f"{where}: processor_class {kind!r:.80} is not one of {', '.join(CLASSES)}.")
+    cls = CLASSES[kind]
+    image, frame, sound = (numbers(raw, name, cls, where) for name in cls.fixed)
     num_frames = frame.pop("num_frames", 0)
     found = Processor(
+        cls,
         build(images.ImageSettings, image, f"{where}, image_processor"),
         build(images.ImageSettings, frame, f"{where}, video_processor"),
         num_frames,
-        build(audio.SoundSettings, sound, f"{where}, feature_extractor"),
+        build(cls.sound, sound, f"{where}, feature_extractor"),
     )
     check_processor(found, where)
-    return found
+    return replace(found, image=cls.entering(found.image), frame=cls.entering(found.frame))
 
 
-def numbers(raw, name, where) -> dict[str, Any]:
+def numbers(raw, name, cls: ProcessorClass, where) -> dict[str, Any]:
     """The settings of one section that are numbers to compute with; all others have the value they should."""
-    section = raw.get(name)
+    section, fixed = raw.get(name), cls.fixed[name]
     if not isinstance(section, dict):
         raise InputError(f"{where}: has no {name}; copy processor_config.json from the model's repository.")
-    for key, value in FIXED[name].items():
+    for key, value in fixed.items():
         if section.get(key, value) != value:
             raise InputError(f"{where}: {name} has {key} {section[key]!r:.60}; numgemma computes {value!r} alone.")
-    return {key: value for key, value in section.items() if key not in FIXED[name] and key not in IDLE[name]}
+    return {key: value for key, value in section.items() if key not in fixed and key not in cls.idle[name]}
 
 
 def check_processor(p: Processor, where):
     """Numbers that have no meaning, or that Transformers would not follow."""
-    s = p.sound
     rules = [
         (p.image.max_soft_tokens in images.BUDGETS, f"max_soft_tokens should be one of {images.BUDGETS}"),
         (p.frame.max_soft_tokens in images.BUDGETS, f"max_soft_tokens of a video should be one of {images.BUDGETS}"),
         (isinstance(p.num_frames, int) and p.num_frames > 0, "num_frames should be a positive number"),
         (min(vars(p.image).values()) > 0 and min(vars(p.frame).values()) > 0, "a size of a picture is not positive"),
-        (s.sampling_rate > 0 and s.feature_size > 0 and s.mel_floor > 0, "a size of the sound is not positive"),
-        (s.frame_length == round(0.02 * s.sampling_rate), "frame_length should be 20 ms, as Transformers computes it"),
-        (s.hop_length == round(0.01 * s.sampling_rate), "hop_length should be 10 ms, as Transformers computes it"),
-        (s.fft_length == 1 << (s.frame_length - 1).bit_length(), "fft_length should be the next power of two"),
-        (0 <= s.min_frequency < s.max_frequency <= s.sampling_rate / 2, "min_frequency and max_frequency are no band"),
+        *p.cls.sound_rules(p.sound),
     ]
     for holds, complaint in rules:
         if not holds:
@@ -168,7 +157,7 @@ def prepare(text: str, files: Files, p: Processor, marks: Mapping[str, Marks], e
     """The arrays of one prompt by their names, each with the processor's leading axis.
 
     encode: text to token ids.  Raises InputError where the placeholders are not as many as the files, or where a file
-    cannot be used.  Equals Gemma4Processor.
+    cannot be used.  Equals the processor that p is of.
     """
     check_places(text, files, marks)
     arrays: dict[str, np.ndarray] = {}
@@ -229,15 +218,15 @@ def expand(text, spelled, marks):
 
 
 def read_images(paths, p: Processor, m: Marks):
-    pairs = [images.image_arrays(path, p.image) for path in paths]
+    pairs = [p.cls.read_picture(path, p.image) for path in paths]
     pixels, places = map(np.stack, zip(*pairs, strict=True))
     spelled = [m.begin + m.soft * images.soft_tokens(xy, p.image) + m.end for xy in places]
     return {"pixel_values": pixels, "image_position_ids": places}, spelled
 
 
 def read_sounds(paths, p: Processor, m: Marks):
-    features, mask = audio.sound_arrays(paths, p.sound)
-    spelled = [m.begin + m.soft * audio.soft_tokens(one) + m.end for one in mask]
+    features, mask = p.cls.read_sounds(paths, p.sound)
+    spelled = [m.begin + m.soft * p.cls.sound_tokens(one) + m.end for one in mask]
     return {"input_features": features, "input_features_mask": mask}, spelled
 
 
@@ -258,7 +247,7 @@ def read_videos(paths, p: Processor, m: Marks):
 
 def cut_short(paths, p: Processor):
     """One sentence for each recording of which the model hears a part."""
-    limit = audio.MAX_SAMPLES / p.sound.sampling_rate
+    limit = p.sound.longest / p.sound.sampling_rate
     for path in paths:
         seconds = audio.duration(path)
         if limit < seconds < 1e9:  # a stream that does not know its length says so by an endless one

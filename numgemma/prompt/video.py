@@ -123,7 +123,7 @@ def decoded(path, container, index: Index, wanted):
 def frame_arrays(pixels, s: ImageSettings):
     """One frame as patches and their places, padded.  height width 3  ->  I X, I 2"""
     height, width = target_size(pixels.shape[0], pixels.shape[1], s)
-    pixels = shrink(shrink(pixels, width, axis=1), height, axis=0)
+    pixels = shrunk(pixels, height, width)
     rows, columns = height // s.patch_size, width // s.patch_size
     return pad(to_patches(rescale(pixels, s.rescale_factor), s.patch_size), positions(rows, columns), s.max_patches)
 
@@ -131,6 +131,11 @@ def frame_arrays(pixels, s: ImageSettings):
 def rescale(pixels, factor):
     """Pixel values in [0, 1], by a division in float32.  (rescaling and normalising as Transformers fuses them)"""
     return pixels.astype(np.float32) / np.float32(1 / factor)
+
+
+def shrunk(pixels, height, width):
+    """A frame in another size.  height width 3, uint8"""
+    return shrink(shrink(pixels, width, axis=1), height, axis=0)
 
 
 def shrink(pixels, size, axis):

@@ -20,6 +20,7 @@ from numgemma.families import read_config
 from numgemma.families.gemma4 import layout
 from numgemma.families.gemma4.config import Config
 from numgemma.model import DATA
+from numgemma.prompt.processor import released
 from numgemma.surgery.gemma3 import gemma3_shapes, read_gemma3
 from numgemma.surgery.shrink import SCALES, move_tokens, shrunk, token_moves
 from numgemma.surgery.tokens import byte_tokenizer, tokenizer_config
@@ -173,4 +174,4 @@ def tokenizer(raw, small) -> dict[str, bytes | Path]:
 
 def processor(small) -> dict[str, bytes | Path]:
     """The official processor_config.json, which fits every scale: a shrunk tower keeps its patches and its pooling."""
-    return {"processor_config.json": DATA / "processor" / "gemma-4.json"} if small.get("vision_config") else {}
+    return {"processor_config.json": released(small.get("model_type"))} if small.get("vision_config") else {}

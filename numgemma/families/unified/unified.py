@@ -44,7 +44,7 @@ def with_soft_tokens(ids, soft, blocks, w, config, dtype, kvs, start=0, tap=Tap(
 def soft_tokens(media: Media, w, config, dtype, tap=Tap()):
     """What stands for all media of a kind, one after another.  ->  kind: O D"""
     pictures, first_frame = numbered(images(media) + frames(media)), len(images(media))
-    seen = [see(*picture, w, config, dtype, tap.at(f"embed_vision{n}")) for n, picture in pictures]
+    seen = [see(px, xy, w, config, dtype, tap.at(f"embed_vision{n}")) for n, (px, xy) in pictures]
     heard = [hear(clip, w, config, dtype, tap.at(f"embed_audio{n}")) for n, clip in numbered(clips(media))]
     parts = {"image": seen[:first_frame], "video": seen[first_frame:], "audio": heard}
     return {kind: np.concatenate(some) for kind, some in parts.items() if some}
