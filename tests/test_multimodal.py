@@ -455,12 +455,24 @@ def test_tokens_of_a_picture_see_each_other_on_sliding_layers_of_the_large_model
     assert ahead == [name != "e4b" and kind == "sliding_attention" for kind in kinds]
 
 
+def row_by_row(x, w):
+    """The product of a row that knows nothing of those beside it.
+
+    BLAS may add a row up in another order where other rows stand beside it, and how many tokens an expert has follows
+    what these are.
+    """
+    rows = [definitions.linear(row[None], w) for row in x.reshape(-1, x.shape[-1])]
+    return np.concatenate([np.empty((0, len(w)), x.dtype), *rows]).reshape(*x.shape[:-1], len(w))
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_later_image_cannot_change_an_earlier_token(multimodal_folders, name):
+def test_a_later_image_cannot_change_an_earlier_token(multimodal_folders, name, monkeypatch):
     model, ids, inputs = opened(multimodal_folders, name)
     other = Media(**vars(inputs) | {"pixel_values": 1 - inputs.pixel_values})
-    a, b = model.logits(ids, inputs), model.logits(ids, other)
     first = int(np.flatnonzero(ids == tiny.IDS["image"])[0])
+    assert_close(model.logits(ids, inputs)[:first], model.logits(ids, other)[:first])
+    monkeypatch.setattr(ops, "linear", row_by_row)
+    a, b = model.logits(ids, inputs), model.logits(ids, other)
     np.testing.assert_array_equal(a[:first], b[:first])
     assert (np.abs(a[first:] - b[first:]).max(1) > 1e-6).all()
 

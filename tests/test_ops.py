@@ -76,6 +76,15 @@ def test_scale_rounds_the_result_and_not_the_constant():
     np.testing.assert_array_equal(ops.scale(x, np.array([c], np.float32)), x)  # but a stored tensor is rounded first
 
 
+def test_gelu_is_exact_where_its_result_is_small_too():
+    x = np.linspace(-9, 9, 40001, dtype=np.float32)
+    u = math.sqrt(2 / math.pi) * (x + 0.044715 * x.astype(np.float64) ** 3)
+    truth = x / (1 + np.exp(-2 * u))
+    error = np.abs(ops.gelu_tanh(x) - truth) / np.abs(np.where(x == 0, 1, truth))
+    assert (error <= 2e-7 + 5 * 2**-23 * np.abs(u)).all()  # 2u is rounded five times, and e^(-2u) off by what it is off
+    assert ops.gelu_tanh(np.float32([-40, -1e9, 1e9])).tolist() == [0, 0, 1e9]
+
+
 def test_gelu_is_the_tanh_approximation_and_not_the_exact_one():
     x = np.linspace(-4, 4, 33)
     tanh = [v / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x]

@@ -114,16 +114,50 @@ def test_clipped_linear(T, I, O, stored, run):
     np.testing.assert_array_equal(x, before)
 
 
+# what of an operation may follow the number of threads is who computes a number, not how
+
+
+def under(number, call):
+    """What the call returns on so many threads."""
+    with ops.undone():
+        ops.use("numba", number)
+        return call()
+
+
 @pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_linear_where_rows_of_x_are_cut_has_the_same_bits(monkeypatch, number, stored):
-    x, w = drawn(701, 300), drawn(900, 300, seed=1).astype(stored)
-    monkeypatch.setattr(threads, "limit", number)
-    with ops.using("numba"):  # holds BLAS to one thread
-        rows_of_w_are_cut = twins.linear(x, w)
-        monkeypatch.setattr(twins, "TALL", 100)
-        monkeypatch.setattr(twins, "BLOCK", 400 * 300)
-        np.testing.assert_array_equal(twins.linear(x, w), rows_of_w_are_cut)
+@pytest.mark.parametrize(("T", "O"), [(1, 9001), (5, 9001), (49, 9001), (61, 301), (701, 907), (2049, 907)])
+def test_linear_has_the_same_bits_on_any_number_of_threads(monkeypatch, T, O, stored):
+    x, w = drawn(T, 300), drawn(O, 300, seed=1).astype(stored)
+    monkeypatch.setattr(twins, "BLOCK", 1 << 18)  # several blocks, of which the last ones are small
+    one, *others = (under(number, lambda: twins.linear(x, w)) for number in (1, 2, 3, 8, 2))
+    assert_equal(one, definitions.linear(x, w))
+    for other in others:
+        np.testing.assert_array_equal(other, one)
+
+
+def test_linear_where_x_is_cut_has_the_bits_of_its_blocks(monkeypatch):
+    x, w = drawn(800, 300), drawn(907, 300, seed=1)
+    monkeypatch.setattr(twins, "TALL", 800)
+    with ops.using("numba"):
+        found = twins.linear(x, w)
+        of_w = twins.cuts(907, twins.blocks_of_w(x, w))
+        blocks = [np.concatenate([x[t : t + 100] @ w[rows].T for rows in of_w], 1) for t in range(0, 800, 100)]
+    np.testing.assert_array_equal(found, np.concatenate(blocks))
+
+
+@pytest.mark.parametrize("name", ["gelu_tanh", "silu", "rms_norm", "gated_gelu", "attend", "attend_all", "rope"])
+def test_every_other_twin_has_the_same_bits_on_any_number_of_threads(name):
+    x, (k, v) = drawn(411, 8, 36), drawn(2, 411, 2, 36, seed=1)
+    given = {
+        "rms_norm": (x, None, 1e-6),
+        "gated_gelu": (x, 2 * x),
+        "attend": (x, k, v, causal_mask(np.arange(411), 0, 100)),
+        "attend_all": (x, k, v),
+        "rope": (x, *drawn(2, 411, 36, seed=2)),
+    }.get(name, (x,))
+    one, *others = (under(number, lambda: getattr(twins, name)(*given)) for number in (1, 2, 3, 8))
+    for other in others:
+        np.testing.assert_array_equal(other, one)
 
 
 @settings(deadline=None)

@@ -13,6 +13,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from closeness import assert_close
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -154,15 +155,22 @@ def scaled(dump, name, factor):
 
 
 @pytest.mark.parametrize("name", ["ple", "moe"])
-def test_under_a_floor_a_clean_log_is_noise_and_five_percent_more_at_one_point_a_fault_there(name, models, floors, log):
+def test_under_a_floor_a_clean_log_is_noise_and_some_percent_more_at_one_point_a_fault(name, models, floors, log):
     dump = read_any(log(f"llama_eval_callback_{name}"))
     reference = models[name].record(dump.meta["ids"], EVERY)
     assert {p.state for p in diff(reference, dump, floor=floors[name]).points} <= {"NOISE", "BIT-EXACT"}
     real = [point for point in dump if dump[point].dtype.kind == "f"]
-    found = {point: diff(reference, scaled(dump, point, 1.05), [point], floor=floors[name]) for point in real}
-    missed = [point for point, result in found.items() if result.points[0].state != "FAULT"]
-    assert {diff.points[0].state for diff in found.values()} <= {"FAULT", "SUSPECT"}
-    assert len(missed) <= 0.01 * len(real)  # where float16 makes several percent of noise, and six values are known
+
+    def judged_at(factor):
+        return {p: diff(reference, scaled(dump, p, factor), [p], floor=floors[name]).points[0].state for p in real}
+
+    assert set(judged_at(1.08).values()) == {"FAULT"}
+    five = judged_at(1.05)
+    assert set(five.values()) <= {"FAULT", "SUSPECT"}
+    # of one token six values are known, and behind the last layer float16 has made a fifth of five percent of noise:
+    # on which side of it follows the order in which BLAS adds
+    last = f"layers.{models[name].config.text.num_hidden_layers - 1}"
+    assert {p for p in real if five[p] != "FAULT"} <= {f"{last}.experts", "norm", "lm_head", "logits"}
 
 
 def test_under_a_floor_the_wrong_weight_of_a_log_is_the_first_fault(models, floors, log):
@@ -339,14 +347,20 @@ def test_files_of_torch_save_are_read_without_torch(models, tmp_path):
     source = FIXTURES / "Pass00000.pt"
     dump = read_any(source, config=models["ple"].config.text)
     assert "torch" not in {name.partition(".")[0] for name in dump.meta}
-    reference = models["ple"].record(dump.meta["ids"], EVERY)
+    names = [f"layers.1.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")]
     wanted = {"layers.0.mlp.down_proj", "layers.0.mlp.up_proj", "layers.1.out", "layers.1.input_layernorm"}
-    assert set(dump) == wanted | {f"layers.1.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")}
+    assert set(dump) == wanted | set(names)
+    heads = np.concatenate([dump[name].reshape(len(dump[name]), -1) for name in names], 1)
+    with zipfile.ZipFile(source) as archive:  # torch keeps each tensor's numbers as one file, bit by bit
+        stored = {archive.read(name) for name in archive.namelist() if "/data/" in name}
+    for x in (heads, dump["layers.0.mlp.up_proj"].T, *(dump[name] for name in wanted - {"layers.0.mlp.up_proj"})):
+        assert x.tobytes() in stored
+    reference = models["ple"].record(dump.meta["ids"], EVERY)  # made where BLAS adds in another order
     for name in set(dump) - {"layers.0.mlp.down_proj"}:
-        assert np.array_equal(dump[name], reference[name]), name
-    rounded = reference["layers.0.mlp.down_proj"].astype(ml_dtypes.bfloat16)
-    assert np.array_equal(dump["layers.0.mlp.down_proj"], rounded)
-    assert dump["layers.0.mlp.down_proj"].dtype == rounded.dtype
+        assert_close(reference[name], dump[name], what=name)
+    rounded = dump["layers.0.mlp.down_proj"]
+    assert rounded.dtype == ml_dtypes.bfloat16
+    np.testing.assert_allclose(rounded.astype(np.float32), reference["layers.0.mlp.down_proj"], 2**-8, 1e-6)
 
 
 def test_fused_heads_without_the_config_are_named_as_unused(tmp_path):

@@ -97,19 +97,21 @@ def rms_norm(x, w, eps):
 
 @by_rows
 def gelu_tanh(x):
-    """The tanh approximation of GELU, elementwise (Hendrycks and Gimpel 2016; `gelu_pytorch_tanh`)."""
+    """x/2 (1 + tanh u), the approximation of GELU by Hendrycks and Gimpel 2016 (`gelu_pytorch_tanh`), elementwise.
+
+    Written as x / (1 + e^(-2u)), which is the same: where u is far below 0 there is no 1 for tanh u to cancel.
+    """
     y = x.astype(wide(x.dtype))
-    c = y.dtype.type(math.sqrt(2 / math.pi))
-    z = y.dtype.type(0.044715) * y  # then in place: 0.044715 y^3 + y, times c, tanh, plus 1, times y / 2
-    z *= y
-    z *= y
-    z += y
-    z *= c
-    np.tanh(z, out=z)
-    z += 1
-    y /= 2
-    z *= y
-    return z.astype(x.dtype, copy=False)
+    u = y.dtype.type(0.044715) * y  # then in place: u = sqrt(2/pi) (y + 0.044715 y^3), times -2
+    u *= y
+    u *= y
+    u += y
+    u *= y.dtype.type(-2 * math.sqrt(2 / math.pi))
+    with np.errstate(over="ignore"):  # exp overflows to infinity where the result is 0
+        np.exp(u, out=u)
+    u += 1
+    y /= u
+    return y.astype(x.dtype, copy=False)
 
 
 def gated_gelu(gate, up):

@@ -1,6 +1,9 @@
 """The threads of a run: a pool for all work that is cut into parts, beside the threads of BLAS.
 
-How work is cut may follow the number of threads; how one number of the result is computed may not.
+How work is cut here does not follow the number of threads, or does so only where the same number comes out of any cut:
+twins.py gives the same bits on 1, 2 or 8 threads.  BLAS cuts its own work by its own threads, and adds up otherwise at
+the edges of a piece: what runs on the definitions has the same bits from run to run, but not on another number of
+threads.  Between two kinds of processor neither promises more than float32.
 """
 
 import itertools

@@ -16,7 +16,7 @@ import numpy as np
 from numgemma.masks import Spans, everything
 from numgemma.ops import definitions, kernels
 from numgemma.ops.kernels import KEYS
-from numgemma.ops.threads import allowed, in_parallel, in_shares
+from numgemma.ops.threads import in_parallel, in_shares
 from numgemma.trace import Tap
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -25,8 +25,9 @@ EXACT = {np.dtype(np.float32): tuple(BITS), BFLOAT16: (BFLOAT16,)}  # run -> sto
 
 BLOCK = 1 << 22  # numbers of a matrix that are float32 at a time, at most
 FEW = 48  # tokens, up to which stored rows are multiplied as they are read; for more, BLAS is faster
+WORK = 1 << 23  # products of numbers that are worth waking a thread for
 SHARE = 1 << 18  # numbers of a matrix that are worth waking a thread for
-TALL = 1024  # rows of A for each thread, from which it is better to cut A than to cut W
+TALL = 2048  # rows of A, from which it is better to cut A than to cut W alone
 FRAMES = 64  # of a convolution that a thread takes at once
 ROWS, WIDTH = 1024, 512  # of a block of scores: queries times heads of a group, keys
 LEAST = 1 << 15  # numbers of an elementwise operation that are worth waking a thread for
@@ -90,26 +91,39 @@ def few(a, w):
 
 
 def many(a, w):
-    """A W^T by BLAS, on blocks of W as float32 in a cache.
+    """A W^T by BLAS, on blocks of W as float32 in a cache; a long A is cut too, so that threads share what was read.
 
-    A sum is the same in a block of any size that is not tiny: only there OpenBLAS adds in another order.
+    How BLAS adds a number up may follow the place that it has in its block (the kernels for the last few rows and
+    columns are others).  So blocks follow the shapes alone, and the number of threads says only who takes them.
     """
     y = np.empty((len(a), len(w)), np.float32)
-    (cut_a if len(a) >= TALL * allowed() else cut_w)(a, w, y)
+    of_a = cuts(len(a), 8 * -(-len(a) // TALL) if len(a) >= TALL else 1)
+    of_w = cuts(len(w), blocks_of_w(a, w))
+    (cut_a if len(of_a) > 1 else cut_w)(a, w, y, of_a, of_w)
     return y
 
 
-def cut_a(a, w, y):
-    """Block after block of W: all threads make it float32, then each takes rows of A."""
-    rows = max(1, BLOCK // w.shape[1])
-    for o in range(0, len(w), rows):
-        part = as_float(w[o : o + rows])
-        share = partial(times, a, part, y[:, o : o + rows])
-        in_shares(share, len(a), 1)
+def cuts(n, blocks):
+    return [slice(n * i // blocks, n * (i + 1) // blocks) for i in range(blocks)]
 
 
-def times(a, w, y, first, end):
-    np.matmul(a[first:end], w.T, out=y[first:end])
+def blocks_of_w(a, w):
+    """As many as fit a cache one by one; or as eight threads need, as long as each has enough to do."""
+    size = np.clip(4 * a.size, BLOCK >> 2, BLOCK)  # the more tokens, the dearer it is to go over them for each block
+    wanted = max(-(-w.size // size), min(8, len(a) * w.size // WORK))
+    return max(1, min(wanted, len(w) >> 6))
+
+
+def cut_a(a, w, y, of_a, of_w):
+    """Block after block of W: all threads make it float32, then each takes blocks of A."""
+    for rows in of_w:
+        part = as_float(w[rows]).T
+        in_parallel(lambda t, part=part, rows=rows: np.matmul(a[t], part, out=y[t, rows]), of_a)
+
+
+def cut_w(a, w, y, _, of_w):
+    """Each thread takes blocks of W, makes them float32 for itself, and goes over all of A."""
+    in_parallel(lambda rows: np.matmul(a, as_float(w[rows]).T, out=y[:, rows]), of_w)
 
 
 def as_float(w):
@@ -119,19 +133,6 @@ def as_float(w):
     part = scratch("rows", *w.shape)
     in_shares(partial(kernels.expand, bits(w), part), len(w), max(1, LEAST // w.shape[1]))
     return part
-
-
-def cut_w(a, w, y):
-    """Each thread takes blocks of W, makes them float32 for itself, and goes over all of A."""
-    size = np.clip(4 * a.size, BLOCK >> 2, BLOCK)  # the more tokens, the dearer it is to go over them for each block
-    threads = allowed()
-    blocks = max(1, min(threads * -(-w.size // (threads * size)), len(a) * w.size >> 21, len(w) >> 6))
-
-    def block(n):
-        rows = slice(n * len(w) // blocks, (n + 1) * len(w) // blocks)
-        np.matmul(a, as_float(w[rows]).T, out=y[:, rows])
-
-    in_parallel(block, range(blocks))
 
 
 def clipped_linear(x, w, inner, outer):
