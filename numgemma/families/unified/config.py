@@ -6,8 +6,9 @@ The text half is a Gemma 4 decoder like 31B's, and its layer table is made like 
 from dataclasses import dataclass
 from typing import Any
 
-from numgemma.config import TextConfig, build, check_text_config, demand, section
+from numgemma.config import build, demand, section
 from numgemma.errors import InputError
+from numgemma.families.gemma4.config import TextConfig, check_text_config
 
 # What a Gemma 4 config says and this family has none of: released files carry the keys, Transformers drops some.
 ABSENT: dict[str, Any] = {"enable_moe_block": False, "hidden_size_per_layer_input": 0, "use_double_wide_mlp": False}

@@ -4,7 +4,8 @@ A file has pictures' weights in two places, `vision_embedder` and `embed_vision`
 `embed_vision`, and saves them in the two again.
 """
 
-from numgemma.families.gemma4.layout import Shapes, text_shapes
+from numgemma.families.family import Shapes
+from numgemma.families.gemma4.layout import text_shapes
 from numgemma.families.unified.config import UnifiedConfig
 
 BESIDE = ("vision_embedder.", "embed_vision.", "embed_audio.")  # what stands beside language_model
