@@ -2,6 +2,9 @@
 
 The files, in the order in which they read best:
 
+    errors       what a user is told, in one sentence
+    version      of the package
+    data         the bundled checkpoint, the official configs
     atomic       files written whole or not at all
     extras       packages that only some users need
     checkpoint   safetensors by memory map, and the tree of weights
@@ -20,7 +23,7 @@ The files, in the order in which they read best:
     machine      what this machine can do at most
     colours      of all figures
     debug        capture, read other engines' dumps, compare, measure the noise, replay, name the fault, report
-    plots        the course's figures of a run, and what the model sees of a picture
+    plots        what a run looks like: the course's figures, what the model sees of a picture
     surgery      checkpoints made (random, stacked, transplanted), checked and traced to their parents
     cli          the command line
 """

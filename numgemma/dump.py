@@ -198,14 +198,12 @@ def read_dump(path) -> Dump:
         raise InputError(f"{path}: is not a dump; write one with `numgemma dump` or `numgemma capture`.") from error
 
 
-def new_meta(engine, version, model, ids, precision, points=EVERYTHING_BUT_MAPS, text=None, prefill=None, media=None):
+def new_meta(engine, version, model, ids, precision, points=EVERYTHING_BUT_MAPS, text=None, prefill=None):
     """The description that a dump carries.  ids: the token ids of the run, from position 0.
 
     prefill: how many tokens were run at once, before the others went through the cache; None: all of them.
-    media: what stood at the placeholders; None: not said.
     """
-    said = {} if media is None else {"inputs": hashes(media)}
-    return said | {
+    return {
         "schema": SCHEMA,
         "engine": {"name": engine, "version": version},
         "model": model,

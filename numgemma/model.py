@@ -13,7 +13,7 @@ import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 
 from numgemma.checkpoint import Checkpoint, Weights, check_tensors, open_checkpoint
-from numgemma.dump import Dump, new_meta
+from numgemma.dump import Dump, hashes, new_meta
 from numgemma.errors import InputError
 from numgemma.families import Family, Outline, Run, find
 from numgemma.generate import Memory, Sampling, continuation, steps
@@ -180,8 +180,12 @@ class Model:
     def describe(self, ids, points=EVERYTHING_BUT_MAPS, text=None, prefill=None, media=None):
         """What a dump of this model says of itself.  media: what stands at the placeholders; None: not said."""
         model = fingerprint(self.checkpoint, self.outline)
-        meta = new_meta("numgemma", __version__, model, ids, str(self.dtype), points, text, prefill, media)
-        return meta if media is None else meta | {"media": self.spans(ids, media)}
+        meta = new_meta("numgemma", __version__, model, ids, str(self.dtype), points, text, prefill)
+        return meta if media is None else meta | self.describe_media(ids, media)
+
+    def describe_media(self, ids, media):
+        """What stands at the placeholders: hashes of the arrays, and where their soft tokens are."""
+        return {"inputs": hashes(media), "media": self.spans(ids, media)}
 
     def spans(self, ids, media):
         """Where the soft tokens of each picture, frame and clip stand, as prompt.media.spans."""

@@ -20,6 +20,7 @@ from numgemma.debug.blame.replay import replay
 from numgemma.debug.faults import applied
 from numgemma.debug.noise.floor import measure_floor
 from numgemma.dump import Dump
+from numgemma.plots import figures
 
 TOKENS = 15
 
@@ -290,7 +291,7 @@ def test_show_draws_the_layer_and_the_head_that_are_asked_for(file, tmp_path, mo
 
 def test_show_writes_tokens_as_text_where_the_checkpoint_is_named(tmp_path, monkeypatch):
     labels = []
-    monkeypatch.setattr(plots, "name_ticks", lambda axis, given, **style: labels.append(given))
+    monkeypatch.setattr(figures, "name_ticks", lambda axis, given, **style: labels.append(given))
     model = load("tiny")
     model.record(model.tokenizer.encode("Once upon a time"), points=["*"]).save(tmp_path / "a.safetensors")
     command = ["show", str(tmp_path / "a.safetensors"), "--what", "surprise", "-o", str(tmp_path / "out.png")]

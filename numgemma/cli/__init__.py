@@ -1,4 +1,14 @@
-"""The command line: `numgemma VERB PATH...`; one small module per verb."""
+"""The command line: `numgemma VERB PATH...`; one small module per verb, whose docstring is its help.
+
+In reading order:
+
+    files common report building                what several verbs share
+    inspect generate preprocess dump            verbs that run a model
+    capture precheck floor                      before two runs are compared
+    seams diff replay whatif                    where they part, whose fault it is, which
+    show bench demo                             pictures, speed, all of it on the bundled checkpoint
+    synth stack transplant lint lineage         checkpoints made and examined
+"""
 
 import argparse
 import os

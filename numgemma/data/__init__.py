@@ -1,0 +1,1 @@
+"""The bundled checkpoint, the official configs, the settings of their processors: files, no code."""

@@ -1,1 +1,66 @@
-"""From another engine's dump to the mistake that made it."""
+"""Where another engine's numbers part from ours, and why.
+
+The way a dump takes: `capture` or `readers` bring the other engine's run under our names; `noise` says how large an
+error rounding alone makes; `compare` calls every point by its error in units of that noise; `blame` recomputes each
+step from the dump's own tensors, so that who made an error is told from who inherited it, and tries the known `faults`
+on it; `report` shows what was found.  `measure` has the numbers that all of them use.
+
+    measure    the numbers by which two tensors are compared
+        precision  how finely a run rounds: by its own word, and by the bits of its values; the table of tolerances
+        metrics    the errors of a tensor, of its worst token, of its worst channel; scale and cosine
+        overlap    the values that two dumps both know, where one holds only a part, or rounded ones
+        discrete   choices (experts, the next token), and what a flip of one changes further on
+        logits     what a difference does to the probabilities
+    readers    other engines' dumps, read into ours
+        names         whose tensor is it: other engines' names -> our points and axes
+        common        what every reader ends with: a Dump that says how exact it is
+        mapping       a map file, for names that are no module paths
+        torch_file    what `torch.save` wrote, without torch and without unpickling
+        tensors       folders and files of .pt, .npy, .npz and .safetensors
+        hf_debugger   Transformers' own debugger
+        llama_text    llama.cpp's printed tensors
+        llama_logits  llama.cpp's files of logits
+    capture    Transformers, run and recorded under our names
+        towers  what its vision and audio towers compute, picture by picture
+        hooks   the run: a hook on every module, and what no module returns
+    noise      how large an error rounding alone makes
+        perturb  runs that are right and yet not equal: rounded, and summed, as another engine might
+        floor    the noise floor: the size of that error at every point, for one checkpoint and one prompt
+    compare    two dumps, point by point: what each point is called, and where they first part
+        name_map   one dump under the other's names
+        precheck   before any number: same tokens, same model, same way of running?
+        result     what a comparison says
+        scoring    an error in units of the floor, and where NOISE, SUSPECT and FAULT begin
+        pair       one point of both dumps: its values, and by how much they differ
+        states     what a point is called: BIT-EXACT, NOISE, SUSPECT, FAULT, INHERITED, TIE, ...
+        hints      what a wrong tensor looks like: scaled, permuted, one token late, a copy
+        third_run  a third run that is right: which of the two is off
+        words      the comparison as text
+        diff       all of it, in order: the verdict, and the first point that differs
+    faults     the known mistakes, each as a small change
+        fault      what a fault is: a small change of one function or one row, and how a model runs with it
+        trunk      faults of the decoder's trunk
+        attending  faults of attention
+        branches   faults of shared keys, per-layer embeddings and experts
+        pictures   faults of the vision tower
+        sounds     faults of the audio tower
+    blame      one step at a time: who made an error, and which mistake it is
+        flow_towers  which points a point of a tower is computed from
+        flow         which points a point is computed from
+        inherit      which point can have its error from which
+        one_step     every step of a dump recomputed from the dump's own tensors before it
+        replay       the first step that was computed wrongly; a graft: would the end be right without it
+        whatif       the known faults tried on that step, until one makes the same wrong numbers
+        words        all that as text
+    report     a page that needs nothing else, and pictures
+        chart      what the pictures show, as numbers
+        subject    what a report is about
+        equations  what a point is: its equation, and its line of source
+        glossary   the words of the report
+        svg        the pictures of the page
+        cards      a card for each bad point
+        table      every point, to be sorted and filtered
+        page       the page
+        png        the pictures as files
+        depth      error against depth, as `diff --plot` draws it
+"""

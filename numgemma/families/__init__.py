@@ -2,6 +2,10 @@
 
 A family is a folder: `__init__.py` is its record (family.py says what one holds), config.py reads its config.json,
 layout.py names its tensors, and the forward pass is written out in files of its own.
+
+    family   what the rest of the package may ask of a kind of model
+    gemma4   E2B, E4B, 26B-A4B and 31B
+    unified  the encoder-free 12B
 """
 
 from importlib import import_module

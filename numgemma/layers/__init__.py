@@ -1,1 +1,10 @@
-"""The layers, as free functions that the families share."""
+"""The layers, as free functions over arrays that the families share.
+
+In reading order:
+
+    attention    the axis key; queries, keys and values of one decoder layer
+    feedforward  the gated MLP, and the routed experts
+    per_layer    the small input that every layer gets for every token
+    vision       the vision tower: patches -> soft tokens
+    conformer    the audio tower: log-mel frames -> soft tokens
+"""

@@ -4,6 +4,11 @@
     with ops.using("numba"): ...     # for as long as this lasts
 
 Without a choice, whatever compares runs on NumPy, and `generate` on numba where it is installed.
+
+    threads      a pool for work that is cut into parts, beside the threads of BLAS
+    definitions  the operations in NumPy: what they are
+    kernels      compiled loops
+    twins        the slow operations once more, on those loops
 """
 
 from collections.abc import Callable, Iterator

@@ -1,1 +1,15 @@
-"""What enters the model: text, chat, pictures, sound and clips, as arrays."""
+"""What enters the model: text, chat, pictures, sound and clips, as arrays.
+
+A prompt is spelled out, cut into tokens, and its files become arrays:
+
+    template           a chat template and its variables -> text
+    chat               messages from a file, checked -> text, by the checkpoint's own template
+    tokenizer          text -> token ids, and back
+    images             a picture -> patches
+    audio              a recording -> log-mel frames
+    video              a clip -> patches of some of its frames, and when they are seen
+    encoder_free       a picture and a recording for a model without towers
+    processor_classes  what differs between Transformers' processors
+    processor          a prompt and its files -> all the arrays that enter the model
+    media              those arrays, held together; where each stands in the prompt
+"""

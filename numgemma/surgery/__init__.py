@@ -1,26 +1,26 @@
 """Builds checkpoints (random ones of any shape, layers stacked anew, weights moved between generations), and inspects
 what others built: whether it is sound, what it is made of, where it leaves its parents.
 
-writer       a checkpoint of any size, written piece by piece, whole or not at all
-shrink       the same model, smaller
-tokens       a tokenizer for a shrunk vocabulary
-synth        plausible random weights
-recipe       which layers of which parents, as text, as YAML, by name
-stack        re-sequenced layers
-gemma3       what a Gemma 3 checkpoint holds
-transplant   a Gemma 4 from Gemma 3's text model and another's vision tower
-findings     one thing that is wrong with a checkpoint
-lint_config  rules about config.json
-lint_files   rules about the other files
-lint_tensors rules about names and shapes
-lint_values  rules about the numbers
-lint         all of them
-sketch       a tensor in a few numbers
-relations    what one tensor is to another, as a whole
-blocks       what it is made of, line by line
-lineage      which parent's layer each tensor came from
-inventory    the same in words, as a table, as a recipe
-seams        where the activations leave the parent's range
-loops        how much a text repeats itself
-pictures     the layer matrix and the seams, drawn
+    writer        a checkpoint of any size, written piece by piece, whole or not at all
+    shrink        the same model, smaller
+    tokens        a tokenizer for a shrunk vocabulary
+    gemma3        what a Gemma 3 checkpoint holds
+    synth         plausible random weights
+    recipe        which layers of which parents, as text, as YAML, by name
+    stack         re-sequenced layers
+    transplant    a Gemma 4 from Gemma 3's text model and another's vision tower
+    sketch        a tensor in a few numbers
+    findings      one thing that is wrong with a checkpoint
+    lint_config   rules about config.json
+    lint_files    rules about the other files
+    lint_tensors  rules about names and shapes
+    lint_values   rules about the numbers
+    lint          all of them
+    relations     what one tensor is to another, as a whole
+    blocks        what it is made of, line by line
+    lineage       which parent's layer each tensor came from
+    inventory     the same in words, as a table, as a recipe
+    seams         where the activations leave the parent's range
+    loops         how much a text repeats itself
+    pictures      the layer matrix and the seams, drawn
 """

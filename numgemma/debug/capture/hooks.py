@@ -85,8 +85,8 @@ def describe(model: Model, ids, dtype="float32", points=EVERYTHING_BUT_MAPS, tex
     """What the captured dump says of itself."""
     _, transformers = import_hf()
     which = fingerprint(model.checkpoint, model.outline)
-    meta = new_meta("transformers", transformers.__version__, which, ids, dtype, points, text, media=media)
-    return meta if media is None else meta | {"media": model.spans(ids, media)}
+    meta = new_meta("transformers", transformers.__version__, which, ids, dtype, points, text)
+    return meta if media is None else meta | model.describe_media(ids, media)
 
 
 def to_numpy(x):

@@ -1,1 +1,15 @@
-"""Two dumps, point by point."""
+"""Two dumps, point by point: where do they part?
+
+In reading order:
+
+    name_map   one dump under the other's names
+    precheck   before any number: same tokens, same model, same way of running?
+    result     what a comparison says
+    scoring    an error in units of the floor, and where NOISE, SUSPECT and FAULT begin
+    pair       one point of both dumps: its values, and by how much they differ
+    states     what a point is called: BIT-EXACT, NOISE, SUSPECT, FAULT, INHERITED, TIE, ...
+    hints      what a wrong tensor looks like: scaled, permuted, one token late, a copy
+    third_run  a third run that is right: which of the two is off
+    words      the comparison as text
+    diff       all of it, in order: the verdict, and the first point that differs
+"""

@@ -3,6 +3,13 @@
 `applied` runs a model with one; `debug.whatif` looks for the one that reproduces another engine's numbers.  T is for
 the decoder's trunk, K shared keys and values, P per-layer embeddings, M mixture of experts, V vision, A audio; a form
 of a fault has a word after its id, as T15-erf.
+
+    fault      what a fault is: a small change of one function or one row, and how a model runs with it
+    trunk      faults of the decoder's trunk
+    attending  faults of attention
+    branches   faults of shared keys, per-layer embeddings and experts
+    pictures   faults of the vision tower
+    sounds     faults of the audio tower
 """
 
 from numgemma.debug.faults import attending, branches, pictures, sounds, trunk  # noqa: F401 - enter their faults

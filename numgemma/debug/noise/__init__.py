@@ -1,1 +1,7 @@
-"""How large an error rounding alone makes."""
+"""How large an error rounding alone makes.
+
+In reading order:
+
+    perturb  runs that are right and yet not equal: rounded, and summed, as another engine might
+    floor    the noise floor: the size of that error at every point, for one checkpoint and one prompt
+"""

@@ -5,6 +5,15 @@ llama.cpp      llama-eval-callback -m model.gguf -p "text" -ctk f32 -ctv f32 -fa
                llama-debug -m model.gguf -p "text" --save-logits
 sglang         --debug-tensor-dump-output-folder FOLDER
 any other      np.save, np.savez, torch.save or safetensors, under module paths or with a map file
+
+    names         whose tensor is it: other engines' names -> our points and axes
+    common        what every reader ends with: a Dump that says how exact it is
+    mapping       a map file, for names that are no module paths
+    torch_file    what `torch.save` wrote, without torch and without unpickling
+    tensors       folders and files of .pt, .npy, .npz and .safetensors
+    hf_debugger   Transformers' own debugger
+    llama_text    llama.cpp's printed tensors
+    llama_logits  llama.cpp's files of logits
 """
 
 from pathlib import Path

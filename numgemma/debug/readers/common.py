@@ -1,5 +1,9 @@
 """What every reader ends with: a Dump that says how exact it is, and what it could not use."""
 
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
 import numpy as np
 
 from numgemma.debug.readers.names import place_in_order
@@ -11,32 +15,45 @@ NAMED = 200  # of the tensors that were not used, so many are listed; the others
 PRECISIONS = ("float64", "float32", "float16", "bfloat16")
 
 
-def make_dump(path, engine, arrays, axes, *, ids=None, precision=None, fidelity="exact", parts=None, unused=None):
+@dataclass(frozen=True)
+class Haul:
+    """What a reader brings home, by point.  unused: label -> why, of tensors that are no point of ours"""
+
+    arrays: dict[str, np.ndarray]
+    axes: dict[str, str]
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # of points that are known in part (overlap.py)
+    unused: dict[str, str] = field(default_factory=dict)
+
+    def sampled(self) -> bool:
+        """Whether values of some point are missing."""
+        return any(math.prod(part["shape"]) != self.arrays[name].size for name, part in self.parts.items())
+
+
+def make_dump(path, engine, haul: Haul, *, ids=None, precision=None, rounded=""):
     """A Dump of what a reader found.  Raises InputError where that is nothing.
 
-    ids: None where the engine did not record them.  unused: label -> why, of tensors that are no point of ours.
+    ids: None where the engine did not record them.  rounded: how the values known in part were, as "rounded:4dp".
     """
-    unused = unused or {}
-    if not arrays:
-        some = ", ".join(list(unused)[:3]) or "nothing"
+    if not haul.arrays:
+        some = ", ".join(list(haul.unused)[:3]) or "nothing"
         raise InputError(f"{path}: no tensor in it is a point of ours (it holds {some}); give a map file with --map.")
-    arrays = {name: arrays[name] for name in sorted(arrays, key=place_in_order)}
+    arrays = {name: haul.arrays[name] for name in sorted(haul.arrays, key=place_in_order)}
     meta = {
         "schema": SCHEMA,
         "engine": {"name": engine, "version": ""},
         "model": {},
         "text": None,
         "precision": precision or prevailing(arrays),
-        "fidelity": fidelity,
+        "fidelity": "sampled" if haul.sampled() else rounded if haul.parts else "exact",
         "coverage": list(arrays),
-        "unused": dict(list(unused.items())[:NAMED]),
-        "unused_count": len(unused),
+        "unused": dict(list(haul.unused.items())[:NAMED]),
+        "unused_count": len(haul.unused),
     }
-    if parts:
-        meta["parts"] = parts
+    if haul.parts:
+        meta["parts"] = haul.parts
     if ids is not None:
         meta |= {"ids": [int(i) for i in ids], "positions": list(range(len(ids)))}
-    return Dump(meta, arrays, axes)
+    return Dump(meta, arrays, haul.axes)
 
 
 def prevailing(arrays):

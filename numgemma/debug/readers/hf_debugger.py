@@ -23,7 +23,7 @@ import numpy as np
 
 from numgemma.checkpoint import MAX_HEADER, MAX_TENSORS, explained, open_safetensors
 from numgemma.debug.measure.overlap import STATS
-from numgemma.debug.readers.common import make_dump, token_ids
+from numgemma.debug.readers.common import Haul, make_dump, token_ids
 from numgemma.debug.readers.names import Unfit, axes_of, fit, is_batched, ours, sizes_for
 from numgemma.errors import InputError
 
@@ -65,12 +65,11 @@ def read_hf_debugger(path, config=None):
     ids = next((token_ids(x, path) for x in inputs.values() if x.size), None)
     check_first_step(seen, path)
     chosen, unused = select(seen)
-    arrays, axes, parts = assemble(chosen, unused, config)
-    sampled = any(math.prod(p["shape"]) != arrays[name].size for name, p in parts.items())
-    fidelity = "sampled" if sampled else "rounded:5 digits" if parts else "exact"
+    haul = Haul({}, {}, unused=unused)
+    assemble(haul, chosen, config)
     kinds = Counter(str(s.dtype) for _, _, s in chosen if s.dtype.kind not in "iub")
-    about = {"ids": ids, "precision": kinds.most_common(1)[0][0] if kinds else None, "fidelity": fidelity}
-    return make_dump(path, "transformers", arrays, axes, **about, parts=parts, unused=unused)
+    precision = kinds.most_common(1)[0][0] if kinds else None
+    return make_dump(path, "transformers", haul, ids=ids, precision=precision, rounded="rounded:5 digits")
 
 
 def module_name(text):
@@ -198,10 +197,10 @@ def point_of(s, last):
     return target.format(i=i, p=None if i is None else i - 1, last=last)
 
 
-def assemble(chosen, unused, config):
-    """arrays, axes and parts by point; batch axis dropped, heads split where the config is given."""
+def assemble(haul, chosen, config):
+    """Fills a haul; batch axis dropped, heads split where the config is given."""
     batched = is_batched([(point, s.part["shape"] if s.part else s.array.shape) for point, _, s in chosen])
-    arrays, axes, parts, slices = {}, {}, {}, {}
+    slices = {}
     for point, label, s in chosen:
         if point.startswith("per_layer_inputs."):
             slices[int(point.rpartition(".")[2])] = s
@@ -209,15 +208,15 @@ def assemble(chosen, unused, config):
         try:
             x, letters, part = place(point, s, sizes_for(point, config), batched)
         except Unfit as error:
-            unused[label] = str(error)
+            haul.unused[label] = str(error)
             continue
-        arrays[point], axes[point] = x, letters
+        haul.arrays[point], haul.axes[point] = x, letters
         if part:
-            parts[point] = part
+            haul.parts[point] = part
     if slices and sorted(slices) == list(range(len(slices))) and not any(s.part for s in slices.values()):
-        arrays["per_layer_inputs"] = np.stack([slices[i].array.reshape(slices[i].array.shape[-2:]) for i in slices], 1)
-        axes["per_layer_inputs"] = axes_of("per_layer_inputs")
-    return arrays, axes, parts
+        stacked = [slices[i].array.reshape(slices[i].array.shape[-2:]) for i in slices]
+        haul.arrays["per_layer_inputs"] = np.stack(stacked, 1)
+        haul.axes["per_layer_inputs"] = axes_of("per_layer_inputs")
 
 
 def place(point, s, sizes, batched):

@@ -7,7 +7,7 @@ token ids as int32.  The scripts that make `pytorch-NAME.bin` write the same.
 import numpy as np
 
 from numgemma.checkpoint import explained
-from numgemma.debug.readers.common import make_dump, token_ids
+from numgemma.debug.readers.common import Haul, make_dump, token_ids
 from numgemma.errors import InputError
 
 LARGEST = 1 << 26  # bytes; a vocabulary of 16 million
@@ -27,16 +27,8 @@ def read_llama_logits(path):
     part = {"shape": [len(ids), len(logits)], "at": [[len(ids) - 1], None], "slack": None}
     engine = "llama.cpp" if path.name.startswith("llamacpp-") else "transformers"
     precision = "float16" if engine == "llama.cpp" else "float32"
-    return make_dump(
-        path,
-        engine,
-        {"logits": logits[None]},
-        {"logits": "T V"},
-        ids=ids,
-        precision=precision,
-        fidelity="sampled",
-        parts={"logits": part},
-    )
+    haul = Haul({"logits": logits[None]}, {"logits": "T V"}, {"logits": part})
+    return make_dump(path, engine, haul, ids=ids, precision=precision)
 
 
 def load(path, code, advice):

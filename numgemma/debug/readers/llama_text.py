@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from numgemma.debug.readers.common import make_dump
+from numgemma.debug.readers.common import Haul, make_dump
 from numgemma.errors import InputError
 
 HEADER = re.compile(r"(\S+(?: \([^)]*\))*) = \((\w+)\) +([\w ]+?)\((.*)\) = \{(\d+), (\d+), (\d+), (\d+)\}\s*$")
@@ -107,12 +107,8 @@ def read_llama_text(path):
         raise InputError(f"{path}: no tensor is printed in it; run llama-eval-callback, or llama-debug with --verbose.")
     ids = lines.token_ids()
     run = chosen_run(runs_of(tensors), ids, path)
-    arrays, axes, parts, unused = points(run, len(ids) if ids else tokens_of(run))
-    sampled = any(math.prod(p["shape"]) != arrays[name].size for name, p in parts.items())
-    fidelity = "sampled" if sampled else "rounded:4dp"
-    return make_dump(
-        path, "llama.cpp", arrays, axes, ids=ids, precision="float16", fidelity=fidelity, parts=parts, unused=unused
-    )
+    haul = points(run, len(ids) if ids else tokens_of(run))
+    return make_dump(path, "llama.cpp", haul, ids=ids, precision="float16", rounded="rounded:4dp")
 
 
 class LogLines:
@@ -183,30 +179,29 @@ def tokens_of(run):
     return max((t.shape[-2] for t in run if (point := point_of(t, {})) and len(point[1].split()) == 2), default=None)
 
 
-def points(run, T):
-    """arrays, axes, parts and unused tensors of one run over T tokens."""
-    arrays: dict[str, np.ndarray] = {}
-    axes, parts, unused = {}, {}, {}
-    known: dict[
-        str, tuple[str, str] | None
-    ] = {}  # name of a tensor -> its point, for those that are only reshaped later
+def points(run, T) -> Haul:
+    """What one run over T tokens holds."""
+    haul = Haul({}, {})
+    # name of a tensor -> its point, for those that are only reshaped later
+    known: dict[str, tuple[str, str] | None] = {}
     for tensor in run:
         point = known[tensor.name] = point_of(tensor, known)
         if point is None:
-            unused[tensor.name] = f"{tensor.op} of {tensor.source}"
+            haul.unused[tensor.name] = f"{tensor.op} of {tensor.source}"
             continue
         name, letters = point
         try:
             x, part = block(tensor, len(letters.split()), T)
         except ValueError as error:
-            unused[tensor.name] = str(error)
+            haul.unused[tensor.name] = str(error)
             continue
         if name.endswith("router.ids") and part["at"][-1] is not None:
-            unused[tensor.name] = "some of the experts are not printed, so their sets cannot be compared"
+            haul.unused[tensor.name] = "some of the experts are not printed, so their sets cannot be compared"
             continue
-        if name not in arrays or x.ndim > arrays[name].ndim or part["shape"][0] == T != len(arrays[name]):
-            arrays[name], axes[name], parts[name] = x, letters, part
-    return arrays, axes, parts, unused
+        kept = haul.arrays.get(name)
+        if kept is None or x.ndim > kept.ndim or part["shape"][0] == T != len(kept):
+            haul.arrays[name], haul.axes[name], haul.parts[name] = x, letters, part
+    return haul
 
 
 def point_of(tensor, known):

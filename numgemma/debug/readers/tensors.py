@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from numgemma.checkpoint import MAX_TENSORS, explained, open_safetensors
-from numgemma.debug.readers.common import make_dump, token_ids
+from numgemma.debug.readers.common import Haul, make_dump, token_ids
 from numgemma.debug.readers.mapping import Mapping
 from numgemma.debug.readers.names import Unfit, fit, is_batched, sizes_for
 from numgemma.debug.readers.torch_file import read_torch, stored
@@ -39,7 +39,7 @@ def read_tensors(path, kind, table=None, config=None):
                 unused[label] = "no point of ours"
     arrays, axes = fitted(found, unused, mapping, config)
     engine = {"pt": "torch dump", "npy": "NumPy files", "npz": "NumPy archive", "safetensors": "safetensors"}[kind]
-    return make_dump(path, engine, arrays, axes, ids=ids, unused=unused)
+    return make_dump(path, engine, Haul(arrays, axes, unused=unused), ids=ids)
 
 
 def fitted(found, unused, mapping, config):

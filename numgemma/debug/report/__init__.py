@@ -1,4 +1,18 @@
-"""A comparison as one page that needs nothing else, and its pictures as PNG files."""
+"""A comparison as one page that needs nothing else, and its pictures as PNG files.
+
+In reading order:
+
+    chart      what the pictures show, as numbers
+    subject    what a report is about
+    equations  what a point is: its equation, and its line of source
+    glossary   the words of the report
+    svg        the pictures of the page
+    cards      a card for each bad point
+    table      every point, to be sorted and filtered
+    page       the page
+    png        the pictures as files
+    depth      error against depth, as `diff --plot` draws it
+"""
 
 from numgemma.debug.report.page import to_html, write_html
 from numgemma.debug.report.png import write_png

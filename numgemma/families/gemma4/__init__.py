@@ -1,4 +1,12 @@
-"""Gemma 4: E2B, E4B, 26B-A4B and 31B."""
+"""Gemma 4: E2B, E4B, 26B-A4B and 31B.
+
+In reading order:
+
+    config      config.json: one row per layer, who attends how far, with which widths
+    layout      every tensor's name and shape, from the config alone
+    gemma4      the forward pass of the text model, top to bottom
+    multimodal  soft tokens in the place of their placeholders
+"""
 
 from numgemma.families.family import Family
 from numgemma.families.gemma4 import config, gemma4, layout, multimodal
