@@ -1,10 +1,12 @@
 """The README is run: its Python, its commands, and the demo's output that it shows."""
 
+import os
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from numgemma.cli import main
 
@@ -51,7 +53,17 @@ def plain(text):
     return [" ".join(re.sub(r"[\d.]+(e[-+]\d+)?", "#", line).split()) for line in lines]
 
 
-def test_every_link_leads_somewhere():
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_link_leads_somewhere(page):
     root = Path(__file__).parents[1]
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", (root / page).read_text())
+    assert targets
+    for target in targets:
         assert (root / target).exists(), target
+
+
+def test_ci_runs_what_must_hold_and_nothing_else():
+    root = Path(__file__).parents[1]
+    workflow = yaml.safe_load((root / ".github/workflows/ci.yml").read_text())
+    assert [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert os.access(root / ".ci/run", os.X_OK)
