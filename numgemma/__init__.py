@@ -28,20 +28,27 @@ The files, in the order in which they read best:
     cli          the command line
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from numgemma.dump import Dump, read_dump
 from numgemma.errors import InputError
 from numgemma.generate import Sampling
 from numgemma.model import Model, load
 from numgemma.version import __version__
 
+if TYPE_CHECKING:
+    from numgemma.debug.compare.result import Diff
+
 __all__ = ["Dump", "InputError", "Model", "Sampling", "__version__", "diff", "load", "read_dump"]
 
 
-def diff(a, b, points=("*",)):
-    """Compare two dumps, point by point; a is the reference.  Returns a debug.diff.Diff.
+def diff(a: "Dump | str | Path", b: "Dump | str | Path", points: Sequence[str] = ("*",)) -> "Diff":
+    """Compare two dumps, point by point; a is the reference.  All errors are relative to its RMS: 1e-2 is 1 %.
 
-    a, b: dumps, or paths of whatever `numgemma.debug.readers` reads: another engine's dump too.  Raises InputError
-    where nothing there can be read.
+    a, b: dumps, or paths of whatever `numgemma.debug.readers` reads: another engine's dump too.  points: globs of
+    names; one with a leading `!` excludes.  Raises InputError where nothing there can be read.
     """
     from numgemma.debug.compare.diff import diff as compare
     from numgemma.debug.readers import read_any

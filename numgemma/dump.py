@@ -10,8 +10,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -45,37 +46,42 @@ def placed(x, axes, start, total):
     return shape, tuple(spans.get(a, slice(None)) for a in letters)
 
 
-class Dump(Mapping):
+class Dump(Mapping[str, np.ndarray]):
     """Recorded points by name, in order of execution.
 
     axes: name -> letters of the axis key, as "T N H".  meta: what was run, by what, on which tokens.
     """
 
-    def __init__(self, meta, arrays=None, axes=None):
+    def __init__(
+        self,
+        meta: dict[str, Any],
+        arrays: dict[str, np.ndarray] | None = None,
+        axes: dict[str, str] | None = None,
+    ) -> None:
         self.meta, self.arrays, self.axes = meta, arrays or {}, axes or {}
         self.start, self.total = 0, len(meta.get("ids", ()))
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> np.ndarray:
         return self.arrays[name]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.arrays)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.arrays)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Dump of {len(self)} points over {self.total} tokens, {self.meta.get('precision')}>"
 
-    def keep(self, name, x, axes):
+    def keep(self, name: str, x: np.ndarray, axes: str) -> None:
         """Take one point of one step; a Recorder's `keep`."""
         shape, index = placed(x, axes, self.start, self.total)
         if name not in self.arrays:
             self.arrays[name], self.axes[name] = np.zeros(shape, x.dtype), axes
         self.arrays[name][index] = x
 
-    def save(self, path):
-        """Write the dump to one file, whole or not at all."""
+    def save(self, path: str | Path) -> None:
+        """Write the dump to one safetensors file, whole or not at all.  Raises InputError where it cannot be."""
         with DumpWriter(path, self.meta) as writer:
             for name, x in self.arrays.items():
                 writer.put(name, x.shape, (slice(None),) * x.ndim, x, self.axes[name])
@@ -182,7 +188,7 @@ def umask():
     return mask
 
 
-def read_dump(path) -> Dump:
+def read_dump(path: str | Path) -> Dump:
     """A dump from its file; the arrays are views of the file, read when they are used.
 
     Raises InputError where the file is no dump.

@@ -23,7 +23,7 @@ class Sampling:
     seed: int = 0
     suppress: tuple[int, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.temperature < 0 or not np.isfinite(self.temperature):
             raise InputError(f"The temperature is {self.temperature}; it should be 0 (greedy) or more.")
         if self.top_k is not None and self.top_k < 1:

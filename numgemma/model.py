@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -18,7 +18,7 @@ from numgemma.errors import InputError
 from numgemma.families import Family, Outline, Run, find
 from numgemma.generate import Memory, Sampling, continuation, steps
 from numgemma.prompt.chat import chat_files, render_chat
-from numgemma.prompt.media import NO_MEDIA, check_places, check_prefill, read_media, spans
+from numgemma.prompt.media import NO_MEDIA, Media, check_places, check_prefill, read_media, spans
 from numgemma.prompt.processor import join, listed, place
 from numgemma.prompt.tokenizer import Tokenizer, open_tokenizer
 from numgemma.streaming import streamed
@@ -27,18 +27,25 @@ from numgemma.version import __version__
 
 PRECISIONS = {name: np.dtype(name) for name in ("float32", "float64", "bfloat16")}  # ml_dtypes names the last
 
+Ids = Sequence[int] | np.ndarray  # T token ids, the first at position 0
+Edits = Mapping[str, Callable[[np.ndarray], np.ndarray]]
+
 DATA = Path(__file__).parent / "data"
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """An opened checkpoint and the precision to run it in."""
+    """An opened checkpoint and the precision to run it in.
+
+    Axes of what goes in and comes out are letters of the key in layers/attention.py: T tokens, V vocabulary, D width.
+    What does not fit raises InputError, a NaN or an infinity in a recorded run NonFiniteError, which is one.
+    """
 
     checkpoint: Checkpoint
     config: Any  # its family's
     dtype: np.dtype
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         o = self.outline
         return f"<Model {self.checkpoint.folder.name}: {len(o.layers)} layers of width {o.width}, {self.dtype}>"
 
@@ -54,64 +61,94 @@ class Model:
 
     @property
     def weights(self) -> Weights:
+        """The tree of weights under the checkpoint's own names: read-only views of its files."""
         return self.checkpoint.weights
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Raises InputError where the checkpoint has no tokenizer.json."""
+        """Text to token ids and back.  Raises InputError where the checkpoint has no tokenizer.json."""
         return open_tokenizer(self.checkpoint.folder)
 
-    def prompt_ids(self, text, files=NONE, soft_tokens=None):
-        """A text as it enters the model.  -> ids, media
+    def prompt_ids(
+        self, text: str, files: Mapping[str, Sequence] = NONE, soft_tokens: int | None = None
+    ) -> tuple[list[int], Media]:
+        """A text as it enters the model.  -> ids: T, media
 
         files: of "image", "audio" and "video" the paths, in the order of their placeholders (`<|image|>`); where the
         text has none, they go before it.  soft_tokens: at most so many for each picture and frame.
+        Raises InputError where a file cannot be read, or is of a kind that the model does not take.
         """
         files = listed(files)
         text = place(text, files, self.config, self.tokenizer)
         return self.joined(text, files, self.tokenizer.encode, soft_tokens)
 
-    def chat_ids(self, messages, files=NONE, soft_tokens=None, **choices):
-        """A chat as it enters the model, spelled out by the checkpoint's template.  -> ids, media
+    def chat_ids(
+        self, messages: list[dict], files: Mapping[str, Sequence] = NONE, soft_tokens: int | None = None, **choices: Any
+    ) -> tuple[list[int], Media]:
+        """A chat as it enters the model, spelled out by the checkpoint's template.  -> ids: T, media
 
         messages: as [{"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "?"}]}].
         files: for items that name none, by kind.  choices: tools, thinking, ... of chat.render_chat.
+        Raises InputError where the checkpoint has no template, or the messages do not fit it.
         """
         text = render_chat(self.checkpoint.folder, messages, **choices)
         return self.joined(text, chat_files(messages, listed(files)), self.tokenizer.encode_rendered, soft_tokens)
 
-    def joined(self, text, files, encode, soft_tokens=None):
-        """A text with placeholders, and the files that they stand for.  -> ids, media"""
+    def joined(
+        self, text: str, files: Mapping, encode: Callable[[str], list[int]], soft_tokens: int | None = None
+    ) -> tuple[list[int], Media]:
+        """A text with placeholders, and the files that they stand for.  -> ids: T, media"""
         if not any(files.values()):
             return encode(text), NO_MEDIA
         arrays = join(text, files, self.checkpoint.folder, self.config, self.tokenizer, encode, soft_tokens)
         return arrays["input_ids"][0].tolist(), read_media(arrays)
 
-    def logits(self, ids, media=NO_MEDIA):
-        """Logits of every token.  ids: T, with as many placeholders as media have soft tokens  ->  T V"""
+    def logits(self, ids: Ids, media: Media = NO_MEDIA) -> np.ndarray:
+        """Logits of every token, in the model's precision.  ids: T  ->  T V
+
+        ids hold as many placeholders as media have soft tokens.  Raises InputError where they do not, or where an id
+        is outside the vocabulary.
+        """
         return self.forward(self.checked(ids, media), media, self.run())
 
-    def run(self, kvs=None, start=0) -> Run:
+    def run(self, kvs: dict | None = None, start: int = 0) -> Run:
         """What one pass over tokens needs to know.  kvs: the keys and values of the passes before it"""
         return Run(self.config, self.dtype, {} if kvs is None else kvs, start)
 
-    def forward(self, ids, media, run: Run, tap=Tap()):
+    def forward(self, ids: np.ndarray, media: Media, run: Run, tap: Tap = Tap()) -> np.ndarray:
         """The family's forward pass.  ids: T, checked, the first at position run.start  ->  T V"""
         return self.family.part("forward")(ids, media, self.weights, run, tap)
 
-    def record(self, ids, points=EVERYTHING_BUT_MAPS, edits=NONE, prefill=None, text=None, media=NO_MEDIA) -> Dump:
-        """Run once and keep the activations whose names match `points`.  ids: T
+    def record(
+        self,
+        ids: Ids,
+        points: Sequence[str] = EVERYTHING_BUT_MAPS,
+        edits: Edits = NONE,
+        prefill: int | None = None,
+        text: str | None = None,
+        media: Media = NO_MEDIA,
+    ) -> Dump:
+        """Run once and keep the activations whose names match `points`.  ids: T  ->  a Dump, in the model's precision
 
         points: globs; one with a leading `!` excludes.  edits: name -> function array -> array, applied where that
-        tensor is born.  prefill: run so many tokens at once and the others one by one through the cache.  media: what
-        stands at the placeholders.
+        tensor is born.  prefill: run so many tokens at once and the others one by one through the cache.  text: what
+        the ids spell, for the record.  media: what stands at the placeholders.
+        Raises InputError where nothing has an edit's name, NonFiniteError at the first NaN or infinity.
         """
         dump = Dump(self.describe(ids, points, text, prefill, media))
         self.record_into(dump, ids, points, edits, prefill, media)
         return dump
 
-    def record_into(self, sink, ids, points=EVERYTHING_BUT_MAPS, edits=NONE, prefill=None, media=NO_MEDIA):
-        """Run once; each point goes to sink.keep(name, x, axes) as it is computed, sink.start says from which token."""
+    def record_into(
+        self,
+        sink: Any,
+        ids: Ids,
+        points: Sequence[str] = EVERYTHING_BUT_MAPS,
+        edits: Edits = NONE,
+        prefill: int | None = None,
+        media: Media = NO_MEDIA,
+    ) -> None:
+        """`record`; each point goes to sink.keep(name, x, axes) as it is computed, sink.start says from which token."""
         kvs: dict = {}
         ids = self.checked(ids, media)
         check_prefill(ids, self.family.placeholders(self.config), prefill)
@@ -125,16 +162,30 @@ class Model:
                 raise InputError(f"No point is called '{min(tap.unmet)}'; see `list(model.record(ids))` for the names.")
 
     def generate(
-        self, ids, max_new_tokens=20, sampling=None, ignore_eos=False, media=NO_MEDIA, memory: Memory | None = None
+        self,
+        ids: Ids,
+        max_new_tokens: int = 20,
+        sampling: Sampling | None = None,
+        ignore_eos: bool = False,
+        media: Media = NO_MEDIA,
+        memory: Memory | None = None,
     ) -> list[int]:
-        """New token ids after `ids`, the stop token included.
+        """New token ids after `ids`, the stop token included.  ids: T
 
         sampling: of `model.sampling(...)`, which also suppresses what generation_config.json suppresses; None: greedy.
+        memory: what bounds the memory of a long prompt, see generate.Memory.
+        Raises InputError as `logits`, NonFiniteError where there is nothing to choose from.
         """
         return list(self.continued(ids, max_new_tokens, sampling, ignore_eos, media, memory))
 
     def continued(
-        self, ids, max_new_tokens=20, sampling=None, ignore_eos=False, media=NO_MEDIA, memory: Memory | None = None
+        self,
+        ids: Ids,
+        max_new_tokens: int = 20,
+        sampling: Sampling | None = None,
+        ignore_eos: bool = False,
+        media: Media = NO_MEDIA,
+        memory: Memory | None = None,
     ) -> Iterator[int]:
         """`generate`, one id at a time as it is found."""
         if max_new_tokens < 0:
@@ -147,7 +198,7 @@ class Model:
             if i in self.stop_ids and not ignore_eos:
                 return
 
-    def sampling(self, **choices) -> Sampling:
+    def sampling(self, **choices: Any) -> Sampling:
         """A Sampling that also suppresses the tokens which generation_config.json suppresses."""
         suppress = (self.checkpoint.generation_config or {}).get("suppress_tokens") or ()
         return Sampling(suppress=tuple(suppress), **choices)
@@ -161,8 +212,8 @@ class Model:
                 return frozenset([ids] if isinstance(ids, int) else ids)
         return frozenset()
 
-    def checked(self, ids, media=NO_MEDIA):
-        """Token ids as an array, none outside the vocabulary, and a placeholder for every soft token of media."""
+    def checked(self, ids: Ids, media: Media = NO_MEDIA) -> np.ndarray:
+        """Token ids as an array T, none outside the vocabulary, and a placeholder for every soft token of media."""
         ids = np.asarray(ids)
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
             raise InputError("Token ids should be one or more integers below 2^63; a batch is a loop outside.")
@@ -173,21 +224,28 @@ class Model:
         check_places(ids, media, *self.soft_tokens(media))
         return ids
 
-    def soft_tokens(self, media):
+    def soft_tokens(self, media: Media) -> tuple[dict[str, list[int]], dict[str, int]]:
         """Kind of media -> how many soft tokens each picture, frame and clip becomes; kind -> their placeholder."""
         return self.family.counts(media, self.config), self.family.placeholders(self.config)
 
-    def describe(self, ids, points=EVERYTHING_BUT_MAPS, text=None, prefill=None, media=None):
+    def describe(
+        self,
+        ids: Ids,
+        points: Sequence[str] = EVERYTHING_BUT_MAPS,
+        text: str | None = None,
+        prefill: int | None = None,
+        media: Media | None = None,
+    ) -> dict[str, Any]:
         """What a dump of this model says of itself.  media: what stands at the placeholders; None: not said."""
         model = fingerprint(self.checkpoint, self.outline)
         meta = new_meta("numgemma", __version__, model, ids, str(self.dtype), points, text, prefill)
         return meta if media is None else meta | self.describe_media(ids, media)
 
-    def describe_media(self, ids, media):
+    def describe_media(self, ids: Ids, media: Media) -> dict[str, Any]:
         """What stands at the placeholders: hashes of the arrays, and where their soft tokens are."""
         return {"inputs": hashes(media), "media": self.spans(ids, media)}
 
-    def spans(self, ids, media):
+    def spans(self, ids: Ids, media: Media) -> dict[str, Any]:
         """Where the soft tokens of each picture, frame and clip stand, as prompt.media.spans."""
         return spans(self.checked(ids, media), media, *self.soft_tokens(media))
 
@@ -202,7 +260,7 @@ def fingerprint(checkpoint: Checkpoint, outline: Outline):
     }
 
 
-def load(path, precision="float32") -> Model:
+def load(path: str | Path, precision: str = "float32") -> Model:
     """Open a checkpoint: a directory, or one .safetensors file beside its config.json, or "tiny", the bundled one.
 
     precision: "float32", "float64" or "bfloat16".  Weights stay on disk until they are used.

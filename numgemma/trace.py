@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from fnmatch import fnmatchcase
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from numgemma.errors import NonFiniteError
 
 EVERYTHING_BUT_MAPS = ("*", "!*attn.scores", "!*attn.probs")  # the T x S maps grow with the square of the prompt
 
-NONE: Mapping[str, Callable] = MappingProxyType({})
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 # What stays in float32 in a bfloat16 run, as in Transformers: routing, pooled image patches, attention between frames.
 KEPT_WIDE = ("*router.probs", "*router.weights", "vision_tower*.pooler", "audio_tower*.scores", "audio_tower*.probs")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from numgemma.debug.measure import metrics
 from numgemma.debug.measure.logits import LogitsDiff
@@ -108,10 +109,11 @@ class Diff:
         without = [p for p in self.points if p.xfloor is None and p.state not in GOOD and not p.allowed]
         return None if without else max((p.xfloor for p in self.points if p.xfloor is not None), default=None)
 
-    def count(self, *states) -> int:
+    def count(self, *states: str) -> int:
+        """How many points are in one of these states."""
         return sum(p.state in states for p in self.points)
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """A tree of plain values.  Numbers that are not finite, or not defined, are None."""
         keys = ("verdict", "first", "reason", "warnings", "nonfinite", "not_recorded", "precision", "floor", "left_out")
         head = {"schema": "numgemma.diff/1"} | {key: getattr(self, key) for key in keys}
