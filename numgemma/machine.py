@@ -10,7 +10,7 @@ import numpy as np
 
 from numgemma import ops
 from numgemma.families.gemma4 import layout
-from numgemma.ops import threads
+from numgemma.ops import blas, threads
 
 READ = 1 << 29  # bytes, many times what any cache holds
 
@@ -37,7 +37,7 @@ def seconds(call) -> float:
 
 def blas_kernel() -> str:
     """The library that multiplies matrices, and which processor it takes this one for."""
-    found = threads.libraries()
+    found = blas.libraries()
     if found is None:
         return "unknown (threadpoolctl is not installed)"
     names = [f"{lib['internal_api']} {lib['version']} ({lib.get('architecture', 'unknown')})" for lib in found.info()]
@@ -46,7 +46,7 @@ def blas_kernel() -> str:
 
 def engine() -> str:
     """In one line: what computes, on how many threads."""
-    return f"{ops.current}, {threads.allowed()} threads of numgemma's own pool, BLAS {blas_kernel()}"
+    return f"{ops.current()}, {threads.allowed()} threads of numgemma's own pool, BLAS {blas_kernel()}"
 
 
 def warnings() -> list[str]:

@@ -302,10 +302,10 @@ def test_a_backend_that_one_command_chose_is_not_the_next_ones(run, folders, tmp
     from numgemma import ops
     from numgemma.ops import threads
 
-    before = ops.chosen, ops.current, threads.limit
+    before = ops.chosen(), ops.current(), threads.allowed()
     out = tmp_path / "x.safetensors"
     assert run("dump", folders["ple"], "--ids", "5,6", "--backend", "numba", "--threads", "1", "-o", out)[0] == 0
-    assert (ops.chosen, ops.current, threads.limit) == before
+    assert (ops.chosen(), ops.current(), threads.allowed()) == before
 
 
 def test_generate_in_float64_runs_on_the_definitions_unless_told_otherwise(run, folders):

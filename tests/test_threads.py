@@ -1,5 +1,9 @@
 """Work is shared among threads without loss, and BLAS gets its threads back."""
 
+import sys
+import threading
+import timeit
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +14,16 @@ from threadpoolctl import threadpool_info
 
 from numgemma import machine, ops
 from numgemma.errors import InputError
-from numgemma.ops import threads
+from numgemma.ops import definitions, threads
+
+IDS = list(range(5, 45))
 
 
 @given(st.integers(1, 5), st.integers(1, 100), st.integers(1, 60))
 def test_every_row_is_in_one_share(number, n, least):
     seen = []
-    before = threads.limit
-    threads.limit = number
-    try:
+    with ops.using("numpy", number):
         threads.in_shares(lambda first, end: seen.append((first, end)), n, least)
-    finally:
-        threads.limit = before
     assert sorted(i for first, end in seen for i in range(first, end)) == list(range(n))
     assert len(seen) <= number
     assert len(seen) == 1 or min(end - first for first, end in seen) >= least
@@ -65,8 +67,9 @@ def test_a_forced_slower_kernel_is_said(monkeypatch):
 
 
 def test_no_threads_are_refused():
-    with pytest.raises(InputError, match="give 1 or more"):
-        ops.limit(0)
+    for choose in (ops.use, lambda *given: ops.using(*given).__enter__()):
+        with pytest.raises(InputError, match="give 1 or more"):
+            choose("numpy", 0)
 
 
 def test_bytes_and_products_of_a_token_are_those_of_the_weights_it_meets(models):
@@ -104,9 +107,66 @@ def test_a_limit_holds_for_blas_and_for_the_pool():
     assert blas_threads() == before
 
 
+def test_blas_has_its_threads_back_when_the_last_of_two_threads_lets_it_go():
+    before, other = blas_threads(), threading.Event()
+    with ops.using("numba"):
+        thread = threading.Thread(target=lambda: (ops.use("numba"), other.wait()))
+        thread.start()
+    assert set(blas_threads()) == {1}
+    other.set()
+    thread.join()  # it undoes nothing; its choice goes with it
+    assert blas_threads() == before
+
+
+def test_a_thread_begins_without_a_choice():
+    seen = []
+    with ops.using("numba", 1):
+        thread = threading.Thread(target=lambda: seen.append((ops.chosen(), ops.current())))
+        thread.start()
+        thread.join()
+    assert seen == [(None, "numpy")]
+
+
+def test_twenty_threads_on_two_backends_run_as_if_each_were_alone(models):
+    """What each records and generates has the bits that it has alone, and nothing stays chosen."""
+
+    def run(backend, name):
+        with ops.using(backend, 1):  # on more, BLAS would have fewer than alone where another runs on numba
+            logits = models[name].record(IDS, ["logits"])["logits"]
+            story = models[name].generate(IDS[:4], 4, ignore_eos=True)
+            assert ops.current() == backend
+        return logits.tobytes(), story, ops.chosen(), models[name].generate(IDS[:4], 4, ignore_eos=True), ops.chosen()
+
+    before, interval = blas_threads(), sys.getswitchinterval()
+    wanted = [(backend, name) for backend in ops.BACKENDS for name in ("ple", "moe")] * 5
+    alone = {given: run(*given) for given in set(wanted)}
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(len(wanted)) as pool:
+            found = list(pool.map(run, *zip(*wanted, strict=True)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == [alone[given] for given in wanted]
+    assert alone["numpy", "ple"][2::2] == (None, None)
+    assert ops.chosen() is None
+    assert blas_threads() == before
+
+
+def test_looking_an_operation_up_costs_less_than_a_microsecond():
+    def one(x):
+        return x
+
+    def cost(op):
+        return min(timeit.repeat(lambda: op(1), number=100, repeat=300)) / 100
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vars(definitions), "relu", one)
+        assert cost(ops.relu) - cost(one) < 1e-6
+
+
 @pytest.mark.parametrize("wrong", [("numpy", 0), ("cupy", 1)])
 def test_a_choice_that_is_refused_changes_nothing(wrong):
-    before = ops.chosen, ops.current, threads.limit
+    before = ops.chosen(), ops.current(), threads.allowed()
     with pytest.raises(InputError):
         ops.use(*wrong)
-    assert (ops.chosen, ops.current, threads.limit) == before
+    assert (ops.chosen(), ops.current(), threads.allowed()) == before

@@ -3,17 +3,20 @@
     ops.use("numba")                 # from now on, wherever there is a faster twin
     with ops.using("numba"): ...     # for as long as this lasts
 
-Without a choice, whatever compares runs on NumPy, and `generate` on numba where it is installed.
+Without a choice, whatever compares runs on NumPy, and `generate` on numba where it is installed.  A choice holds in the
+context that makes it, and so in one thread; each call looks it up, which costs some tenths of a microsecond.
 
+    blas         the library that multiplies matrices, and how many threads it may have
+    choice       who computes, context by context
     threads      a pool for work that is cut into parts, beside the threads of BLAS
     definitions  the operations in NumPy: what they are
     kernels      compiled loops
     twins        the slow operations once more, on those loops
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -21,7 +24,8 @@ import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.extras import package
-from numgemma.ops import definitions, threads
+from numgemma.ops import choice, definitions, threads
+from numgemma.ops.choice import Choice, here
 from numgemma.ops.definitions import (
     affine,
     attend,
@@ -88,61 +92,90 @@ __all__ = [
 
 BACKENDS = ("numpy", "numba")
 
-chosen: str | None = None  # by `use`
-current = "numpy"
-blas = ExitStack()  # holds BLAS to fewer threads than it would take
+
+def looked_up(name: str) -> Callable:
+    """The operation of that name: whatever is chosen where it is called."""
+
+    @wraps(getattr(definitions, name))
+    def op(*args, **kwargs):
+        chosen = here.get()
+        return (chosen.calls if chosen else DEFINED)[name](*args, **kwargs)
+
+    return op
+
+
+DEFINED = vars(definitions)
+globals().update({name: looked_up(name) for name in __all__})
 
 
 def use(backend: str, threads: int | None = None) -> None:
-    """Everything that this process computes from now on is computed by that backend: "numpy" or "numba".
+    """Everything that this context computes from now on is computed by that backend: "numpy" or "numba".
 
-    threads: how many to use; None: as many as the machine has.  For all threads of the process at once: where two run
-    models, choose before they begin.  Raises InputError where numba is not installed.
+    threads: how many to use; None: as many as the machine has.  Another thread begins without a choice and makes its
+    own, as with np.seterr.  Raises InputError where numba is not installed.
     """
-    global chosen
-    implementations(backend)  # what cannot be used is said before anything changes
-    limit(threads)
-    bind(backend)
-    chosen = backend
+    choice.enter(chosen_as(backend, threads))
 
 
 @contextmanager
-def using(backend: str) -> Iterator[None]:
-    """That backend, for as long as this lasts."""
-    global chosen
-    with undone():
-        bind(backend)
-        chosen = backend
+def using(backend: str, threads: int | None = None) -> Iterator[None]:
+    """That backend, for as long as this lasts.  threads: how many to use; None: as many as before."""
+    threads = choice.threads() if threads is None else threads
+    same = (chosen(), choice.threads()) == (backend, threads)
+    before = here.get() if same else choice.enter(chosen_as(backend, threads))
+    try:
         yield
+    finally:
+        choice.enter(before)
 
 
 @contextmanager
 def undone() -> Iterator[None]:
     """What is chosen while this lasts is undone at its end."""
-    global chosen
-    before = chosen, current, threads.limit
+    before = here.get()
     try:
         yield
     finally:
-        chosen, backend, number = before
-        bind(backend)
-        if threads.limit != number:
-            limit(number)
+        choice.enter(before)
+
+
+def chosen() -> str | None:
+    """The backend that was chosen here, if any was."""
+    found = here.get()
+    return found.backend if found else None
+
+
+def current() -> str:
+    """The backend that computes here."""
+    return chosen() or "numpy"
 
 
 def fastest(dtype=np.float32) -> str:
     """What `generate` runs on: the backend that was chosen, or numba where it is installed and serves that dtype."""
-    served = dtype != np.float64 and find_spec("numba") and find_spec("threadpoolctl")
-    return chosen or ("numba" if served else "numpy")
+    return chosen() or ("numba" if dtype != np.float64 and installed() else "numpy")
 
 
 @cache
-def implementations(backend: str) -> dict[str, Callable]:
+def installed() -> bool:
+    return bool(find_spec("numba") and find_spec("threadpoolctl"))
+
+
+def chosen_as(backend: str, number: int | None) -> Choice:
+    calls = implementations(backend)  # what cannot be used is said before anything changes
+    threads.check(number)
+    # each thread of numba's calls BLAS for itself; NumPy leaves the threads to BLAS
+    return Choice(backend, number, calls, 1 if backend == "numba" else number)
+
+
+@cache
+def implementations(backend: str) -> Mapping[str, Callable]:
     """What a backend calls by each name: its twin, or the definition where it has none."""
     if backend not in BACKENDS:
         raise InputError(f"Backend '{backend}' is not one of {', '.join(BACKENDS)}.")
-    defined = {name: getattr(definitions, name) for name in __all__}
-    return defined if backend == "numpy" else {name: getattr(compiled(), name, op) for name, op in defined.items()}
+    if backend == "numpy":
+        return DEFINED
+    twins = compiled()
+    return {name: getattr(twins, name, DEFINED[name]) for name in __all__}
 
 
 def compiled():
@@ -154,29 +187,3 @@ def compiled():
         raise InputError(
             f"numba has no place for compiled code ({error}); name a folder in NUMBA_CACHE_DIR, or choose numpy."
         ) from None
-
-
-def bind(backend: str) -> None:
-    """Names that somebody else has bound, as a fault does, stay as they are."""
-    global current
-    if backend == current:
-        return
-    now, then = implementations(current), implementations(backend)
-    globals().update({name: op for name, op in then.items() if globals()[name] is now[name]})
-    current = backend
-    hold_blas()
-
-
-def limit(number: int | None) -> None:
-    """Use so many threads, those of BLAS included; None: as many as the machine has."""
-    threads.check(number)
-    threads.limit = number
-    hold_blas()
-
-
-def hold_blas() -> None:
-    """Each thread of numba's calls BLAS for itself; NumPy leaves the threads to BLAS."""
-    blas.close()
-    most = 1 if current == "numba" else threads.limit
-    if most is not None:
-        blas.enter_context(threads.blas_held_to(most))

@@ -11,18 +11,16 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from functools import cache
 
 from numgemma.errors import InputError
-
-limit: int | None = None  # set by `ops.use`; None: as many as the machine, or OMP_NUM_THREADS, allows
+from numgemma.ops import choice
 
 
 def allowed() -> int:
-    """How many threads a run may use."""
-    return limit or default()
+    """How many threads a run may use: as chosen, or as the machine and OMP_NUM_THREADS allow."""
+    return choice.threads() or default()
 
 
 @cache
@@ -78,22 +76,6 @@ def in_shares(run: Callable[[int, int], None], n: int, least: int):
         wait(waiting)
     for other in waiting:
         other.result()
-
-
-@cache
-def libraries():
-    """The BLAS libraries of this process, or None without threadpoolctl."""
-    try:
-        from threadpoolctl import ThreadpoolController
-    except ImportError:
-        return None
-    return ThreadpoolController().select(user_api="blas")
-
-
-def blas_held_to(threads: int) -> AbstractContextManager:
-    """BLAS uses so many threads for as long as this lasts, whoever calls it; afterwards as many as before."""
-    found = libraries()
-    return nullcontext() if found is None else found.limit(limits=threads)
 
 
 def check(threads: int | None):
