@@ -17,6 +17,8 @@ The files, in the order in which they read best:
     ops          the operations: their names, their definitions in NumPy, their compiled twins
     layers       attention, feed-forward, towers: what families share
     families     each kind of model: a record of what may be asked of it, and its forward pass, wired top to bottom
+    official     the official configs, by name
+    notebook     what a notebook shows of a result
     generate     sampling, the loops
     dump         a recorded run, in memory or in a file
     model        what `load` returns

@@ -20,6 +20,7 @@ import numpy as np
 from numgemma.atomic import remedy, target
 from numgemma.checkpoint import open_safetensors
 from numgemma.errors import InputError
+from numgemma.notebook import html_table
 from numgemma.prompt.media import Media, clips, frames, images
 from numgemma.trace import EVERYTHING_BUT_MAPS
 
@@ -72,6 +73,10 @@ class Dump(Mapping[str, np.ndarray]):
 
     def __repr__(self) -> str:
         return f"<Dump of {len(self)} points over {self.total} tokens, {self.meta.get('precision')}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, self.axes.get(name, ""), " x ".join(map(str, x.shape)), x.dtype) for name, x in self.items()]
+        return html_table(repr(self)[1:-1], ("point", "axes", "shape", "dtype"), rows)
 
     def keep(self, name: str, x: np.ndarray, axes: str) -> None:
         """Take one point of one step; a Recorder's `keep`."""

@@ -1,4 +1,7 @@
-"""The one exception whose text is meant for the user."""
+"""The one exception whose text is meant for the user, and what its text offers."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class InputError(ValueError):
@@ -10,3 +13,9 @@ class InputError(ValueError):
 
 class NonFiniteError(InputError):
     """A NaN or an infinity came up in the computation; the command line exits with 4."""
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: "; perhaps X is meant", or "" where none is near."""
+    near = get_close_matches(name, list(known), n=1, cutoff=0.75)
+    return f"; perhaps {near[0]} is meant" if near else ""

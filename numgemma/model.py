@@ -14,7 +14,7 @@ import numpy as np
 
 from numgemma.checkpoint import Checkpoint, Weights, check_tensors, open_checkpoint
 from numgemma.dump import Dump, hashes, new_meta
-from numgemma.errors import InputError
+from numgemma.errors import InputError, meant
 from numgemma.families import Family, Outline, Run, find
 from numgemma.generate import Memory, Sampling, continuation, steps
 from numgemma.prompt.chat import chat_files, render_chat
@@ -159,7 +159,9 @@ class Model:
                 self.forward(part, media, self.run(kvs, start), tap)
             media = NO_MEDIA  # all of it was in the first part
             if start == 0 and tap.unmet:
-                raise InputError(f"No point is called '{min(tap.unmet)}'; see `list(model.record(ids))` for the names.")
+                name = min(tap.unmet)
+                offered = meant(name, tap.passed) or "; see `list(model.record(ids))` for the names"
+                raise InputError(f"No point is called '{name}'{offered}.")
 
     def generate(
         self,

@@ -45,7 +45,8 @@ class Recorder(Tap):
 
     def __init__(self, keep, dtype, points: Iterable[str] = EVERYTHING_BUT_MAPS, edits: Mapping[str, Callable] = NONE):
         self.keep, self.dtype, self.points, self.edits = keep, dtype, tuple(points), edits
-        self.unmet = set(edits)  # shared by all scopes: the edits whose point has not come up
+        # shared by all scopes: the edits whose point has not come up, and all that came up beside them
+        self.unmet, self.passed = set(edits), set[str]()
         self.prefix = ""
         self.sizes: dict[str, int] = {}
 
@@ -61,6 +62,8 @@ class Recorder(Tap):
     def __call__(self, name, x, axes=""):
         full = self.prefix + name
         self.check(full, x, axes)
+        if self.edits:
+            self.passed.add(full)
         if full in self.edits:
             self.unmet.discard(full)
             x = self.edits[full](x)

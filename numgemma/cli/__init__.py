@@ -38,7 +38,7 @@ from numgemma.cli import (
     transplant,
     whatif,
 )
-from numgemma.errors import InputError, NonFiniteError
+from numgemma.errors import InputError, NonFiniteError, meant
 from numgemma.version import __version__
 
 RUN = (inspect, generate, preprocess, dump, capture, precheck, floor, diff, replay, whatif, show, bench, demo)
@@ -73,6 +73,14 @@ def parser():
 FILES_WRITTEN = ("json", "html", "plot", "emit", "out")
 
 
+def check_verb(argv):
+    """A word that is no verb is met with the one that was meant."""
+    verbs = [verb.__name__.rpartition(".")[2] for verb in VERBS]
+    if argv and not str(argv[0]).startswith("-") and argv[0] not in verbs:
+        offered = meant(str(argv[0]), verbs) or f"; the verbs are {', '.join(verbs)}"
+        raise InputError(f"{argv[0]:.60} is no verb{offered}.")
+
+
 def check_outputs(args):
     """Before any work: what is to be written can be, and is not what is to be read."""
     read = [Path(value) for key, value in args.items() if key not in FILES_WRITTEN and isinstance(value, str)]
@@ -87,8 +95,9 @@ def check_outputs(args):
 
 def main(argv=None) -> int:
     """Run one verb; returns the exit code."""
-    args = parser().parse_args(argv)
     try:
+        check_verb(sys.argv[1:] if argv is None else argv)
+        args = parser().parse_args(argv)
         check_outputs(vars(args))
         with ops.undone():
             return args.run(args)

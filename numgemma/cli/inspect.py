@@ -10,7 +10,8 @@ from numgemma.errors import InputError
 from numgemma.families import find, read_config
 from numgemma.families.gemma4 import layout
 from numgemma.families.gemma4.config import Config
-from numgemma.model import DATA, check_model_tensors, resolve
+from numgemma.model import check_model_tensors, resolve
+from numgemma.official import official, unknown
 
 COLUMNS = ("layer", "attention", "window", "N", "K", "H", "F", "keys of", "values", "rope base", "turning", "experts")
 LEGEND = """\
@@ -39,7 +40,7 @@ def run(args):
 def describe(name, context=1024):
     """Everything that `inspect` tells, as plain values."""
     path = resolve(name)
-    official = DATA / "configs" / f"{name}.json"
+    known = official(str(name))
     if path.exists():
         checkpoint = open_checkpoint(path)
         where = str(checkpoint.folder / "config.json")
@@ -48,13 +49,12 @@ def describe(name, context=1024):
         tensors = checkpoint.weights.tensors
         shapes = in_order({name: x.shape for name, x in tensors.items()}, config)
         sizes = total((str(x.dtype), x.nbytes) for x in tensors.values())
-    elif official.exists():
-        config = read_config(parse_object(official.read_bytes(), str(official)), str(official))
+    elif known:
+        config = read_config(parse_object(known.read_bytes(), str(known)), str(known))
         shapes = layout.tensor_shapes(config)
         sizes = {"bfloat16": 2 * layout.count(shapes)}
     else:
-        known = ", ".join(sorted(p.stem for p in (DATA / "configs").glob("gemma-4-*.json")))
-        raise InputError(f"{name}: no such checkpoint, and no official config of that name; known are: {known}.")
+        raise unknown(str(name), "checkpoint")
     return {
         "schema": "numgemma.inspect/1",
         "name": Path(name).name,

@@ -16,7 +16,7 @@ from numgemma.debug.compare.result import FAULT
 from numgemma.debug.compare.scoring import NOISE_TO
 from numgemma.debug.measure.metrics import measure
 from numgemma.dump import Dump
-from numgemma.errors import InputError
+from numgemma.errors import InputError, meant
 from numgemma.ops import definitions
 
 SERIES = ((BLUE, "o"), (RED, "s"), (GREEN, "^"), (ORANGE, "D"), (GREY, "v"))
@@ -239,7 +239,9 @@ def axes(ax, width, height):
 def point(dump: Dump, name: str):
     """One point of the dump.  Raises InputError where it was not recorded."""
     if name not in dump:
-        raise InputError(f"The dump has no point '{name}'; if the model has it, dump again with it among the --points.")
+        near = meant(name, dump)
+        step = "if the model has it, dump again with it among the --points"
+        raise InputError(f"The dump has no point '{name}'{near}; {step}.")
     return dump[name]
 
 

@@ -19,7 +19,7 @@ from numgemma.errors import InputError
 from numgemma.families import read_config
 from numgemma.families.gemma4 import layout
 from numgemma.families.gemma4.config import Config
-from numgemma.model import DATA
+from numgemma.official import official, unknown
 from numgemma.prompt.processor import released
 from numgemma.surgery.gemma3 import gemma3_shapes, read_gemma3
 from numgemma.surgery.shrink import SCALES, move_tokens, shrunk, token_moves
@@ -100,15 +100,14 @@ def find_config(name: str) -> tuple[dict[str, Any], str, Path | None]:
 
     Returns the parsed file, its name for messages, and the directory whose other files belong to it.
     """
-    path, official = Path(name), DATA / "configs" / f"{name}.json"
+    path, known = Path(name), official(name)
     if path.is_dir():
         return read_object(path / "config.json", "name a directory that has one"), str(path / "config.json"), path
     if path.exists():
         return read_object(path, "name a config.json"), name, None
-    if official.exists():
-        return parse_object(official.read_bytes(), str(official)), official.name, None
-    known = ", ".join(sorted(p.stem for p in (DATA / "configs").glob("gemma-4-*.json")))
-    raise InputError(f"{name}: no such config.json, and no official config of that name; known are: {known}.")
+    if known:
+        return parse_object(known.read_bytes(), str(known)), known.name, None
+    raise unknown(name, "config.json")
 
 
 def synth(name: str, target: str | Path, scale="full", seed=0, dtype="bfloat16", unread=True, **how) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from numgemma.debug.measure import metrics
 from numgemma.debug.measure.logits import LogitsDiff
 from numgemma.debug.measure.precision import TOLERANCES
+from numgemma.notebook import html_table
 
 # States of a point where a floor was measured.
 BIT_EXACT, NOISE, TIE, SUSPECT, FAULT, INHERITED = "BIT-EXACT", "NOISE", "TIE", "SUSPECT", "FAULT", "INHERITED"
@@ -113,6 +114,12 @@ class Diff:
         """How many points are in one of these states."""
         return sum(p.state in states for p in self.points)
 
+    def _repr_html_(self) -> str:
+        where = f" first at {self.first}" if self.first else f": {self.reason}" if self.reason else ""
+        head = ("point", "state", "relative error", "worst token", "worst channel", "times floor")
+        rows = [(p.name, p.state, *map(short, (p.rel, p.worst_token, p.worst_channel, p.xfloor))) for p in self.points]
+        return html_table(f"{self.verdict.upper()}{where} ({len(self.points)} points)", head, rows)
+
     def to_json(self) -> dict[str, Any]:
         """A tree of plain values.  Numbers that are not finite, or not defined, are None."""
         keys = ("verdict", "first", "reason", "warnings", "nonfinite", "not_recorded", "precision", "floor", "left_out")
@@ -121,6 +128,10 @@ class Diff:
         points = [{"name": p.name, "state": p.state} | asdict(p) for p in self.points]
         rest = {"tolerances": self.limits(), "logits": [asdict(x) for x in self.logits]}
         return plain(head | rest | {"hints": [asdict(x) for x in self.hints], "points": points})
+
+
+def short(x: float | None) -> str:
+    return "" if x is None else f"{x:.1e}"
 
 
 def plain(x):
