@@ -18,7 +18,7 @@ from numgemma.errors import InputError, meant
 from numgemma.families import Family, Outline, Run, find
 from numgemma.generate import Memory, Sampling, continuation, steps
 from numgemma.prompt.chat import chat_files, render_chat
-from numgemma.prompt.media import NO_MEDIA, Media, check_places, check_prefill, read_media, spans
+from numgemma.prompt.media import NO_MEDIA, Media, check_places, check_prefill, frames, images, read_media, spans
 from numgemma.prompt.processor import join, listed, place
 from numgemma.prompt.tokenizer import Tokenizer, open_tokenizer
 from numgemma.streaming import streamed
@@ -245,7 +245,12 @@ class Model:
 
     def describe_media(self, ids: Ids, media: Media) -> dict[str, Any]:
         """What stands at the placeholders: hashes of the arrays, and where their soft tokens are."""
-        return {"inputs": hashes(media), "media": self.spans(ids, media)}
+        chosen = {"image_mask": self.config.image_mask} if self.has_image_mask(media) else {}
+        return {"inputs": hashes(media), "media": self.spans(ids, media)} | chosen
+
+    def has_image_mask(self, media: Media) -> bool:
+        """Whether a run of this model with such media is one of several, by the image mask chosen."""
+        return len(self.family.image_masks) > 1 and bool(images(media) or frames(media))
 
     def spans(self, ids: Ids, media: Media) -> dict[str, Any]:
         """Where the soft tokens of each picture, frame and clip stand, as prompt.media.spans."""
@@ -262,10 +267,12 @@ def fingerprint(checkpoint: Checkpoint, outline: Outline):
     }
 
 
-def load(path: str | Path, precision: str = "float32") -> Model:
+def load(path: str | Path, precision: str = "float32", image_mask: str = "intended") -> Model:
     """Open a checkpoint: a directory, or one .safetensors file beside its config.json, or "tiny", the bundled one.
 
     precision: "float32", "float64" or "bfloat16".  Weights stay on disk until they are used.
+    image_mask: "transformers" for what Transformers computes of a 12B, where image tokens see each other on full layers
+    and past the window too.
     Raises InputError with one sentence where something does not fit.
     """
     if precision not in PRECISIONS:
@@ -273,10 +280,21 @@ def load(path: str | Path, precision: str = "float32") -> Model:
     checkpoint = open_checkpoint(resolve(path))
     where = str(checkpoint.folder / "config.json")
     family = find(checkpoint.config, where)
-    config = family.read_config(checkpoint.config, where)
+    config = masked(family.read_config(checkpoint.config, where), image_mask, family, where)
     check_model_tensors(checkpoint.weights, config, family)
     weights = streamed(checkpoint.weights, len(family.outline(config).layers))
     return Model(replace(checkpoint, weights=weights), config, PRECISIONS[precision])
+
+
+def masked(config, image_mask, family: Family, where):
+    """The config with another image mask than the intended one."""
+    if image_mask not in ("intended", "transformers"):
+        raise InputError(f"Image mask '{image_mask}' is neither 'intended' nor 'transformers'.")
+    if image_mask == "intended":
+        return config
+    if image_mask not in family.image_masks:
+        raise InputError(f"{where}: Transformers runs {family.name} with the intended image mask; choose no other.")
+    return replace(config, image_mask=image_mask)
 
 
 def resolve(path) -> Path:

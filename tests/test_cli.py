@@ -210,7 +210,7 @@ ERRORS = {
         ["dump", "tiny", "--ids", "1", "-o", "no/where.safetensors"],
         "where.safetensors: cannot be",
     ),
-    "a family of its own": (["inspect", "gemma-4-12B-it"], "is the encoder-free Gemma 4 12B"),
+    "a family of its own": (["inspect", "gemma-4-12B-it-assistant"], "is the drafter of the encoder-free Gemma 4 12B"),
 }
 
 

@@ -99,7 +99,7 @@ def test_the_calibration_in_the_repository_has_no_false_alarm():
 @pytest.mark.parametrize("name", ["dense", "moe", "ple"])
 def test_transformers_differs_by_noise_alone(models, measured, monkeypatch, name, precision, how):
     pytest.importorskip("transformers")
-    from numgemma.debug.capture.hooks import capture
+    from numgemma.debug.capture import hooks as capture
 
     original = capture.load_hf
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.hf
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from numgemma.debug.capture.hooks import capture  # noqa: E402
+from numgemma.debug.capture import hooks as capture  # noqa: E402
 
 TOKENS = 40  # the window is 7
 

@@ -9,7 +9,7 @@ from closeness import assert_close, worst_token
 
 import numgemma
 from numgemma.checkpoint import open_checkpoint
-from numgemma.debug.capture.hooks import capture
+from numgemma.debug.capture import hooks as capture
 from numgemma.dump import Dump
 from numgemma.model import DATA
 from numgemma.surgery import stack, transplant

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.hf
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from numgemma.debug.capture.hooks import capture  # noqa: E402
+from numgemma.debug.capture import hooks as capture  # noqa: E402
 
 REAL_REACH = {"attention_chunk_size": 12, "attention_context_left": 13, "attention_logit_cap": 50.0}
 

@@ -559,7 +559,7 @@ def test_placeholders_without_media_are_refused(multimodal_folders):
     [
         ("26b", {"sound": 1}, "has no audio tower, so it takes no sound"),
         ("e4b", {"types": 1}, "mm_token_type_ids has 3 entries for 25 tokens"),
-        ("e4b", {"patch": 1}, "Patches of picture 0 have 767 values, the vision tower takes 768"),
+        ("e4b", {"patch": 1}, "Patches of picture 0 have 767 values, the model takes 768"),
         ("e4b", {"far": 1}, "Picture 0 is 41 x 3 patches, no side may exceed 40"),
         ("e4b", {"twice": 1}, "Picture 0 has 18 patches for a grid of 6 x 3; each patch should be there once"),
         ("e4b", {"odd": 1}, "Picture 0 has 17 patches for a grid of 6 x 3"),

@@ -7,9 +7,9 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from numgemma.families import read_config
+from numgemma.families import find, read_config
 from numgemma.families.gemma4 import layout
-from numgemma.families.gemma4.layout import key_value_shapes, tensor_shapes
+from numgemma.families.gemma4.layout import key_value_shapes
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32, "float64": np.float64}
 
@@ -200,7 +200,7 @@ def random_tensor(name, shape, rng):
 def random_tensors(raw, seed=0):
     """Short name -> float64 array, for every tensor that the config calls for."""
     rng = np.random.default_rng(seed)
-    shapes = tensor_shapes(read_config(raw, "the test"))
+    shapes = find(raw, "the test").shapes(read_config(raw, "the test"))
     return {name: random_tensor(name, shape, rng) for name, shape in shapes.items()}
 
 
@@ -218,6 +218,8 @@ def leftover_tensors(raw, seed=1):
 def stored_name(short, prefix, raw):
     if raw["model_type"] == "gemma4":
         return layout.stored_name(short, "gemma4")
+    if raw["model_type"].startswith("gemma4_unified"):
+        return find(raw, "the test").stored_name(short, raw["model_type"])
     return short if short.startswith("lm_head") else prefix + short
 
 
@@ -262,17 +264,51 @@ def multimodal_prompt(name, content=None, seed=2):
     return np.array(ids), arrays
 
 
+UNIFIED_CONTENT = {
+    "text": {},
+    "two pictures": {"images": [(3, 2), (4, 5)]},
+    "two recordings": {"clips": [3, 7]},
+    "a video": {"videos": [[(2, 2), (2, 2)]]},
+    "all": {"images": [(3, 2), (4, 5)], "videos": [[(2, 1), (2, 1)]], "clips": [2, 6]},
+}
+
+
+def unified_prompt(content, seed=2, padding=3):
+    """Ids, and a processor's arrays by name, for UNIFIED.  Pictures: patches of 48 pixels across and down."""
+    rng = np.random.default_rng(seed)
+    arrays, ids = {}, [2, *text(rng)]
+    images, clips = content.get("images", []), content.get("clips", [])
+    frames = [frame for video in content.get("videos", []) for frame in video]
+    for kind, sizes in (("image", images), ("video", frames)):
+        for across, down in sizes:
+            ids += [IDS["boi"], *[IDS[kind]] * (across * down), IDS["eoi"], *text(rng)]
+    for length in clips:
+        ids += [IDS["boa"], *[IDS["audio"]] * length, IDS["eoa"], *text(rng)]
+    if images:
+        arrays["pixel_values"], arrays["image_position_ids"] = pictures(images, rng, padding, numbers=6912)
+    if frames:
+        arrays["pixel_values_videos"], arrays["video_position_ids"] = pictures(frames, rng, padding, numbers=6912)
+        arrays["num_frames_per_video"] = np.array([len(video) for video in content["videos"]])
+    if clips:
+        longest = max(clips) + padding
+        arrays["input_features"] = np.zeros((len(clips), longest, 640), np.float32)
+        arrays["input_features_mask"] = np.arange(longest) < np.array(clips)[:, None]
+        for frames_of_one, length in zip(arrays["input_features"], clips, strict=True):
+            frames_of_one[:length] = rng.normal(0, 0.1, (length, 640))
+    return np.array([*ids, *text(rng), *text(rng), *text(rng)]), arrays
+
+
 def text(rng):
     return rng.integers(3, 190, 3)
 
 
-def pictures(sizes, rng, padding=9):
+def pictures(sizes, rng, padding=9, *, numbers=768):
     """Random pixels and positions, padded as a processor pads: zeros, and -1, -1."""
     longest = max(across * down for across, down in sizes) + padding
-    pixels, positions = np.zeros((len(sizes), longest, 768), np.float32), np.full((len(sizes), longest, 2), -1)
+    pixels, positions = np.zeros((len(sizes), longest, numbers), np.float32), np.full((len(sizes), longest, 2), -1)
     for i, (across, down) in enumerate(sizes):
         n = across * down
-        pixels[i, :n] = rng.integers(0, 256, (n, 768)) / 255
+        pixels[i, :n] = rng.integers(0, 256, (n, numbers)) / 255
         positions[i, :n] = np.stack(np.meshgrid(range(across), range(down)), -1).reshape(n, 2)
     return pixels, positions
 

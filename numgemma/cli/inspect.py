@@ -7,9 +7,7 @@ from pathlib import Path
 
 from numgemma.checkpoint import open_checkpoint, parse_object
 from numgemma.errors import InputError
-from numgemma.families import find, read_config
-from numgemma.families.gemma4 import layout
-from numgemma.families.gemma4.config import Config
+from numgemma.families import Family, Outline, find
 from numgemma.model import check_model_tensors, resolve
 from numgemma.official import official, unknown
 
@@ -44,24 +42,27 @@ def describe(name, context=1024):
     if path.exists():
         checkpoint = open_checkpoint(path)
         where = str(checkpoint.folder / "config.json")
-        config = read_config(checkpoint.config, where)
-        check_model_tensors(checkpoint.weights, config, find(checkpoint.config, where))
+        family = find(checkpoint.config, where)
+        config = family.read_config(checkpoint.config, where)
+        check_model_tensors(checkpoint.weights, config, family)
         tensors = checkpoint.weights.tensors
-        shapes = in_order({name: x.shape for name, x in tensors.items()}, config)
+        shapes = in_order({name: x.shape for name, x in tensors.items()}, family.shapes(config))
         sizes = total((str(x.dtype), x.nbytes) for x in tensors.values())
     elif known:
-        config = read_config(parse_object(known.read_bytes(), str(known)), str(known))
-        shapes = layout.tensor_shapes(config)
-        sizes = {"bfloat16": 2 * layout.count(shapes)}
+        raw = parse_object(known.read_bytes(), str(known))
+        family = find(raw, str(known))
+        config = family.read_config(raw, str(known))
+        shapes = family.shapes(config)
+        sizes = {"bfloat16": 2 * sum(map(prod, shapes.values()))}
     else:
         raise unknown(str(name), "checkpoint")
     return {
         "schema": "numgemma.inspect/1",
         "name": Path(name).name,
-        "layers": [asdict(spec) for spec in config.text.layers],
-        "parameters": parameter_table(shapes, config),
+        "layers": [asdict(spec) for spec in family.outline(config).layers],
+        "parameters": parameter_table(shapes, unread(family, config)),
         "bytes": sizes,
-        "memory": memory(config, context),
+        "memory": memory(family.outline(config), shapes, context),
     }
 
 
@@ -73,20 +74,24 @@ def total(pairs):
     return sums
 
 
-def in_order(shapes, config):
+def in_order(shapes, used):
     """The tensors of a file in the order in which the model uses them, those it does not use last."""
-    places = {name: i for i, name in enumerate(layout.tensor_shapes(config))}
+    places = {name: i for i, name in enumerate(used)}
     return dict(sorted(shapes.items(), key=lambda item: places.get(item[0], len(places))))
 
 
-def parameter_table(shapes, config: Config):
+def unread(family: Family, config):
+    """Names of keys and values that a file may hold and that nobody reads."""
+    return {name for name in family.besides(config) if ".self_attn." in name}
+
+
+def parameter_table(shapes, unread):
     """Module -> numbers in its parameters.  Buffers, which no optimiser would change, are counted apart."""
-    unread = layout.unread_by_sharing_layers(config.text)
     table = total(
         ("unread keys and values" if name in unread else module_of(name), prod(shape)) for name, shape in shapes.items()
     )
     buffers = table.pop("buffers", 0)
-    return {"modules": table, "total": sum(table.values()), "buffers": buffers}
+    return {"modules": table, "total": sum(table.values()), "buffers": buffers, "tensors": len(shapes)}
 
 
 def module_of(name):
@@ -102,19 +107,26 @@ def module_of(name):
     return f"layers: {'per-layer input' if 'per_layer' in branch else branch}"
 
 
-def memory(config: Config, context):
+def memory(o: Outline, shapes, context):
     """Bytes that a float32 run needs beyond the checkpoint's own pages: what grows with the tokens."""
-    c = config.text
-    held = [spec for spec in c.layers if spec.kv_from == spec.index]
-    cache = total(
-        (spec.kind.removesuffix("_attention"), 2 * spec.K * spec.H * 4 * min(context, spec.window or context))
+    numbers = cached(o, context)
+    widest = max(2 * spec.F + spec.N * spec.H for spec in o.layers) + 4 * o.width
+    per_layer = shapes.get("per_layer_model_projection.weight", (0,))[0]  # L P: where there is a per-layer input
+    return {
+        "activations per token of a pass": 4 * (widest + per_layer),
+        "logits per token of a recorded pass": 4 * o.vocabulary,
+        **{f"cache of {kind} layers at {context} tokens": 4 * n for kind, n in numbers.items()},
+        "the whole cache, kept in bfloat16": 2 * sum(numbers.values()),
+    }
+
+
+def cached(o: Outline, context):
+    """Kind of layer -> numbers that are kept of earlier tokens: a sliding layer keeps all that one more token sees."""
+    held = [spec for spec in o.layers if spec.kv_from == spec.index]
+    return total(
+        (spec.kind.removesuffix("_attention"), 2 * spec.K * spec.H * min(context, (spec.window or context + 1) - 1))
         for spec in held
     )
-    widest = max(2 * spec.F + spec.N * spec.H for spec in c.layers) + 4 * c.hidden_size
-    return {
-        "activations per token of a pass": 4 * (widest + c.num_hidden_layers * (c.hidden_size_per_layer_input or 0)),
-        "logits per token of a recorded pass": 4 * c.vocab_size,
-    } | {f"cache of {kind} layers at {context} tokens": size for kind, size in cache.items()}
 
 
 def render(found):
@@ -147,7 +159,11 @@ def layer_row(s):
 
 
 def parameters_text(table):
-    rows = [*table["modules"].items(), ("total", table["total"]), ("buffers", table["buffers"])]
+    rows = [
+        *table["modules"].items(),
+        ("total", table["total"]),
+        *((key, table[key]) for key in ("buffers", "tensors")),
+    ]
     return "\n".join([f"{'module':<30}{'parameters':>16}", *(f"{name:<30}{number:>16,}" for name, number in rows)])
 
 

@@ -16,11 +16,12 @@ from numgemma.families.family import Family, Outline, Run
 __all__ = ["Family", "Outline", "Run", "find", "read_config", "register"]
 
 # model_type -> the folder here whose FAMILY it is
-FOLDERS = {"gemma4": "gemma4", "gemma4_text": "gemma4"}
+FOLDERS = {
+    **dict.fromkeys(("gemma4", "gemma4_text"), "gemma4"),
+    **dict.fromkeys(("gemma4_unified", "gemma4_unified_text"), "unified"),
+}
 
 LATER = {
-    "gemma4_unified": "the encoder-free Gemma 4 12B",
-    "gemma4_unified_text": "the text half of the encoder-free Gemma 4 12B",
     "gemma4_assistant": "a Gemma 4 drafter",
     "gemma4_unified_assistant": "the drafter of the encoder-free Gemma 4 12B",
     "diffusion_gemma": "DiffusionGemma",

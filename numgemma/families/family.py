@@ -99,6 +99,7 @@ class Family:
     placeholders: config -> kind of media: the token id that its soft tokens replace.
     counts: media, config -> kind of media: how many soft tokens each picture, frame and clip becomes.
     check_media: media, weights, config; raises InputError where the model cannot take them.
+    image_masks: masks of pictures that a run may choose from; where there are several, config.image_mask is the choice.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Family:
     placeholders: Callable[[Any], dict[str, int]] = nothing
     counts: Callable[[Any, Any], dict[str, list[int]]] = nothing
     check_media: Callable[[Any, Any, Any], None] = no_media
+    image_masks: tuple[str, ...] = ("intended",)
 
     def part(self, name: str) -> Callable:
         """The function that stands there now: a fault may have put another in its place."""

@@ -9,6 +9,7 @@ one picture or clip after another, each alone.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 
@@ -141,6 +142,11 @@ def clips(media: Media):
     return [x[mask] for x, mask in zip(media.input_features, masks, strict=True)]
 
 
+def suffixes(count):
+    """What tells pictures, or clips, apart in the names of their points: nothing where there is one."""
+    return [""] if count == 1 else [f"@{i}" for i in range(count)]
+
+
 # beside a prompt and a model
 
 
@@ -155,8 +161,9 @@ def check_towers(media: Media, w, config):
     for kind, tower, given in (("images", "vision", images(media) + frames(media)), ("sound", "audio", clips(media))):
         if given and (getattr(config, tower) is None or f"embed_{tower}.embedding_projection.weight" not in w):
             raise InputError(f"{w.source}: has no {tower} tower, so it takes no {kind}; use a checkpoint that has one.")
+    c = config.vision
     for n, (patches, positions) in enumerate(images(media) + frames(media)):
-        check_grid(patches, positions, config.vision, n)
+        check_grid(patches, positions, Grid(3 * c.patch_size**2, c.pooling_kernel_size, c.position_embedding_size), n)
     for clip in clips(media):
         if clip.shape[1] != MEL_BINS:
             raise InputError(f"input_features have {clip.shape[1]} mel bins, the audio tower takes {MEL_BINS}.")
@@ -169,14 +176,22 @@ def check_prefill(ids, placeholders, prefill):
         raise InputError(f"A prefill of {prefill} ends before the last placeholder; give {at[-1] + 1} or more.")
 
 
-def check_grid(patches, positions, c, n):
+class Grid(NamedTuple):
+    """The patches that a model takes."""
+
+    numbers: int  # of each
+    pooled: int  # patches to a side of one soft token
+    longest: int  # patches to a side of a picture
+
+
+def check_grid(patches, positions, grid: Grid, n):
     """All patches of a rectangle, whose sides the pooling divides."""
-    pixels, k = 3 * c.patch_size**2, c.pooling_kernel_size
-    if patches.shape[1] != pixels:
-        raise InputError(f"Patches of picture {n} have {patches.shape[1]} values, the vision tower takes {pixels}.")
+    k = grid.pooled
+    if patches.shape[1] != grid.numbers:
+        raise InputError(f"Patches of picture {n} have {patches.shape[1]} values, the model takes {grid.numbers}.")
     across, down = (int(side) for side in positions.max(0) + 1)
-    if max(across, down) > c.position_embedding_size:
-        raise InputError(f"Picture {n} is {across} x {down} patches, no side may exceed {c.position_embedding_size}.")
+    if max(across, down) > grid.longest:
+        raise InputError(f"Picture {n} is {across} x {down} patches, no side may exceed {grid.longest}.")
     if across % k or down % k or len(np.unique(positions, axis=0)) != len(positions) or len(positions) != across * down:
         raise InputError(
             f"Picture {n} has {len(positions)} patches for a grid of {across} x {down}; each patch should be there "

@@ -2,6 +2,7 @@
 
 In reading order:
 
-    towers  what its vision and audio towers compute, picture by picture
-    hooks   the run: a hook on every module, and what no module returns
+    towers     what its vision and audio towers compute, picture by picture
+    embedders  the same of a model that has none
+    hooks      the run: a hook on every module, and what no module returns
 """

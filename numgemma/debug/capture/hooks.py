@@ -8,11 +8,13 @@ import re
 import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import ml_dtypes
 import numpy as np
 
+from numgemma.debug.capture.embedders import Embedders
 from numgemma.debug.capture.towers import Towers
 from numgemma.dump import new_meta
 from numgemma.errors import InputError
@@ -20,6 +22,9 @@ from numgemma.families.gemma4.layout import TOWERS
 from numgemma.model import Model, fingerprint
 from numgemma.prompt.media import NO_MEDIA, is_empty
 from numgemma.trace import EVERYTHING_BUT_MAPS, selects
+
+# By Transformers' modelling file: what watches the modules that pictures and sound pass before the decoder.
+BEFORE_TEXT = {"modeling_gemma4": Towers, "modeling_gemma4_unified": Embedders}
 
 # What a module returns, in the axes of our point.  All other leaf modules return "T D".
 AXES = {
@@ -42,20 +47,37 @@ def import_hf():
     return torch, transformers
 
 
-def capture(model: Model, ids, sink, dtype="float32", points=EVERYTHING_BUT_MAPS, media=NO_MEDIA):
+def capture(model: Model, ids, sink, dtype="float32", points=EVERYTHING_BUT_MAPS, media=NO_MEDIA, image_mask=None):
     """Run `ids` once through Transformers and hand each point to sink.keep(name, x, axes).  ids: T
 
     Without a cache, and with the logits of all tokens: otherwise Transformers computes the layers that share keys
-    for the last tokens only.
+    for the last tokens only.  image_mask: "intended" hands Transformers that mask, where a model has two; None: it
+    makes its own.  Which one ran is noted in sink.meta.
     """
     torch, _ = import_hf()
     hf = load_hf(model.checkpoint.folder, getattr(torch, dtype))
     catcher = Catcher(model.config, len(ids), sink, points, media)
     given = hf_inputs(ids, media, model.family.placeholders(model.config))
     inputs = {name: torch.tensor(x) for name, x in given.items()}
+    several = model.has_image_mask(media)
+    if image_mask == "intended" and several:
+        inputs["attention_mask"] = intended_mask(hf, inputs)
     with torch.no_grad(), catcher.listening(hf):
         out = hf(**inputs, use_cache=False, logits_to_keep=0)
     catcher.keep("logits", out.logits, "T V")
+    if several:
+        sink.meta["image_mask"] = "transformers" if catcher.looked_ahead else "intended"
+
+
+def intended_mask(hf, inputs):
+    """The masks that Transformers makes for a static cache, and not in a plain forward pass: kind of layer -> mask."""
+    torch, _ = import_hf()
+    (tokens,) = inputs["input_ids"].shape[1:]
+    like = torch.empty(1, tokens, hf.get_input_embeddings().embedding_dim, dtype=hf.dtype)
+    types = inputs["mm_token_type_ids"]
+    return hf.create_masks_for_generate(
+        hf.config, like, None, None, torch.arange(tokens)[None], mm_token_type_ids=types
+    )
 
 
 def hf_inputs(ids, media, placeholders):
@@ -102,10 +124,12 @@ class Catcher:
 
     def __init__(self, config, tokens, sink, points, media):
         self.config, self.sink, self.points, self.media = config.text, sink, points, media
-        self.towers = Towers(config, media, self.keep_piece)
+        self.whole: Any = config
+        self.towers: Any = None  # what watches pictures and sound, once it is known which model runs
+        self.looked_ahead = False  # whether some token of a full layer saw a later one
         self.sizes = {"T": tokens, "S": tokens, "L": self.config.num_hidden_layers}
         self.attention, self.to_rotate = None, []  # of the decoder layer that is running; of none in a tower
-        self.after_attention = None  # of the layer that is running
+        self.full, self.after_attention = False, None  # of the layer that is running
 
     def keep(self, name, x, axes):
         """Without the batch axis, joined axes split."""
@@ -129,6 +153,9 @@ class Catcher:
                 for handle in () if short.startswith(TOWERS) else self.hook(module, short):
                     stack.callback(handle.remove)
             if not is_empty(self.media):
+                self.towers = BEFORE_TEXT[modelling.__name__.rpartition(".")[2]](
+                    self.whole, self.media, self.keep_piece
+                )
                 stack.enter_context(self.towers.listening(hf))
                 stack.callback(text.register_forward_pre_hook(self.merged, with_kwargs=True).remove)
             stack.enter_context(patch.object(modelling, "apply_rotary_pos_emb", self.rotary(modelling)))
@@ -169,6 +196,7 @@ class Catcher:
     def enter(self, layer):
         spec = self.config.layers[int(layer.rpartition(".")[2])]
         self.sizes |= {"N": spec.N, "K": spec.K}
+        self.full = spec.window is None
         self.attention, self.to_rotate = f"{layer}.self_attn", ["q_rope", "k_rope"]  # in the order of the calls
 
     def between_branches(self, layer, x):
@@ -204,6 +232,7 @@ class Catcher:
             y, probs = original(module, query, key, value, attention_mask, **kwargs)
             scores = query @ modelling.repeat_kv(key, module.num_key_value_groups).transpose(2, 3)
             if attention_mask is not None:
+                self.looked_ahead |= self.full and bool((attention_mask >= 0).triu(1).any())
                 scores = scores.masked_fill(attention_mask < 0, 0)  # as our point: what the mask hides reads as 0
             if self.attention is None:
                 self.towers.patch_maps(scores * module.scaling, probs)

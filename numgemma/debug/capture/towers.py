@@ -8,7 +8,7 @@ import sys
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
-from numgemma.prompt.media import clips, frames, images
+from numgemma.prompt.media import clips, frames, images, suffixes
 
 SKIPPED = ("act_fn", "act", "linear")  # activation functions; what a clipped linear holds
 
@@ -226,11 +226,6 @@ class Towers:
         banded = blocked[:, :, :, rows, columns].flatten(2, 3)
         for (suffix, real), piece in zip(self.batch, banded, strict=True):
             self.keep(f"{self.layer}.{point}".replace("*", suffix), piece[:, : real[::4].sum()], "N U R")
-
-
-def suffixes(n):
-    """As multimodal.numbered gives them."""
-    return [""] if n == 1 else [f"@{i}" for i in range(n)]
 
 
 def is_leaf(module):

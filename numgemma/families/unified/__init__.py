@@ -4,5 +4,39 @@ In reading order:
 
     config   config.json: the decoder's, and how pictures and sound are cut
     layout   every tensor's name and shape, from the config alone
+    inputs   pictures and sound beside a prompt, checked
     unified  the forward pass; each patch and each frame is one soft token
 """
+
+from numgemma.families.family import Family
+from numgemma.families.gemma4 import config as gemma4_config
+from numgemma.families.gemma4 import gemma4
+from numgemma.families.unified import config, inputs, layout, unified
+from numgemma.prompt import media
+
+FAMILY = Family(
+    name="Gemma 4 12B",
+    model_types=("gemma4_unified", "gemma4_unified_text"),
+    read_config=config.read_config,
+    outline=gemma4_config.outline,
+    with_layers=gemma4_config.with_layers,
+    shapes=layout.tensor_shapes,
+    optional=layout.embedders,
+    besides=layout.besides,
+    ignored=layout.ignored,
+    stored_name=layout.stored_name,
+    parts={
+        "forward": unified.forward,
+        "soft tokens": unified.soft_tokens,
+        "embed": gemma4.embed,
+        "masks": gemma4.causal_masks,
+        "rope table": gemma4.rope_table,
+        "block": gemma4.block,
+        "forget": gemma4.forget,
+        "head": gemma4.head,
+    },
+    placeholders=media.placeholders,
+    counts=inputs.counts,
+    check_media=inputs.check_media,
+    image_masks=tuple(unified.MASKS),
+)

@@ -39,6 +39,22 @@ def audio_part(config: UnifiedConfig) -> Shapes:
     return {"embed_audio.embedding_projection.weight": (config.text.hidden_size, config.audio.audio_embed_dim)}
 
 
+def embedders(config: UnifiedConfig) -> dict[str, Shapes]:
+    """What may be absent altogether: text-only copies keep the config of the whole."""
+    return {"vision": vision_part(config), "audio": audio_part(config)}
+
+
+def besides(config: UnifiedConfig) -> Shapes:
+    """What a file may hold and a run may do without: a head of its own, as quantised releases have."""
+    return {"lm_head.weight": (config.text.vocab_size, config.text.hidden_size)}
+
+
+def ignored(config: UnifiedConfig) -> list[str]:
+    """Names of tensors that a file may hold all the same: of an embedder that its config does not have."""
+    vision = [] if config.vision else [r"(vision_embedder|embed_vision)\..*"]
+    return vision + ([] if config.audio else [r"embed_audio\..*"])
+
+
 def stored_name(name: str, family: str) -> str:
     """The name that Transformers gives a tensor in a file of that model_type: norm.weight -> model.norm.weight."""
     if name.startswith("lm_head"):

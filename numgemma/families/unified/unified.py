@@ -19,9 +19,10 @@ from numgemma.trace import Tap
 EPS = 1e-5  # of the norms that have a bias: PyTorch's default, not the config's rms_norm_eps
 
 
-def forward(ids, media: Media, w, config, dtype, kvs, start=0, tap=Tap()):
+def forward(ids, media: Media, w, run, tap=Tap()):
     """Logits of every token.  ids: T  ->  T V   (equals Gemma4UnifiedForConditionalGeneration)"""
-    return gemma4.head(hidden(ids, media, w, config, dtype, kvs, start, tap), w, config.text, tap)
+    x = hidden(ids, media, w, run.config, run.dtype, run.kvs, run.start, tap)
+    return gemma4.head(x, w, run.config.text, tap)
 
 
 def hidden(ids, media: Media, w, config, dtype, kvs, start=0, tap=Tap()):
@@ -87,8 +88,7 @@ def place_patches(patches, positions, w, dtype, tap=Tap()):
     h = layer_norm("patch_ln2", h, w, tap, "O W")
     columns, rows = w["pos_embedding"][:, 0], w["pos_embedding"][:, 1]
     place = ops.embed(positions[:, 0], columns, dtype) + ops.embed(positions[:, 1], rows, dtype)
-    h = h + tap("position_embedding", place, "O W")
-    return layer_norm("pos_norm", h, w, tap, "O W")
+    return layer_norm("pos_norm", tap("placed", h + place, "O W"), w, tap, "O W")
 
 
 def hear(frames, w, config, dtype, tap=Tap()):
