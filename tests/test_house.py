@@ -102,7 +102,7 @@ def test_debugs_page_says_of_each_file_what_its_folder_says():
 
 def test_the_reading_list_of_the_readme_goes_down_the_order():
     table = README.read_text().partition("## Read it")[2].partition("Where everything is")[0]
-    links = [Path(link).with_suffix("").parts[1:] for link in re.findall(r"\]\(([^)]+)\)", table)]
+    links = [Path(link).with_suffix("").parts for link in re.findall(r"\]\(numgemma/([^)]+)\)", table)]
     links = [link[:-1] if link[-1] == "__init__" else link for link in links]
     assert len(links) > 20
     for before, after in pairwise(links):
