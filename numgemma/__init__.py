@@ -31,17 +31,31 @@ The files, in the order in which they read best:
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from numgemma.dump import Dump, read_dump
 from numgemma.errors import InputError
-from numgemma.generate import Sampling
-from numgemma.model import Model, load
 from numgemma.version import __version__
 
 if TYPE_CHECKING:
     from numgemma.debug.compare.result import Diff
+    from numgemma.dump import Dump, read_dump
+    from numgemma.generate import Sampling
+    from numgemma.model import Model, load
+else:
+
+    def __getattr__(name):
+        """The rest of __all__, imported by whoever asks first: `numgemma --help` shall not wait for NumPy."""
+        if name not in HOMES:
+            raise AttributeError(f"module 'numgemma' has no attribute '{name}'")
+        return getattr(import_module(f"numgemma.{HOMES[name]}"), name)
+
+    def __dir__():
+        return sorted({*globals(), *__all__})
+
+
+HOMES = {"Dump": "dump", "read_dump": "dump", "Sampling": "generate", "Model": "model", "load": "model"}
 
 __all__ = ["Dump", "InputError", "Model", "Sampling", "__version__", "diff", "load", "read_dump"]
 
@@ -54,6 +68,7 @@ def diff(a: "Dump | str | Path", b: "Dump | str | Path", points: Sequence[str] =
     """
     from numgemma.debug.compare.diff import diff as compare
     from numgemma.debug.readers import read_any
+    from numgemma.dump import Dump
 
     a, b = (x if isinstance(x, Dump) else read_any(x) for x in (a, b))
     return compare(a, b, points)

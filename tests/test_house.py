@@ -157,6 +157,34 @@ def test_importing_the_package_imports_nothing_heavy():
     assert fresh(code) == "[]"
 
 
+def modules_of(*words):
+    """The names of all modules that a command has imported when it ends."""
+    code = f"""
+import contextlib, io, sys
+from numgemma.cli import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main({list(words)})
+print(*sys.modules)
+"""
+    return set(fresh(code).split())
+
+
+def test_help_waits_for_nothing_that_it_does_not_need():
+    bare = set(fresh("import sys; print(*sys.modules)").split())
+    found = modules_of("--help")
+    rooms_named = {name for name in found if name.startswith("numgemma")}
+    assert rooms_named == {f"numgemma{room}" for room in ("", ".atomic", ".cli", ".errors", ".version")}
+    assert "numpy" not in found
+    assert len(found - bare) < 60
+
+
+def test_the_bare_name_of_a_config_is_inspected_without_what_reads_prompts_and_draws():
+    found = modules_of("inspect", "gemma-4-E2B-it")
+    assert sorted(found & {"numba", "matplotlib", "jinja2", "tokenizers", "PIL", "torch", "av", "soundfile"}) == []
+    assert not {name for name in found if name.startswith(("numgemma.debug", "numgemma.surgery", "numgemma.plots"))}
+    assert {name for name in found if name.startswith("numgemma.cli.")} == {"numgemma.cli.inspect"}
+
+
 def test_importing_the_package_changes_no_environment_variable():
     assert fresh("import os; a = dict(os.environ); import numgemma; print(a == dict(os.environ))") == "True"
 

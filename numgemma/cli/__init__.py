@@ -13,37 +13,17 @@ In reading order:
 import argparse
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
-from numgemma import ops
 from numgemma.atomic import target
-from numgemma.cli import (
-    bench,
-    capture,
-    demo,
-    diff,
-    dump,
-    floor,
-    generate,
-    inspect,
-    lineage,
-    lint,
-    precheck,
-    preprocess,
-    replay,
-    seams,
-    show,
-    stack,
-    synth,
-    transplant,
-    whatif,
-)
 from numgemma.errors import InputError, NonFiniteError, meant
 from numgemma.version import __version__
 
-RUN = (inspect, generate, preprocess, dump, capture, precheck, floor, diff, replay, whatif, show, bench, demo)
-MAKE = (synth, stack, transplant, lint, lineage, seams)
-VERBS = RUN + MAKE
+RUN_A_MODEL = ("inspect", "generate", "preprocess", "dump", "capture", "show", "bench", "demo")
+COMPARE = ("precheck", "floor", "diff", "replay", "whatif", "seams")
+MAKE = ("synth", "stack", "transplant", "lint", "lineage")
+VERBS = (*RUN_A_MODEL, *COMPARE, *MAKE)  # modules, each imported only where it is named: help does not wait for them
 
 EPILOG = """exit codes: 0 same or done, 1 they differ, or lint found an error, 2 wrong usage or input, 3 not comparable,
 4 NaN or infinity
@@ -52,7 +32,8 @@ CKPT is a directory with config.json and safetensors, one .safetensors file besi
 checkpoint that comes with numgemma."""
 
 
-def parser():
+def parser(words):
+    """Of the verbs that are none of these words only a line is known."""
     top = argparse.ArgumentParser(
         prog="numgemma",
         description="Run Gemma 4 in NumPy, record every activation, and see where another implementation parts.",
@@ -61,24 +42,30 @@ def parser():
     )
     top.add_argument("--version", action="version", version=f"numgemma {__version__}")
     verbs = top.add_subparsers(metavar="VERB", required=True)
-    for verb in VERBS:
-        name = verb.__name__.rpartition(".")[2]
-        summary = (verb.__doc__ or "").strip()
-        sub = verbs.add_parser(name, help=summary.splitlines()[0], description=summary)
-        verb.add_arguments(sub)
-        sub.set_defaults(run=verb.run)
+    for name in VERBS:
+        sub = verbs.add_parser(name, help=first_line(name))
+        if name in words:
+            verb = import_module(f"numgemma.cli.{name}")
+            sub.description = (verb.__doc__ or "").strip()
+            verb.add_arguments(sub)
+            sub.set_defaults(run=verb.run)
     return top
+
+
+def first_line(verb):
+    """Of what the module says of itself, read without running it."""
+    with Path(__file__).with_name(f"{verb}.py").open(encoding="utf-8") as file:
+        return file.readline().strip().strip('"')
 
 
 FILES_WRITTEN = ("json", "html", "plot", "emit", "out")
 
 
-def check_verb(argv):
+def check_verb(words):
     """A word that is no verb is met with the one that was meant."""
-    verbs = [verb.__name__.rpartition(".")[2] for verb in VERBS]
-    if argv and not str(argv[0]).startswith("-") and argv[0] not in verbs:
-        offered = meant(str(argv[0]), verbs) or f"; the verbs are {', '.join(verbs)}"
-        raise InputError(f"{argv[0]:.60} is no verb{offered}.")
+    if words and not words[0].startswith("-") and words[0] not in VERBS:
+        offered = meant(words[0], VERBS) or f"; the verbs are {', '.join(VERBS)}"
+        raise InputError(f"{words[0]:.60} is no verb{offered}.")
 
 
 def check_outputs(args):
@@ -95,10 +82,13 @@ def check_outputs(args):
 
 def main(argv=None) -> int:
     """Run one verb; returns the exit code."""
+    words = sys.argv[1:] if argv is None else [str(word) for word in argv]
     try:
-        check_verb(sys.argv[1:] if argv is None else argv)
-        args = parser().parse_args(argv)
+        check_verb(words)
+        args = parser(words).parse_args(words)
         check_outputs(vars(args))
+        from numgemma import ops
+
         with ops.undone():
             return args.run(args)
     except InputError as error:

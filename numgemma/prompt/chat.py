@@ -11,11 +11,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numgemma.checkpoint import explained, read_object, unique
 from numgemma.errors import InputError
-from numgemma.prompt.template import Template, render
+
+if TYPE_CHECKING:
+    from numgemma.prompt.template import Template
 
 MAX_BYTES = 100_000_000  # of a chat file
 FORM = '[{"role": "user", "content": "Hello"}]'
@@ -74,6 +76,8 @@ def render_chat(
         variables["enable_thinking"] = thinking
     values = special_tokens(Path(folder)) | variables
     values |= {"messages": [as_read(message) for message in messages], "tools": tools, "documents": documents}
+    from numgemma.prompt.template import render  # with jinja2, which nothing else waits for
+
     return render(choose(Path(folder), template, tools), values | {"add_generation_prompt": add_generation_prompt})
 
 
@@ -144,7 +148,7 @@ def chat_files(messages: Sequence[Mapping], given: Mapping[str, Sequence[Path]],
 # the template and what it may name
 
 
-def choose(folder: Path, name: str | None, tools) -> Template:
+def choose(folder: Path, name: str | None, tools) -> "Template":
     """One of the checkpoint's templates by name, or a .jinja file."""
     if name is not None and name.endswith(".jinja"):
         return read_template(Path(name))
@@ -161,7 +165,7 @@ def choose(folder: Path, name: str | None, tools) -> Template:
     return found[name]
 
 
-def read_templates(folder: Path) -> dict[str, Template]:
+def read_templates(folder: Path) -> dict[str, "Template"]:
     """Name -> template, from the first place that has any; the files first, as Transformers does it."""
     files = [(path.stem, path) for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))]
     files += [("default", path) for path in [folder / "chat_template.jinja"] if path.exists()]
@@ -174,8 +178,10 @@ def read_templates(folder: Path) -> dict[str, Template]:
     return {}
 
 
-def named_templates(found, path) -> dict[str, Template]:
+def named_templates(found, path) -> dict[str, "Template"]:
     """A template in a JSON file: one text, or a list of {"name": ..., "template": ...}."""
+    from numgemma.prompt.template import Template
+
     rows = [{"name": "default", "template": found}] if isinstance(found, str) else found
     try:
         pairs = {row["name"]: row["template"] for row in rows}
@@ -184,7 +190,9 @@ def named_templates(found, path) -> dict[str, Template]:
         raise InputError(f"{path}: chat_template is neither a text nor a list of named texts; {COPY}.") from None
 
 
-def read_template(path: Path) -> Template:
+def read_template(path: Path) -> "Template":
+    from numgemma.prompt.template import Template
+
     return Template(decoded(read_bytes(path), path), str(path))
 
 
