@@ -30,6 +30,8 @@ PRECISIONS = {name: np.dtype(name) for name in ("float32", "float64", "bfloat16"
 Ids = Sequence[int] | np.ndarray  # T token ids, the first at position 0
 Edits = Mapping[str, Callable[[np.ndarray], np.ndarray]]
 
+IMAGE_MASKS = ("intended", "transformers")
+
 DATA = Path(__file__).parent / "data"
 
 
@@ -288,9 +290,9 @@ def load(path: str | Path, precision: str = "float32", image_mask: str = "intend
 
 def masked(config, image_mask, family: Family, where):
     """The config with another image mask than the intended one."""
-    if image_mask not in ("intended", "transformers"):
+    if image_mask not in IMAGE_MASKS:
         raise InputError(f"Image mask '{image_mask}' is neither 'intended' nor 'transformers'.")
-    if image_mask == "intended":
+    if image_mask == family.image_masks[0]:
         return config
     if image_mask not in family.image_masks:
         raise InputError(f"{where}: Transformers runs {family.name} with the intended image mask; choose no other.")

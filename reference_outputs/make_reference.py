@@ -39,6 +39,9 @@ def runs(folder):
         checkpoint = tiny.write(Path(folder) / name, raw)
         ids, arrays = tiny.multimodal_prompt(name)
         yield f"{name}_float32", checkpoint, ids, None, "float32", read_media(arrays)
+    checkpoint = tiny.write(Path(folder) / "12b", tiny.UNIFIED)
+    ids, arrays = tiny.unified_prompt(tiny.UNIFIED_STORED)
+    yield "12b_float32", checkpoint, ids, None, "float32", read_media(arrays)
 
 
 def main():

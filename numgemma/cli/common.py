@@ -11,7 +11,7 @@ from numgemma import ops
 from numgemma.checkpoint import open_safetensors
 from numgemma.cli.files import add_files, given_files, remark
 from numgemma.errors import InputError
-from numgemma.model import Model
+from numgemma.model import IMAGE_MASKS, Model
 from numgemma.prompt.chat import chat_files, read_chat, render_chat
 from numgemma.prompt.media import NAMES, NO_MEDIA, Media, read_media
 from numgemma.prompt.processor import place
@@ -59,6 +59,16 @@ def add_points(parser):
         help="names to keep, as 'layers.3.*' or '*.out'; a leading ! excludes (default: all but maps of attention)",
     )
     parser.add_argument("-o", "--out", metavar="OUT.safetensors", required=True, type=Path, help="the dump to write")
+
+
+def add_image_mask(parser):
+    parser.add_argument(
+        "--image-mask",
+        choices=IMAGE_MASKS,
+        default=IMAGE_MASKS[0],
+        help="of 12B: what Transformers computes lets image tokens see each other on full layers and past the window "
+        "too (default: intended)",
+    )
 
 
 def add_backend(parser, default):

@@ -11,7 +11,7 @@ from numgemma.cli.report import add_report, write_json, write_report, written
 from numgemma.debug.compare.diff import diff, render
 from numgemma.debug.compare.name_map import NameMap, parse_map
 from numgemma.debug.measure.precision import coarser, of_run
-from numgemma.debug.noise.floor import cache_path, cached_floor, read_floor
+from numgemma.debug.noise.floor import beside, cache_path, cached_floor, read_floor
 from numgemma.debug.readers import read_any, summary
 from numgemma.errors import InputError
 from numgemma.model import load
@@ -88,7 +88,7 @@ def floors(args, a, b):
     if args.ckpt:
         return [cached_floor(load(args.ckpt), ids, precision)]
     for dump in (a, b):
-        path = cache_path(dump.meta.get("model") or {}, ids, precision, dump.meta.get("inputs"))
+        path = cache_path(dump.meta.get("model") or {}, ids, precision, beside(dump.meta))
         if path.exists():
             return [read_floor(path)]
     raise InputError(

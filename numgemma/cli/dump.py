@@ -3,6 +3,7 @@
 from numgemma.cli.common import (
     Progress,
     add_backend,
+    add_image_mask,
     add_points,
     add_prompt,
     check_kept,
@@ -19,6 +20,7 @@ def add_arguments(parser):
     parser.add_argument("ckpt", metavar="CKPT")
     add_prompt(parser)
     add_points(parser)
+    add_image_mask(parser)
     add_backend(parser, "numpy, the definition")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: float32")
     parser.add_argument(
@@ -31,7 +33,7 @@ def add_arguments(parser):
 
 def run(args):
     use_backend(args)
-    model = load(args.ckpt, args.precision)
+    model = load(args.ckpt, args.precision, args.image_mask)
     for prompt in read_prompts(args, model):
         out = numbered(args.out, prompt.suffix)
         warn_of_length(prompt.ids, model)

@@ -7,7 +7,7 @@ measured against it.  The result is a small file, kept in a cache, that `diff --
 import sys
 from pathlib import Path
 
-from numgemma.cli.common import Prompt, add_prompt, read_prompts
+from numgemma.cli.common import Prompt, add_image_mask, add_prompt, read_prompts
 from numgemma.debug.measure.precision import of_run
 from numgemma.debug.noise.floor import PRECISIONS, RUNS, cached_floor
 from numgemma.debug.readers import read_any
@@ -22,11 +22,12 @@ def add_arguments(parser):
     parser.add_argument(
         "--precision", choices=PRECISIONS, nargs="+", help="default: that of DUMP by its values, or float32"
     )
+    add_image_mask(parser)
     parser.add_argument("-o", "--out", metavar="FILE.json", type=Path, help="write it here too, not to the cache alone")
 
 
 def run(args):
-    model = load(args.ckpt)
+    model = load(args.ckpt, image_mask=args.image_mask)
     dump = read_any(args.dump, config=model.config.text) if args.dump else None
     precisions = args.precision or [of_run(dump) if dump else "float32"]
     if args.out and len(precisions) > 1:

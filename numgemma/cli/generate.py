@@ -4,7 +4,7 @@ import sys
 import time
 
 from numgemma import machine, ops
-from numgemma.cli.common import add_backend, add_prompt, read_prompts, use_backend, warn_of_length
+from numgemma.cli.common import add_backend, add_image_mask, add_prompt, read_prompts, use_backend, warn_of_length
 from numgemma.errors import InputError
 from numgemma.generate import Memory
 from numgemma.model import PRECISIONS, load
@@ -25,6 +25,7 @@ def add_arguments(parser):
     parser.add_argument("--loops", action="store_true", help="say how much the new text repeats itself")
     parser.add_argument("--print-ids", action="store_true", help="print the new token ids alone on the last line")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: float32")
+    add_image_mask(parser)
     add_backend(parser, "numba where it is installed")
     parser.add_argument(
         "--chunk",
@@ -48,7 +49,7 @@ def run(args):
         raise InputError("--top-k and --top-p choose among sampled tokens; give a --temperature above 0 with them.")
     memory = Memory(args.chunk, args.cache_dtype and PRECISIONS[args.cache_dtype])
     use_backend(args, ops.fastest(PRECISIONS[args.precision]))
-    model = load(args.ckpt, args.precision)
+    model = load(args.ckpt, args.precision, args.image_mask)
     if args.verbose:
         print("\n".join([machine.engine(), *machine.warnings()]), file=sys.stderr)
     (prompt,) = read_prompts(args, model)

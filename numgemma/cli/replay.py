@@ -6,7 +6,7 @@ It works with all points, with what modules return, or with the outputs of layer
 import sys
 from pathlib import Path
 
-from numgemma.cli.common import Prompt, parse_ids, read_inputs
+from numgemma.cli.common import Prompt, add_image_mask, parse_ids, read_inputs
 from numgemma.cli.report import add_report, write_json, write_report
 from numgemma.debug.blame.replay import replay
 from numgemma.debug.blame.words import render
@@ -39,6 +39,7 @@ def add_subject(parser):
     group.add_argument("--ids", metavar="2,105,9", help="token ids, where the dump has none")
     group.add_argument("--inputs", metavar="FILE", help="ids and media: what Transformers' processor returns")
     parser.add_argument("--map", metavar="FILE", help="names of another engine's dump -> ours")
+    add_image_mask(parser)
 
 
 def run(args):
@@ -55,7 +56,7 @@ def run(args):
 
 def subject(args):
     """The arguments that `replay` and `whatif` share."""
-    model = load(args.ckpt)
+    model = load(args.ckpt, image_mask=args.image_mask)
     dump = read_any(args.dump, args.map, model.config.text)
     if summary(dump):
         print(summary(dump))

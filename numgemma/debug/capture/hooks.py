@@ -47,11 +47,13 @@ def import_hf():
     return torch, transformers
 
 
-def capture(model: Model, ids, sink, dtype="float32", points=EVERYTHING_BUT_MAPS, media=NO_MEDIA, image_mask=None):
+def capture(
+    model: Model, ids, sink, dtype="float32", points=EVERYTHING_BUT_MAPS, media=NO_MEDIA, image_mask="transformers"
+):
     """Run `ids` once through Transformers and hand each point to sink.keep(name, x, axes).  ids: T
 
     Without a cache, and with the logits of all tokens: otherwise Transformers computes the layers that share keys
-    for the last tokens only.  image_mask: "intended" hands Transformers that mask, where a model has two; None: it
+    for the last tokens only.  image_mask: "intended" hands Transformers that mask, where a model has two; else it
     makes its own.  Which one ran is noted in sink.meta.
     """
     torch, _ = import_hf()

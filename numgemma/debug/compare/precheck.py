@@ -63,7 +63,20 @@ class Precheck:
 
 def precheck(a, b, mapped=False) -> Precheck:
     """Look at what two dumps say of themselves.  mapped: the models are known to have other layers."""
-    checks = (token_ids, positions, text, config, weights, inputs, run_precision, cache, fidelity, versions, rows)
+    checks = (
+        token_ids,
+        positions,
+        text,
+        config,
+        weights,
+        inputs,
+        image_mask,
+        run_precision,
+        cache,
+        fidelity,
+        versions,
+        rows,
+    )
     found = [finding for check in checks for finding in check(a, b)]
     if mapped:
         found = [f for f in found if f.what not in ("configuration", "weights") or not f.fatal]
@@ -219,6 +232,21 @@ def input_array(name, x, y, axes):
         size = "not finite" if rel is None else f"off by {100 * rel:.2g} %"
         return Check(name, DIFFERS, f"{name} is {size}: the preprocessing differs", fatal=True)
     return Check(name, SAME if rel == 0 else DIFFERS, f"relative error {rel:.1e}")
+
+
+def image_mask(a, b):
+    """Of 12B: which image tokens see each other, where a dump says so."""
+    x, y = a.meta.get("image_mask"), b.meta.get("image_mask")
+    if x is None or y is None or x == y:
+        if x is not None or y is not None:
+            yield compared("image mask", x, y)
+        return
+    side = "A" if x == "transformers" else "B"
+    says = (
+        f"in {side} image tokens see each other on full layers and past the window too, as Transformers computes 12B: "
+        "make the other dump with --image-mask transformers to compare the two"
+    )
+    yield Check("image mask", DIFFERS, says, fatal=True)
 
 
 def run_precision(a, b):

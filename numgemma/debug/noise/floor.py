@@ -252,8 +252,7 @@ def check_floor(floor: Floor, ids, media) -> None:
 def cache_path(model_meta, ids, precision, beside=None) -> Path:
     """Where the floor of this checkpoint, prompt and precision is kept between runs.
 
-    Under $NUMGEMMA_CACHE, or else $XDG_CACHE_HOME/numgemma, or else ~/.cache/numgemma.  beside: the hashes of what
-    enters the model beside the ids, as a dump's meta["inputs"].
+    Under $NUMGEMMA_CACHE, or else $XDG_CACHE_HOME/numgemma, or else ~/.cache/numgemma.  beside: of `beside`.
     """
     about = (model_meta.get("config"), model_meta.get("shards"), [int(i) for i in ids], precision, RUNS, beside or {})
     what = [SCHEMA, *about]
@@ -263,9 +262,16 @@ def cache_path(model_meta, ids, precision, beside=None) -> Path:
     return folder / f"floor-{key}-{precision}.json"
 
 
+def beside(meta) -> dict[str, str]:
+    """What tells runs of the same ids apart, by a dump's own word: hashes of pictures and sound, another image mask."""
+    mask = meta.get("image_mask", "intended")
+    return (meta.get("inputs") or {}) | ({} if mask == "intended" else {"image_mask": mask})
+
+
 def cached_floor(model, ids, precision, told=lambda run: None, **inputs) -> Floor:
     """The floor from the cache; measured and put there first where it is not."""
-    path = cache_path(model.describe(ids)["model"], ids, precision, hashes(inputs.get("media", NO_MEDIA)))
+    meta = model.describe(ids, media=inputs.get("media", NO_MEDIA))
+    path = cache_path(meta["model"], ids, precision, beside(meta))
     if path.exists():
         return read_floor(path)
     found = measure_floor(model, ids, precision, told=told, **inputs)

@@ -112,8 +112,10 @@ def read_audio_config(raw, where):
     """One number is spelled in four ways."""
     if not raw:
         return None
-    widths = {raw[key] for key in FOUR_SPELLINGS if key in raw}
-    one = {"audio_embed_dim": widths.pop()} if len(widths) == 1 else {}
+    spelled = {key: raw[key] for key in FOUR_SPELLINGS if key in raw}
+    if len(set(map(str, spelled.values()))) > 1:
+        raise InputError(f"{where}: {', '.join(spelled)} are one number, here they disagree; correct the file.")
+    one = {} if not spelled else {"audio_embed_dim": next(iter(spelled.values()))}
     c = build(UnifiedAudioConfig, {k: v for k, v in raw.items() if k not in FOUR_SPELLINGS} | one, where)
     demand(
         [(c.audio_embed_dim > 0, "a size is not positive"), (c.rms_norm_eps > 0, "rms_norm_eps is not positive")], where
