@@ -97,16 +97,14 @@ def timed(call):
 
 
 def numgemma_engine(folder, backend, precision, threads):
-    from numgemma import load, ops
-    from numgemma.families.gemma4 import gemma4, multimodal
-    from numgemma.prompt.media import NO_MEDIA
+    from numgemma import generate, load, ops
 
     ops.use(backend, threads=threads)
     model = load(folder, PRECISIONS[precision])
 
     def whole_pass(ids):
-        x = multimodal.hidden(model.checked(ids), NO_MEDIA, model.weights, model.config, model.dtype, {})
-        gemma4.head(x[-1:], model.weights, model.config.text)
+        x = generate.whole(model.checked(ids), model.weights, model.family, model.run())
+        model.family.part("head")(x[-1:], model.weights, model.run())
 
     def prefill(ids, whole):
         return timed(lambda: whole_pass(ids) if whole else model.generate(ids, 1))

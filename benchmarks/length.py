@@ -61,15 +61,15 @@ def measure(args):
     model = load(args.folder)
     c = model.config.text
     ids = prompt(args.tokens, c.vocab_size)
-    gemma4.hidden(ids[: args.chunk], model.weights, c, model.dtype, {})  # compiles, and reads the weights
-    kvs, layers, parts = cache.empty(c, model.dtype), Counter(spec.kind for spec in c.layers), []
+    gemma4.hidden(ids[: args.chunk], model.weights, model.run())  # compiles, and reads the weights
+    kvs, layers, parts = cache.empty(c.layers, model.dtype), Counter(spec.kind for spec in c.layers), []
     for start in range(0, len(ids), args.chunk):
         if (start // args.chunk + 1) % args.every and start + args.chunk not in LENGTHS:
             stand_in(kvs, c, args.chunk)
             continue
         part, clock, begun = ids[start : start + args.chunk], Clock(c), time.perf_counter()
         with np.errstate(all="ignore"):
-            gemma4.hidden(part, model.weights, c, model.dtype, kvs, start, clock)
+            gemma4.hidden(part, model.weights, model.run(kvs, start), clock)
         found = {"tokens": start + len(part), "own": len(part), "seconds": time.perf_counter() - begun}
         parts.append(found | {kind: clock.spent[kind] / n for kind, n in layers.items()} | memory())
         print(f"{start + len(part)} of {len(ids)}", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 import tiny  # noqa: E402
 
 import numgemma  # noqa: E402
-from numgemma.debug.blame.one_step import HEAD, TOWERS, Subject, again, as_held, local  # noqa: E402
+from numgemma.debug.blame.one_step import HEAD, TOWERS, Rerun, again, as_held, local  # noqa: E402
 from numgemma.debug.blame.replay import size_of  # noqa: E402
 from numgemma.debug.blame.whatif import whatif  # noqa: E402
 from numgemma.debug.compare.scoring import SUSPECT_TO  # noqa: E402
@@ -82,13 +82,13 @@ def clean_steps(model, ids, media):
     precision = str(model.dtype)
     with as_held(precision):
         dump = modules_only(replace(model, dtype=np.dtype("float64")).record(ids, ["*"], media=media))
-    subject = Subject(model, dump, np.asarray(ids), precision, media)
+    subject = Rerun(model, dump, np.asarray(ids), precision, media)
     return subject, local(subject)
 
 
 def expected_point(fault, subject, base):
     """The first step that the fault moves by more than noise could be, or None."""
-    everything = {spec.index for spec in subject.model.config.text.layers} | {HEAD, TOWERS}
+    everything = {spec.index for spec in subject.model.outline.layers} | {HEAD, TOWERS}
     moved = again(subject, base, everything, lambda: applied(subject.model, fault.id))
     for name in base.errors:  # in the order of a right run
         if name in moved.errors and size_of(subject, moved, name)[0] > SUSPECT_TO:
@@ -109,7 +109,7 @@ def case(fault, variant, subject, base) -> Case:
 
 def can_show(fault, subject):
     """Whether a fault can act here.  With media, only those that need them: the rest is shown without."""
-    past = len(subject.ids) > subject.model.config.text.sliding_window or not fault.past_window
+    past = len(subject.ids) > subject.model.outline.window or not fault.past_window
     plain = subject.media is NO_MEDIA or not fault.media(NO_MEDIA)
     return fault.places(subject.model) and past and plain and fault.media(subject.media)
 

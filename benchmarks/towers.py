@@ -135,10 +135,11 @@ def runner(case, path):
     """Our tower as a function of the same."""
     import numpy as np
 
-    from numgemma.checkpoint import Weights, open_safetensors
+    from numgemma.checkpoint import Weights
     from numgemma.families import read_config
     from numgemma.layers.conformer import audio_tower
     from numgemma.layers.vision import vision_tower
+    from numgemma.weights.safetensors import open_safetensors
 
     config, tower, _ = CASES[case]
     c = read_config(json.loads((CONFIGS / f"{config}.json").read_text()), config)

@@ -7,7 +7,9 @@ The files, in the order in which they read best:
     data         the bundled checkpoint, the official configs
     atomic       files written whole or not at all
     extras       packages that only some users need
-    checkpoint   safetensors by memory map, and the tree of weights
+    json_files   files that are read whole, and JSON in them
+    weights      files of weights, one module a storage format
+    checkpoint   the files of a checkpoint as one tree of weights
     streaming    weights that stay on disk until they are needed
     config       JSON objects read strictly
     prompt       messages, pictures, sound and clips to the arrays that enter the model

@@ -30,9 +30,9 @@ class Kept:
         return self.end - self.first
 
 
-def empty(config, dtype):
-    """A cache whose keys and values will be stored in `dtype`, whatever the run computes in."""
-    makers = [spec for spec in config.layers if spec.kv_from == spec.index]
+def empty(rows, dtype):
+    """A cache whose keys and values will be stored in `dtype`, whatever the run computes in.  rows: the layer table"""
+    makers = [spec for spec in rows if spec.kv_from == spec.index]
     return {spec.index: Kept(no_rows(spec, dtype), no_rows(spec, dtype), 0, 0) for spec in makers}
 
 

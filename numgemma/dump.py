@@ -18,11 +18,11 @@ import ml_dtypes
 import numpy as np
 
 from numgemma.atomic import remedy, target
-from numgemma.checkpoint import open_safetensors
 from numgemma.errors import InputError
 from numgemma.notebook import html_table
 from numgemma.prompt.media import Media, clips, frames, images
 from numgemma.trace import EVERYTHING_BUT_MAPS
+from numgemma.weights.safetensors import open_safetensors
 
 SCHEMA = "numgemma.dump/1"
 TYPES = {

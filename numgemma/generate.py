@@ -2,15 +2,14 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from numgemma import cache, ops
+from numgemma import ops
 from numgemma.errors import InputError, NonFiniteError
-from numgemma.families.gemma4 import gemma4, multimodal
 from numgemma.ops import definitions
-from numgemma.prompt.media import NO_MEDIA
+from numgemma.prompt.media import part_of, picture_blocks
 
 
 @dataclass(frozen=True)
@@ -61,36 +60,46 @@ class Memory:
 
 
 def continuation(
-    ids, media, w, config, dtype, sampling: Sampling = Sampling(), memory: Memory = Memory()
+    ids, media, w, family, run, sampling: Sampling = Sampling(), memory: Memory = Memory()
 ) -> Iterator[int]:
-    """New token ids, one at a time, for as long as the caller asks.  ids: T   config: the whole Config"""
+    """New token ids, one at a time, for as long as the caller asks.  ids: T   run: the first, at position 0"""
     rng = np.random.default_rng(sampling.seed)
-    kvs = cache.empty(config.text, memory.cache_dtype or dtype)
+    dtype = run.dtype
+    run = replace(run, kvs=family.kvs(run.config, memory.cache_dtype or dtype))
     with ops.using(ops.fastest(dtype)), np.errstate(all="ignore"):  # `choose` says in words what is not finite
-        x = prefill(ids, media, w, config, dtype, kvs, memory.chunk)
+        x = prefill(ids, media, w, family, run, memory.chunk)
     for start in itertools.count(len(ids)):
         with ops.using(ops.fastest(dtype)), np.errstate(all="ignore"):
-            logits = gemma4.head(x, w, config.text)[0]
+            logits = family.part("head")(x, w, run)[0]
         new = np.array([choose(logits, sampling, rng)])
         yield int(new[0])
         with ops.using(ops.fastest(dtype)), np.errstate(all="ignore"):
-            x = multimodal.hidden(new, NO_MEDIA, w, config, dtype, kvs, start)
+            x = whole(new, w, family, replace(run, start=start))
 
 
-def prefill(ids, media, w, config, dtype, kvs, chunk):
+def prefill(ids, media, w, family, run, chunk):
     """The stream of the last token, after the last norm.  ids: T  ->  1 D
 
-    The layers that make no keys run for this token alone.
+    Layers that only read the keys of others are left out, but for this token.
     """
-    soft = multimodal.soft_tokens(media, w, config, dtype)
-    blocks = multimodal.image_blocks(ids, media, config)
+    enter, layers, forget, leave = map(family.part, ("enter", "layers", "forget", "leave"))
+    rows, places = family.outline(run.config).layers, family.placeholders(run.config)
+    makers = max(spec.kv_from for spec in rows) + 1
+    soft = family.part("soft tokens")(media, w, run) if "soft tokens" in family.parts else {}
+    blocks = picture_blocks(ids, media, places)
     for start, stop in parts(blocks, chunk):
-        here = multimodal.part_of(soft, ids, start, stop, config)
-        wanted = slice(-1, None) if stop == len(ids) else slice(0, 0)
-        x = multimodal.with_soft_tokens(
-            ids[start:stop], here, blocks[start:stop], w, config, dtype, kvs, start, wanted=wanted
-        )
-    return x
+        forget(run.kvs, rows)  # what the part before was the last to see
+        run = replace(run, start=start)
+        here = part_of(soft, ids, start, stop, places)
+        tokens = layers(enter(ids[start:stop], here, blocks[start:stop], w, run), rows[:makers], w, run)
+    return leave(layers(tokens.of(slice(-1, None)), rows[makers:], w, run), w, run)
+
+
+def whole(ids, w, family, run):
+    """The stream of all tokens of a text, after the last norm: every layer runs for each.  ids: T  ->  T D"""
+    enter, layers, leave = map(family.part, ("enter", "layers", "leave"))
+    no_picture = np.full(len(ids), -1)
+    return leave(layers(enter(ids, {}, no_picture, w, run), family.outline(run.config).layers, w, run), w, run)
 
 
 def parts(blocks, chunk):

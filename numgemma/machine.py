@@ -9,7 +9,6 @@ from statistics import median
 import numpy as np
 
 from numgemma import ops
-from numgemma.families.gemma4 import layout
 from numgemma.ops import blas, threads
 
 READ = 1 << 29  # bytes, many times what any cache holds
@@ -64,15 +63,15 @@ def processor_flags() -> str:
 
 def bytes_per_token(model) -> float:
     """Bytes of weights that a decoded token reads: of a table one row, unless it is the head; of experts the chosen."""
-    c, w = model.config.text, model.weights
+    rows, w = model.outline.layers, model.weights
     tied = "lm_head.weight" not in w
     total = 0.0
-    for name in layout.text_shapes(c):
+    for name in model.family.text_shapes(model.config).keys() - {"lm_head.weight"}:
         share = 1.0
         if name == "embed_tokens_per_layer.weight" or (name == "embed_tokens.weight" and not tied):
             share = 1 / len(w[name])
         elif ".experts." in name:
-            spec = c.layers[int(name.split(".")[1])]
+            spec = rows[int(name.split(".")[1])]
             share = spec.J / spec.E
         total += share * w[name].nbytes
     return total if tied else total + w["lm_head.weight"].nbytes
@@ -80,13 +79,13 @@ def bytes_per_token(model) -> float:
 
 def flops_per_token(model, whole: bool) -> float:
     """Multiplications and additions in linear layers for a token of a prompt; whole: in layers that share keys too."""
-    c = model.config.text
-    total = 0.0
-    for name, shape in layout.text_shapes(c).items():
+    rows = model.outline.layers
+    last_maker, total = max(spec.kv_from for spec in rows), 0.0
+    for name, shape in model.family.text_shapes(model.config).items():
         layer = int(name.split(".")[1]) if name.startswith("layers.") else -1
-        if len(shape) < 2 or name.startswith("embed_tokens") or (layer > c.last_maker and not whole):
+        if len(shape) < 2 or name.startswith(("embed_tokens", "lm_head")) or (layer > last_maker and not whole):
             continue
-        share = c.layers[layer].J / c.layers[layer].E if ".experts." in name else 1.0
+        share = rows[layer].J / rows[layer].E if ".experts." in name else 1.0
         total += 2 * share * float(np.prod(shape))
     return total
 

@@ -16,6 +16,7 @@ from numgemma.checkpoint import Checkpoint, Weights, check_tensors, open_checkpo
 from numgemma.dump import Dump, hashes, new_meta
 from numgemma.errors import InputError, meant
 from numgemma.families import Family, Outline, Run, find
+from numgemma.families.family import started
 from numgemma.generate import Memory, Sampling, continuation, steps
 from numgemma.prompt.chat import chat_files, render_chat
 from numgemma.prompt.media import NO_MEDIA, Media, check_places, check_prefill, frames, images, read_media, spans
@@ -115,7 +116,7 @@ class Model:
 
     def run(self, kvs: dict | None = None, start: int = 0) -> Run:
         """What one pass over tokens needs to know.  kvs: the keys and values of the passes before it"""
-        return Run(self.config, self.dtype, {} if kvs is None else kvs, start)
+        return started(self.config, self.dtype, {} if kvs is None else kvs, start)
 
     def forward(self, ids: np.ndarray, media: Media, run: Run, tap: Tap = Tap()) -> np.ndarray:
         """The family's forward pass.  ids: T, checked, the first at position run.start  ->  T V"""
@@ -196,7 +197,7 @@ class Model:
             raise InputError(f"max_new_tokens is {max_new_tokens}; it should be 0 or more.")
         sampling = sampling or self.sampling()
         ids = self.checked(ids, media)
-        new = continuation(ids, media, self.weights, self.config, self.dtype, sampling, memory or Memory())
+        new = continuation(ids, media, self.weights, self.family, self.run(), sampling, memory or Memory())
         for i in islice(new, max_new_tokens):
             yield i
             if i in self.stop_ids and not ignore_eos:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from numgemma.checkpoint import parse_object
 from numgemma.errors import InputError, meant
 from numgemma.families import find
+from numgemma.json_files import parse_object
 
 CONFIGS = Path(__file__).parent / "data" / "configs"
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from numgemma.checkpoint import Weights, release
+from numgemma.checkpoint import Weights
+from numgemma.weights.safetensors import release
 
 SHARE_OF_MEMORY = 0.8
 

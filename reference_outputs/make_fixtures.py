@@ -26,8 +26,8 @@ import numpy as np  # noqa: E402
 import tiny  # noqa: E402
 
 from numgemma import load  # noqa: E402
-from numgemma.checkpoint import open_safetensors  # noqa: E402
 from numgemma.debug.capture.hooks import import_hf, load_hf  # noqa: E402
+from numgemma.weights.safetensors import open_safetensors  # noqa: E402
 
 V = 1024
 TOKENS = {"vocab_size": V, "vocab_size_per_layer_input": V, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from numgemma.checkpoint import open_safetensors
+from numgemma.weights.safetensors import open_safetensors
 
 STRIDE = 97  # every so many numbers are stored: enough to show any other order
 EXPECTED = open_safetensors(Path(__file__).parent / "hostile" / "expected.safetensors").tensors

@@ -12,7 +12,6 @@ from numgemma.families.gemma4 import gemma4
 from numgemma.generate import Memory
 from numgemma.masks import Spans, causal_mask, everything, image_mask
 from numgemma.prompt.media import NO_MEDIA
-from numgemma.trace import Recorder
 
 PARTS = st.lists(st.integers(1, 700), min_size=1, max_size=6)
 
@@ -52,7 +51,7 @@ def test_a_token_costs_no_copy_of_all_that_is_kept():
 
 def test_a_cache_rounds_to_the_dtype_it_was_made_for(models):
     config = models["dense"].config.text
-    kvs = cache.empty(config, np.dtype("bfloat16"))
+    kvs = cache.empty(config.layers, np.dtype("bfloat16"))
     k = np.full((3, config.layers[0].K, config.layers[0].H), 1.001, np.float32)
     cache.append(kvs, 0, k, k)
     held, _ = kvs[0]
@@ -64,10 +63,10 @@ def test_a_cache_rounds_to_the_dtype_it_was_made_for(models):
 @pytest.mark.parametrize("chunk", [1, 3, 7, 64])
 def test_a_prompt_in_chunks_ends_in_the_same_stream(models, variant, chunk):
     model, ids = models[variant], tiny.prompt(tiny.VARIANTS[variant], 40)
-    kvs = {}
-    x = generate.prefill(ids, NO_MEDIA, model.weights, model.config, model.dtype, kvs, chunk)
+    kvs = cache.empty(model.config.text.layers, model.dtype)
+    x = generate.prefill(ids, NO_MEDIA, model.weights, model.family, model.run(kvs), chunk)
     whole = {}
-    expected = gemma4.hidden(ids, model.weights, model.config.text, model.dtype, whole)
+    expected = gemma4.hidden(ids, model.weights, model.run(whole))
     np.testing.assert_allclose(x, expected[-1:], 1e-3, 1e-4)
     assert kvs.keys() == whole.keys()
     for i in kvs:
@@ -75,22 +74,21 @@ def test_a_prompt_in_chunks_ends_in_the_same_stream(models, variant, chunk):
             np.testing.assert_allclose(held, other, 1e-3, 1e-4)
 
 
-def test_layers_that_make_no_keys_run_for_the_last_token_alone(models):
+def test_layers_that_make_no_keys_run_for_the_last_token_alone(models, monkeypatch):
     model, ids = models["ple"], tiny.prompt(tiny.PLE, 20)
-    seen = {}
+    seen, block = {}, gemma4.block
 
-    def keep(name, x, axes):
-        seen[name] = len(x)
+    def counting(x, own, w, spec, *rest):
+        seen[spec.index] = seen.get(spec.index, 0) + len(x)
+        return block(x, own, w, spec, *rest)
 
-    x = gemma4.embed(ids, model.weights, model.config.text, model.dtype)
-    ple = gemma4.per_layer_inputs(ids, x, model.weights, model.config.text)
-    masks = gemma4.causal_masks(20, model.config.text)
-    tap = Recorder(keep, model.dtype, ["layers.*.mlp.down_proj"])
-    gemma4.decoder(x, ple, masks, model.weights, model.config.text, {}, 0, tap, slice(-1, None))
+    monkeypatch.setattr(gemma4, "block", counting)
     layers = model.config.text.layers
-    assert [seen[f"layers.{s.index}.mlp.down_proj"] for s in layers] == [
-        20 if s.kv_from == s.index else 1 for s in layers
-    ]
+    for chunk in (7, 64):
+        seen.clear()
+        run = model.run(cache.empty(layers, model.dtype))
+        generate.prefill(ids, NO_MEDIA, model.weights, model.family, run, chunk)
+        assert [seen[s.index] for s in layers] == [20 if s.kv_from == s.index else 1 for s in layers]
 
 
 def test_no_image_is_cut():
@@ -104,8 +102,8 @@ def test_a_cache_in_bfloat16_moves_the_stream_by_its_rounding(models):
     model, ids = models["dense"], tiny.prompt(tiny.DENSE, 30)
     ends = []
     for dtype in (np.float32, np.dtype("bfloat16")):
-        kvs = cache.empty(model.config.text, dtype)
-        ends.append(generate.prefill(ids, NO_MEDIA, model.weights, model.config, model.dtype, kvs, 8))
+        run = model.run(cache.empty(model.outline.layers, dtype))
+        ends.append(generate.prefill(ids, NO_MEDIA, model.weights, model.family, run, 8))
     error = np.linalg.norm(ends[1] - ends[0]) / np.linalg.norm(ends[0])
     assert 1e-5 < error < 0.05
 

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from numgemma.checkpoint import DTYPES, check_tensors, open_checkpoint, open_safetensors, read_header, short_name
+from numgemma.checkpoint import check_tensors, open_checkpoint, short_name
 from numgemma.errors import InputError
+from numgemma.weights.safetensors import DTYPES, open_safetensors, read_header
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 

@@ -61,7 +61,7 @@ def test_a_cached_run_equals_the_uncached_run_far_past_the_window(model, variant
 
 def test_the_cache_keeps_a_window_on_sliding_layers_and_nothing_on_sharing_layers(model, ids):
     kvs = {}
-    gemma4.forward(ids, model.weights, model.config.text, model.dtype, kvs)
+    gemma4.forward(ids, model.weights, model.run(kvs))
     for spec in model.config.text.layers:
         if spec.kv_from != spec.index:
             assert spec.index not in kvs
@@ -98,7 +98,7 @@ def test_every_tensor_of_the_layout_is_read_and_no_other(model, ids):
             return super().__getitem__(name)
 
     w = Noting(model.weights.tensors)
-    gemma4.forward(ids, w, model.config.text, model.dtype, {})
+    gemma4.forward(ids, w, model.run())
     assert read == set(layout.text_shapes(model.config.text))
 
 
@@ -109,7 +109,7 @@ def test_every_tensor_changes_the_logits(model, variant, ids):
     for name, x in model.weights.tensors.items():
         noise = rng.uniform(0.5, 1.5, x.shape)
         w = Weights(dict(model.weights.tensors) | {name: x.astype(np.float64) * noise})
-        assert not np.array_equal(before, gemma4.forward(ids, w, model.config.text, model.dtype, {})), name
+        assert not np.array_equal(before, gemma4.forward(ids, w, model.run())), name
 
 
 def test_values_are_the_raw_keys_where_k_eq_v(tmp_path, ids):
@@ -186,7 +186,7 @@ def test_a_recorder_does_not_change_what_it_watches(model, ids):
 
     def watched(points):
         tap = Recorder(keep, model.dtype, points)
-        return gemma4.forward(ids, model.weights, model.config.text, model.dtype, {}, 0, tap)
+        return gemma4.forward(ids, model.weights, model.run(), tap)
 
     np.testing.assert_array_equal(watched(EVERYTHING_BUT_MAPS), model.logits(ids))
     np.testing.assert_allclose(watched(["*"]), model.logits(ids), 1e-9, 1e-12)  # maps in whole are summed otherwise

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from test_stack import PLAIN, written
 from test_transplant import SMALL
 
-from numgemma.checkpoint import open_checkpoint, open_safetensors
+from numgemma.checkpoint import open_checkpoint
 from numgemma.cli import main
 from numgemma.errors import InputError
 from numgemma.surgery import inventory, stack, transplant
@@ -22,6 +22,7 @@ from numgemma.surgery.relations import rounded
 from numgemma.surgery.sketch import read_sketches, sketch
 from numgemma.surgery.synth import synth
 from numgemma.surgery.transplant import Choices
+from numgemma.weights.safetensors import open_safetensors
 
 SPANS = ((0, 3), (2, 7))
 ORIGIN = [0, 1, 2, 3, 2, 3, 4, 5, 6, 7]

@@ -11,7 +11,7 @@ import tiny
 from closeness import assert_close, relative
 
 import numgemma
-from numgemma import masks, ops
+from numgemma import cache, masks, ops
 from numgemma.debug.compare.diff import diff
 from numgemma.errors import InputError
 from numgemma.families.gemma4 import gemma4, multimodal
@@ -164,8 +164,8 @@ def one_block(blocks, window, before):
     return np.asarray(masks.image_mask(blocks, window, before)) | together
 
 
-def block_with_its_marks(ids, inputs, config):
-    blocks = image_blocks(ids, inputs, config)
+def block_with_its_marks(ids, inputs, placeholders):
+    blocks = picture_blocks(ids, inputs, placeholders)
     return np.where(np.isin(ids, (tiny.IDS["boi"], tiny.IDS["eoi"])), blocks.max(), blocks)
 
 
@@ -257,7 +257,7 @@ rope_table, axial_rope, pooler, feed_forward = (
     conformer.feed_forward,
 )
 attend_all, rms_norm, attend_band, sinusoids = ops.attend_all, ops.rms_norm, ops.attend_band, ops.sinusoids
-causal_conv, glu, merge, image_blocks = ops.causal_conv, ops.glu, multimodal.merge, multimodal.image_blocks
+causal_conv, glu, merge, picture_blocks = ops.causal_conv, ops.glu, multimodal.merge, media.picture_blocks
 
 
 def swap(module, name, fault):
@@ -305,7 +305,7 @@ FAULTS = [
     ("V12 past the window", "26b", swap(multimodal, "image_mask", past_the_window)),
     ("V12 none", "26b", swap(multimodal, "image_mask", no_image_mask)),
     ("V13 one block", "31b", swap(multimodal, "image_mask", one_block)),
-    ("V13 with its marks", "26b", swap(multimodal, "image_blocks", block_with_its_marks)),
+    ("V13 with its marks", "26b", swap(multimodal, "picture_blocks", block_with_its_marks)),
     ("A02 bins last", "e4b", swap(conformer, "subsample", mel_bins_last)),
     ("A03 one frame more", "e4b", swap(ops, "attend_band", one_frame_more)),
     ("A03 plain causal", "e4b", swap(ops, "attend_band", plain_causal)),
@@ -428,14 +428,14 @@ def test_points_of_several_pictures_are_numbered_and_frames_count_on(multimodal_
 
 
 def test_a_picture_is_an_unbroken_run_of_placeholders(multimodal_folders):
-    config = numgemma.load(multimodal_folders["31b"]).config
+    places = media.placeholders(numgemma.load(multimodal_folders["31b"]).config)
     image, video, audio, boi, eoi = (tiny.IDS[kind] for kind in ("image", "video", "audio", "boi", "eoi"))
     ids = np.array([2, boi, image, image, eoi, 5, boi, video, video, eoi, audio, audio, image, image, image])
     expected = [-1, -1, 0, 0, -1, -1, -1, 1, 1, -1, -1, -1, 2, 2, 2]
-    assert multimodal.image_blocks(ids, NO_MEDIA, config).tolist() == expected
+    assert media.picture_blocks(ids, NO_MEDIA, places).tolist() == expected
     types = np.array([0, 1, 1, 1, 1, 0, 0, 2, 2, 0, 3, 3, 0, 0, 1])  # told otherwise, that holds
     expected = [-1, 0, 0, 0, 0, -1, -1, 1, 1, -1, -1, -1, -1, -1, 2]
-    assert multimodal.image_blocks(ids, Media(mm_token_type_ids=types), config).tolist() == expected
+    assert media.picture_blocks(ids, Media(mm_token_type_ids=types), places).tolist() == expected
 
 
 def test_the_image_mask_is_causal_or_same_picture_and_within_the_window():
@@ -525,7 +525,7 @@ def test_edits_reach_into_the_towers(multimodal_folders):
 def test_text_alone_runs_as_in_a_text_model(multimodal_folders):
     model = numgemma.load(multimodal_folders["26b"])
     ids = tiny.prompt({"vocab_size": 190}, 15)
-    text = gemma4.forward(ids, model.weights, model.config.text, model.dtype, {})
+    text = gemma4.forward(ids, model.weights, model.run())
     np.testing.assert_array_equal(model.logits(ids), text)
     np.testing.assert_array_equal(model.logits(ids, Media(mm_token_type_ids=np.zeros(15, int))), text)
     assert not [name for name in model.record(ids) if "tower" in name or name == "inputs_embeds"]
@@ -721,6 +721,7 @@ def test_token_types_of_the_whole_prompt_serve_a_prefill_of_its_first_part(multi
 @pytest.mark.parametrize("chunk", [1, 4, 9])
 def test_a_prompt_of_pictures_and_sound_in_chunks_ends_in_the_same_stream(multimodal_folders, name, chunk):
     model, ids, inputs = opened(multimodal_folders, name)
-    whole = multimodal.hidden(ids, inputs, model.weights, model.config, model.dtype, {})
-    x = prefill(ids, inputs, model.weights, model.config, model.dtype, {}, chunk)
+    whole = multimodal.hidden(ids, inputs, model.weights, model.run())
+    run = model.run(cache.empty(model.outline.layers, model.dtype))
+    x = prefill(ids, inputs, model.weights, model.family, run, chunk)
     assert np.linalg.norm(x - whole[-1:]) < 1e-4 * np.linalg.norm(whole[-1:])

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 import numgemma
 from numgemma import load, read_dump
-from numgemma.checkpoint import open_safetensors
 from numgemma.cli import main
 from numgemma.errors import InputError
 from numgemma.families import read_config
@@ -36,6 +35,7 @@ from numgemma.prompt.processor import (
 )
 from numgemma.prompt.tokenizer import open_tokenizer
 from numgemma.prompt.video import video_arrays
+from numgemma.weights.safetensors import open_safetensors
 
 HOSTILE = Path(__file__).parent / "hostile"
 PROCESSOR = json.loads((Path(numgemma.__file__).parent / "data/processor/gemma4.json").read_text())

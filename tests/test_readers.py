@@ -288,7 +288,7 @@ def test_the_output_of_a_layer_is_the_input_of_the_next(models, debugger):
 
 def test_with_the_config_heads_are_split_and_without_it_compared_joined(models, debugger):
     folder = debugger("files")
-    joined, split = read_any(folder), read_any(folder, config=models["ple"].config.text)
+    joined, split = read_any(folder), read_any(folder, config=models["ple"].outline)
     name = "layers.2.self_attn.q_proj"
     reference = models["ple"].record(joined.meta["ids"])
     assert (joined.axes[name], split.axes[name]) == ("T NH", reference.axes[name])
@@ -345,7 +345,7 @@ def test_a_step_of_generate_is_refused(debugger):
 
 def test_files_of_torch_save_are_read_without_torch(models, tmp_path):
     source = FIXTURES / "Pass00000.pt"
-    dump = read_any(source, config=models["ple"].config.text)
+    dump = read_any(source, config=models["ple"].outline)
     assert "torch" not in {name.partition(".")[0] for name in dump.meta}
     names = [f"layers.1.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")]
     wanted = {"layers.0.mlp.down_proj", "layers.0.mlp.up_proj", "layers.1.out", "layers.1.input_layernorm"}

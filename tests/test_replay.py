@@ -159,7 +159,7 @@ def test_the_debugger_of_transformers_prints_few_digits_and_no_fault(fixture_mod
     with zipfile.ZipFile(FIXTURES / "hf_debugger_repr.zip") as archive:
         archive.extractall(tmp_path)
     model = fixture_models["moe"]
-    found = replay(model, read_any(tmp_path, config=model.config.text))
+    found = replay(model, read_any(tmp_path, config=model.outline))
     assert found.exit_code == 0
     assert sum(s.state == SUSPECT for s in found.points) <= 1
 

@@ -20,7 +20,7 @@ import pytest
 import tiny
 
 import numgemma
-from numgemma.checkpoint import open_checkpoint, open_safetensors, read_header, release
+from numgemma.checkpoint import open_checkpoint
 from numgemma.cli import main
 from numgemma.errors import InputError
 from numgemma.families import read_config
@@ -30,6 +30,7 @@ from numgemma.prompt.tokenizer import open_tokenizer
 from numgemma.surgery import synth, writer
 from numgemma.surgery.shrink import SCALES, shrunk
 from numgemma.surgery.writer import Tensor, by_rows, copied, in_one, write_checkpoint
+from numgemma.weights.safetensors import open_safetensors, read_header, release
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 OFFICIAL = sorted(

@@ -8,14 +8,12 @@ from statistics import median
 
 import numpy as np
 
-from numgemma import machine, ops
+from numgemma import generate, machine, ops
 from numgemma.cli.common import add_backend, use_backend
 from numgemma.errors import InputError
 from numgemma.extras import package
-from numgemma.families.gemma4 import gemma4, multimodal
 from numgemma.model import load
 from numgemma.ops import threads
-from numgemma.prompt.media import NO_MEDIA, placeholders
 
 SCHEMA = "numgemma.bench/1"
 START = 16  # tokens before those that are decoded
@@ -58,8 +56,8 @@ def numgemma_jobs(model):
     """Seconds per token of ids, or of n that follow: prefill as generating needs it, prefill of all, decoding."""
 
     def whole(ids):
-        x = multimodal.hidden(ids, NO_MEDIA, model.weights, model.config, model.dtype, {})
-        gemma4.head(x[-1:], model.weights, model.config.text)
+        x = generate.whole(ids, model.weights, model.family, model.run())
+        model.family.part("head")(x[-1:], model.weights, model.run())
 
     return {
         "prefill": lambda ids, n: machine.seconds(lambda: model.generate(ids, 1)) / len(ids),
@@ -106,7 +104,7 @@ def transformers_jobs(model, precision):
 def in_turns(engines, args, model):
     """Rows of job, tokens and each engine's tokens a second: the median of rounds in which the engines take turns."""
     shares = {False: machine.flops_per_token(model, False), True: machine.flops_per_token(model, True)}
-    text = np.setdiff1d(np.arange(model.config.text.vocab_size), list(placeholders(model.config).values()))
+    text = np.setdiff1d(np.arange(model.outline.vocabulary), list(model.family.placeholders(model.config).values()))
     rows = []
     for job, T in [(job, T) for T in args.lengths for job in ("prefill", "prefill, all layers")] + [("decode", START)]:
         ids = np.random.default_rng(T).choice(text, T)

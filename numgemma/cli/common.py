@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from numgemma import ops
-from numgemma.checkpoint import open_safetensors
 from numgemma.cli.files import add_files, given_files, remark
 from numgemma.errors import InputError
 from numgemma.model import IMAGE_MASKS, Model
@@ -16,6 +15,7 @@ from numgemma.prompt.chat import chat_files, read_chat, render_chat
 from numgemma.prompt.media import NAMES, NO_MEDIA, Media, read_media
 from numgemma.prompt.processor import place
 from numgemma.trace import EVERYTHING_BUT_MAPS, selects
+from numgemma.weights.safetensors import open_safetensors
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def joined(text, files, args, model, encode, by) -> Prompt:
 
 def prompt_of(ids, text, model, by, media=NO_MEDIA) -> Prompt:
     """The prompt, with a word on the terminal where it does not begin as Gemma's should."""
-    bos = model.config.text.bos_token_id
+    bos = model.outline.bos
     if not ids:
         raise InputError(f"The prompt is empty, and the {by} adds nothing to it; give some text.")
     if bos is not None and bos not in ids:
@@ -180,7 +180,7 @@ def check_kept(writer, points):
 
 def warn_of_length(ids, model, more=0):
     """A remark where a run leaves the positions that the model was made for; Transformers runs it, and so do we."""
-    longest = model.config.text.max_position_embeddings
+    longest = model.outline.longest
     if len(ids) + more > longest:
         print(f"numgemma: {len(ids) + more} tokens, but the model was made for {longest}.", file=sys.stderr)
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from numgemma.checkpoint import SINGLE, open_safetensors
+from numgemma.checkpoint import SINGLE
 from numgemma.cli.inspect import describe
 from numgemma.debug.compare.diff import diff
 from numgemma.debug.compare.words import render, verdict
 from numgemma.dump import read_dump
 from numgemma.model import DATA, load
+from numgemma.weights.safetensors import open_safetensors
 
 REFERENCE = DATA / "demo" / "transformers.safetensors"  # what Transformers made of the bundled checkpoint
 BROKEN = "layers.3.self_attn.k_norm.weight"

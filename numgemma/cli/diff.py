@@ -51,7 +51,7 @@ def run(args):
         raise InputError(f"--tolerance is {args.tolerance}; it should be 0 or more.")
     if args.layer_map == "auto":
         return seams.from_diff(args)
-    config = load(args.ckpt).config.text if args.ckpt else None
+    config = load(args.ckpt).outline if args.ckpt else None
     a, b = (read_any(path, args.map, config) for path in (args.a, args.b))
     found = diff(
         a,

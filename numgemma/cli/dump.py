@@ -40,7 +40,7 @@ def run(args):
         with DumpWriter(
             out, model.describe(prompt.ids, args.points, prompt.text, args.prefill, prompt.media)
         ) as writer:
-            sink = Progress(writer, args.points, model.config.text.num_hidden_layers)
+            sink = Progress(writer, args.points, len(model.outline.layers))
             watched = [*args.points, "layers.*.out"]  # the latter for the progress bar
             model.record_into(sink, prompt.ids, watched, prefill=args.prefill, media=prompt.media)
             check_kept(writer, args.points)

@@ -28,7 +28,7 @@ def add_arguments(parser):
 
 def run(args):
     model = load(args.ckpt, image_mask=args.image_mask)
-    dump = read_any(args.dump, config=model.config.text) if args.dump else None
+    dump = read_any(args.dump, config=model.outline) if args.dump else None
     precisions = args.precision or [of_run(dump) if dump else "float32"]
     if args.out and len(precisions) > 1:
         raise InputError("--out takes one floor; give one --precision, or leave the files in the cache.")

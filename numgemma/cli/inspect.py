@@ -1,17 +1,18 @@
 """Print what a checkpoint is: its layers, parameters, sizes, and the memory that a run needs."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
 
-from numgemma.checkpoint import open_checkpoint, parse_object
+from numgemma.checkpoint import open_checkpoint
 from numgemma.errors import InputError
-from numgemma.families import Family, Outline, find
+from numgemma.families import Family, find
+from numgemma.json_files import parse_object
 from numgemma.model import check_model_tensors, resolve
 from numgemma.official import official, unknown
 
-COLUMNS = ("layer", "attention", "window", "N", "K", "H", "F", "keys of", "values", "rope base", "turning", "experts")
 LEGEND = """\
 N query heads, K key/value heads, H head width, F feed-forward width
 keys of: a layer that shares reads the keys and values of that earlier layer
@@ -62,7 +63,7 @@ def describe(name, context=1024):
         "layers": [asdict(spec) for spec in family.outline(config).layers],
         "parameters": parameter_table(shapes, unread(family, config)),
         "bytes": sizes,
-        "memory": memory(family.outline(config), shapes, context),
+        "memory": family.memory(config, context),
     }
 
 
@@ -107,28 +108,6 @@ def module_of(name):
     return f"layers: {'per-layer input' if 'per_layer' in branch else branch}"
 
 
-def memory(o: Outline, shapes, context):
-    """Bytes that a float32 run needs beyond the checkpoint's own pages: what grows with the tokens."""
-    numbers = cached(o, context)
-    widest = max(2 * spec.F + spec.N * spec.H for spec in o.layers) + 4 * o.width
-    per_layer = shapes.get("per_layer_model_projection.weight", (0,))[0]  # L P: where there is a per-layer input
-    return {
-        "activations per token of a pass": 4 * (widest + per_layer),
-        "logits per token of a recorded pass": 4 * o.vocabulary,
-        **{f"cache of {kind} layers at {context} tokens": 4 * n for kind, n in numbers.items()},
-        "the whole cache, kept in bfloat16": 2 * sum(numbers.values()),
-    }
-
-
-def cached(o: Outline, context):
-    """Kind of layer -> numbers that are kept of earlier tokens: a sliding layer keeps all that one more token sees."""
-    held = [spec for spec in o.layers if spec.kv_from == spec.index]
-    return total(
-        (spec.kind.removesuffix("_attention"), 2 * spec.K * spec.H * min(context, (spec.window or context + 1) - 1))
-        for spec in held
-    )
-
-
 def render(found):
     blocks = [found["name"], layer_table_text(found["layers"]), LEGEND, parameters_text(found["parameters"])]
     blocks.append("\n".join(f"{kind:<12}{human(size):>12} on disk" for kind, size in found["bytes"].items()))
@@ -138,24 +117,32 @@ def render(found):
 
 
 def layer_table_text(layers):
-    """The layer table as aligned text."""
-    rows = [COLUMNS, *map(layer_row, layers)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    """The layer table as aligned text, without the columns of what these layers do not have."""
+    columns = {name: cell for name, (keys, cell) in COLUMNS.items() if layers[0].keys() >= set(keys.split())}
+    rows = [tuple(columns), *(tuple(cell(s) for cell in columns.values()) for s in layers)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
 
 
-def layer_row(s):
-    return (
-        str(s["index"]),
-        s["kind"].removesuffix("_attention"),
-        str(s["window"] or "all"),
-        *(str(s[key]) for key in "NKHF"),
-        "own" if s["kv_from"] == s["index"] else str(s["kv_from"]),
-        "raw keys" if s["k_eq_v"] else "own" if s["kv_from"] == s["index"] else str(s["kv_from"]),
-        f"{s['theta']:g}",
-        f"{s['angles']} of {s['H'] // 2}",
-        f"{s['J']} of {s['E']}" if s["E"] else "-",
-    )
+def donor(s):
+    return "own" if s["kv_from"] == s["index"] else str(s["kv_from"])
+
+
+# Column -> the fields of a row that it tells, and how.
+COLUMNS: dict[str, tuple[str, Callable]] = {
+    "layer": ("index", lambda s: str(s["index"])),
+    "attention": ("kind", lambda s: s["kind"].removesuffix("_attention")),
+    "window": ("window", lambda s: str(s["window"] or "all")),
+    "N": ("N", lambda s: str(s["N"])),
+    "K": ("K", lambda s: str(s["K"])),
+    "H": ("H", lambda s: str(s["H"])),
+    "F": ("F", lambda s: str(s["F"])),
+    "keys of": ("kv_from", donor),
+    "values": ("k_eq_v", lambda s: "raw keys" if s["k_eq_v"] else donor(s)),
+    "rope base": ("theta", lambda s: f"{s['theta']:g}"),
+    "turning": ("angles H", lambda s: f"{s['angles']} of {s['H'] // 2}"),
+    "experts": ("J E", lambda s: f"{s['J']} of {s['E']}" if s["E"] else "-"),
+}
 
 
 def parameters_text(table):

@@ -6,10 +6,10 @@ import numpy as np
 from safetensors.numpy import save
 
 from numgemma.atomic import whole
-from numgemma.checkpoint import read_object
 from numgemma.cli.common import add_chat
 from numgemma.cli.files import add_files, given_files, remark
 from numgemma.families import read_config
+from numgemma.json_files import read_object
 from numgemma.model import resolve
 from numgemma.prompt.chat import chat_files, read_chat, render_chat
 from numgemma.prompt.processor import join, place

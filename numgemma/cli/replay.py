@@ -57,7 +57,7 @@ def run(args):
 def subject(args):
     """The arguments that `replay` and `whatif` share."""
     model = load(args.ckpt, image_mask=args.image_mask)
-    dump = read_any(args.dump, args.map, model.config.text)
+    dump = read_any(args.dump, args.map, model.outline)
     if summary(dump):
         print(summary(dump))
     prompt = prompt_of(args, dump)

@@ -63,12 +63,12 @@ def prompts(args) -> list[list[int]]:
         return found
     count, length = RANDOM
     rng = np.random.default_rng(0)
-    return [begun(rng.integers(3, model.config.text.vocab_size, length).tolist(), model) for _ in range(count)]
+    return [begun(rng.integers(3, model.outline.vocabulary, length).tolist(), model) for _ in range(count)]
 
 
 def begun(ids, model):
     """With <bos>, which an instruction-tuned tokenizer leaves to the chat template."""
-    bos = model.config.text.bos_token_id
+    bos = model.outline.bos
     return list(ids) if bos is None or bos in ids else [bos, *ids]
 
 

@@ -14,8 +14,8 @@ and for a model that continues a prompt, its forward pass in steps:
     enter         ids, soft, blocks, w, run, tap -> tokens, all that flows into the first layer; soft: kind: O D, and
                   blocks: T numbers the pictures, as prompt.media.picture_blocks does
     layers        tokens, rows, w, run, tap -> tokens, after these rows of the table; tokens.of(slice): some of them
-    forget        run -> None: drops the keys that no later token can see
-    leave         tokens, w, run, tap -> T D, after the last norm
+    forget        kvs, rows -> None: drops the keys that no later token can see
+    leave         tokens, w, run, tap -> T D, after the last norm; forgets too
 """
 
 import sys
@@ -42,6 +42,11 @@ class Run:
     start: int = 0
 
 
+def started(config, dtype, kvs, start) -> Run:
+    """Every run of a model begins here: a fault may give it another layer table."""
+    return Run(config, dtype, kvs, start)
+
+
 @dataclass(frozen=True)
 class Outline:
     """What every config tells, whatever its spelling."""
@@ -50,6 +55,7 @@ class Outline:
     width: int  # D
     vocabulary: int  # V
     longest: int  # positions that the model was made for
+    per_layer: int = 0  # P; 0: no per-layer inputs
     bos: int | None = None
     stops: int | tuple[int, ...] | None = None
 
@@ -96,6 +102,8 @@ class Family:
     ignored: config -> regular expressions of names that a file may hold all the same.
     stored_name: a tensor's short name, model_type -> its name in a file.
     parts: see above.
+    kvs: config, dtype -> an empty cache that stores keys and values in that dtype.
+    memory: config, tokens -> what: bytes of a float32 run beyond the weights.
     placeholders: config -> kind of media: the token id that its soft tokens replace.
     counts: media, config -> kind of media: how many soft tokens each picture, frame and clip becomes.
     check_media: media, weights, config; raises InputError where the model cannot take them.
@@ -109,6 +117,8 @@ class Family:
     with_layers: Callable[[Any, tuple], Any]
     shapes: Callable[[Any], Shapes]
     parts: Mapping[str, Callable]
+    kvs: Callable[[Any, np.dtype], dict] = nothing
+    memory: Callable[[Any, int], dict[str, int]] = nothing
     optional: Callable[[Any], dict[str, Shapes]] = nothing
     besides: Callable[[Any], Shapes] = nothing
     ignored: Callable[[Any], list[str]] = lambda config: []
@@ -117,6 +127,11 @@ class Family:
     counts: Callable[[Any, Any], dict[str, list[int]]] = nothing
     check_media: Callable[[Any, Any, Any], None] = no_media
     image_masks: tuple[str, ...] = ("intended",)
+
+    def text_shapes(self, config) -> Shapes:
+        """`shapes` without what is optional: what every token passes through."""
+        towers = {name for part in self.optional(config).values() for name in part}
+        return {name: shape for name, shape in self.shapes(config).items() if name not in towers}
 
     def part(self, name: str) -> Callable:
         """The function that stands there now: a fault may have put another in its place."""

@@ -8,7 +8,7 @@ sees a later one, and a sound runs alone, without the padding that Transformers 
 import numpy as np
 
 from numgemma import ops
-from numgemma.layers.vision import clipped_linear
+from numgemma.layers.feedforward import clipped_linear
 from numgemma.trace import Tap
 
 

@@ -1,4 +1,4 @@
-"""The gated MLP, and the mixture of experts that 26B-A4B has beside it."""
+"""The gated MLP, the linears of the towers, and the mixture of experts that 26B-A4B has beside its MLP."""
 
 import numpy as np
 
@@ -11,6 +11,17 @@ def mlp(x, w, tap=Tap()):
     gate = tap("gate_proj", ops.linear(x, w["gate_proj.weight"]), "T F")
     up = tap("up_proj", ops.linear(x, w["up_proj.weight"]), "T F")
     return tap("down_proj", ops.linear(ops.gated_gelu(gate, up), w["down_proj.weight"]), "T D")
+
+
+def clipped_linear(x, w):
+    """x W^T; where the checkpoint has bounds, x and the result are held within them.  (Gemma4ClippableLinear)
+
+    E2B and E4B were trained with these bounds, so they are data like the weight.
+    """
+    if "input_min" not in w:
+        return ops.linear(x, w["linear.weight"])
+    inner, outer = (w["input_min"], w["input_max"]), (w["output_min"], w["output_max"])
+    return ops.clipped_linear(x, w["linear.weight"], inner, outer)
 
 
 def router(x, w, spec, tap=Tap()):

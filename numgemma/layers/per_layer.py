@@ -27,9 +27,9 @@ def per_layer_inputs(ids, x, w, config, tap=Tap()):
     return tap("per_layer_inputs", ops.scale(context + token, 2**-0.5), "T L P")  # two terms of equal variance
 
 
-def per_layer_residual(x, ple, w, spec, tap=Tap()):
-    """What a layer adds for its per-layer input: gated by the stream, projected back.  x: T D   ple: T P  ->  T D"""
+def per_layer_residual(x, own, w, spec, tap=Tap()):
+    """What a layer adds for its per-layer input: gated by the stream, projected back.  x: T D   own: T P  ->  T D"""
     gate = tap("per_layer_input_gate", ops.linear(x, w["per_layer_input_gate.weight"]), "T P")
-    h = tap("per_layer_projection", ops.linear(ops.gated_gelu(gate, ple), w["per_layer_projection.weight"]), "T D")
+    h = tap("per_layer_projection", ops.linear(ops.gated_gelu(gate, own), w["per_layer_projection.weight"]), "T D")
     norm = w["post_per_layer_input_norm.weight"]
     return tap("post_per_layer_input_norm", ops.rms_norm(h, norm, spec.eps), "T D")

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from numgemma import ops
+from numgemma.layers.feedforward import clipped_linear
 from numgemma.trace import Tap
 
 
@@ -20,6 +21,7 @@ def vision_tower(patches, positions, w, c, dtype, tap=Tap()):
     """
     x = patch_embedder(patches, positions, w.at("patch_embedder"), dtype, tap.at("patch_embedder"))
     x = encoder(x, positions, w.at("encoder"), c, tap.at("encoder"))
+    # pooled rows stay float32 in a bfloat16 run: sqrt(C) makes them large, and the bias that is subtracted cancels that
     soft = tap("pooler", pooler(x, positions, c.pooling_kernel_size), "O C")
     if c.standardize:
         soft = ops.standardize(soft, w["std_bias"], w["std_scale"], dtype)
@@ -83,17 +85,6 @@ def mlp(x, w, tap=Tap()):
     return tap("down_proj", clipped_linear(ops.gated_gelu(gate, up), w.at("down_proj")), "I C")
 
 
-def clipped_linear(x, w):
-    """x W^T; where the checkpoint has bounds, x and the result are held within them.  (Gemma4ClippableLinear)
-
-    E2B and E4B were trained with these bounds, so they are data like the weight.
-    """
-    if "input_min" not in w:
-        return ops.linear(x, w["linear.weight"])
-    inner, outer = (w["input_min"], w["input_max"]), (w["output_min"], w["output_max"])
-    return ops.clipped_linear(x, w["linear.weight"], inner, outer)
-
-
 def axial_rope_table(positions, c, dtype, tap=Tap()):
     """cos and sin for both halves of a head: the first turns by column, the second by row.  I 2  ->  I H, I H"""
     half, theta = c.head_dim // 2, float(c.rope_parameters["rope_theta"])
@@ -109,7 +100,7 @@ def axial_rope(x, rope):
 
 
 def pooler(x, positions, k):
-    """Mean over squares of k x k patches, times sqrt(C); stays in float32.  x: I C  ->  O C   (Gemma4VisionPooler)
+    """Mean over squares of k x k patches, times sqrt(C).  x: I C  ->  O C, float32 at least   (Gemma4VisionPooler)
 
     Which square a patch belongs to is told by its position, not by its place in the list.
     """

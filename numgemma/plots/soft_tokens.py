@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numgemma.checkpoint import explained
 from numgemma.dump import Dump
 from numgemma.errors import InputError
+from numgemma.json_files import explained
 from numgemma.prompt import images, video
 from numgemma.prompt.processor import Processor, with_budget
 

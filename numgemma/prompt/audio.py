@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from numgemma.checkpoint import explained
 from numgemma.errors import InputError
 from numgemma.extras import package
+from numgemma.json_files import explained
 
 MAX_SAMPLES = 480_000  # 30 s: what Transformers cuts a recording to
 MULTIPLE = 128  # samples: what it pads to

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numgemma.checkpoint import explained, read_object, unique
 from numgemma.errors import InputError
+from numgemma.json_files import explained, read_object, unique
 
 if TYPE_CHECKING:
     from numgemma.prompt.template import Template

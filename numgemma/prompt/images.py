@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from numgemma.checkpoint import explained
 from numgemma.errors import InputError
 from numgemma.extras import package
+from numgemma.json_files import explained
 
 BUDGETS = (70, 140, 280, 560, 1120)  # soft tokens that the models were trained with
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")

@@ -241,3 +241,20 @@ def spans(ids, media: Media, counts, placeholders):
             span = {"kind": kind, "file": int(file), "first": int(at[0]) if together else None, "count": len(at)}
             found.append(span)
     return found
+
+
+def part_of(soft, ids, start, stop, placeholders):
+    """The soft tokens of ids[start:stop] out of those of the whole prompt.  soft: kind: O D  ->  kind: O D"""
+    before = {kind: int((ids[:start] == i).sum()) for kind, i in placeholders.items()}
+    found = {kind: int((ids[start:stop] == placeholders[kind]).sum()) for kind in soft}
+    return {kind: soft[kind][before[kind] : before[kind] + n] for kind, n in found.items() if n}
+
+
+def picture_blocks(ids, media: Media, placeholders):
+    """Which picture each token belongs to; -1: none.  A picture is an unbroken run of its placeholders.  T  ->  T"""
+    if media.mm_token_type_ids is None:
+        inside = np.isin(ids, [i for kind, i in placeholders.items() if kind in ("image", "video")])
+    else:
+        inside = np.isin(media.mm_token_type_ids[: len(ids)], (1, 2))  # of a prefill, the first part
+    begins = inside & ~np.concatenate([[False], inside[:-1]])
+    return np.where(inside, np.cumsum(begins) - 1, -1)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numgemma.checkpoint import parse_object, read_object
 from numgemma.config import build
 from numgemma.errors import InputError
+from numgemma.json_files import parse_object, read_object
 from numgemma.prompt import audio, images, video
 from numgemma.prompt.chat import KINDS
 from numgemma.prompt.processor_classes import CLASSES, ProcessorClass

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numgemma.checkpoint import explained
 from numgemma.errors import InputError
 from numgemma.extras import package
+from numgemma.json_files import explained
 from numgemma.prompt.images import ImageSettings, pad, positions, target_size, to_patches
 
 FORMATS = "mov,mp4,matroska,webm,avi,gif"  # FFmpeg's names; none opens further files, all find a time exactly

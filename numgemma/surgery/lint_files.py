@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from numgemma.checkpoint import INDEX, SINGLE, open_safetensors, read_object, read_weight_map, short_name
+from numgemma.checkpoint import INDEX, SINGLE, read_weight_map, short_name
 from numgemma.errors import InputError
+from numgemma.json_files import read_object
 from numgemma.surgery.findings import Finding, error, note, warning
+from numgemma.weights.safetensors import open_safetensors
 
 
 @dataclass(eq=False)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numgemma.checkpoint import explained
 from numgemma.errors import InputError
 from numgemma.extras import package
+from numgemma.json_files import explained
 
 # Published stacks, by name: the first and the last layer of each slice.
 PRESETS = {"e6b": ((0, 17), (10, 25), (18, 33), (26, 41))}  # Gemma-4-E6B: E4B, 42 layers -> 66

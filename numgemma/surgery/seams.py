@@ -151,7 +151,7 @@ def rms(x: np.ndarray) -> float:
 
 
 def measure(model: Model, ids) -> Profile:
-    gauges = Gauges(model.config.text.num_hidden_layers)
+    gauges = Gauges(len(model.outline.layers))
     model.record_into(gauges, ids, POINTS)
     out = np.stack(gauges.out)
     return Profile(out, np.array([rms(x) for x in out]), gauges.entropy, gauges.added / gauges.stream)
@@ -183,17 +183,17 @@ def compare(
 
 
 def check_map(child: str, model: Model, parents: dict[str, Model], map_: Sequence[Origin]) -> None:
-    L, D = model.config.text.num_hidden_layers, model.config.text.hidden_size
+    L, D = len(model.outline.layers), model.outline.width
     if len(map_) != L:
         raise InputError(f"{child}: has {L} layers, and the layer map is of {len(map_)}; give a map of this child.")
     for o in map_:
         if o.parent is None or o.layer is None:
             continue
-        c = parents[o.parent].config.text
-        if not 0 <= o.layer < c.num_hidden_layers:
+        parent = parents[o.parent].outline
+        if not 0 <= o.layer < len(parent.layers):
             raise InputError(f"{o.parent}: has no layer {o.layer} for slot {o.slot}; give a map of this parent.")
-        if c.hidden_size != D:
-            raise InputError(f"{o.parent}: is {c.hidden_size} wide and {child} is {D}; their streams do not compare.")
+        if parent.width != D:
+            raise InputError(f"{o.parent}: is {parent.width} wide and {child} is {D}; their streams do not compare.")
     if not any(o.layer is not None for o in map_):
         raise InputError(f"{child}: no layer of it is from these parents; name the ones it was made of.")
 

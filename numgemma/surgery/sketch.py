@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from numgemma.checkpoint import join_files, open_files, release
+from numgemma.checkpoint import join_files, open_files
 from numgemma.model import resolve
+from numgemma.weights.safetensors import release
 
 FEW = 32  # columns that stand for a row, rows that stand for a column
 SAMPLE = 4096  # values, at most, from all over a tensor

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from numgemma.checkpoint import release
 from numgemma.errors import InputError
 from numgemma.families import read_config
 from numgemma.families.gemma4 import layout
@@ -23,6 +22,7 @@ from numgemma.families.gemma4.config import Config, LayerSpec, TextConfig
 from numgemma.model import Model, load
 from numgemma.surgery.recipe import Recipe, recipe_yaml
 from numgemma.surgery.writer import Tensor, by_rows, companions, copied, write_checkpoint
+from numgemma.weights.safetensors import release
 
 # What a stack sets anew; in all else its parents' text configs have to agree.
 DEPTH = {"num_hidden_layers", "layer_types", "num_kv_shared_layers"}

@@ -14,11 +14,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from numgemma.checkpoint import parse_object, read_object
 from numgemma.errors import InputError
 from numgemma.families import read_config
 from numgemma.families.gemma4 import layout
 from numgemma.families.gemma4.config import Config
+from numgemma.json_files import parse_object, read_object
 from numgemma.official import official, unknown
 from numgemma.prompt.processor import released
 from numgemma.surgery.gemma3 import gemma3_shapes, read_gemma3

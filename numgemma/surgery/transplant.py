@@ -19,7 +19,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 
-from numgemma.checkpoint import Checkpoint, Weights, check_tensors, open_checkpoint, release
+from numgemma.checkpoint import Checkpoint, Weights, check_tensors, open_checkpoint
 from numgemma.errors import InputError
 from numgemma.families import read_config
 from numgemma.families.gemma4 import layout
@@ -28,6 +28,7 @@ from numgemma.model import resolve
 from numgemma.surgery.gemma3 import FULL, NORMS, SLIDING, Gemma3, gemma3_shapes, read_gemma3
 from numgemma.surgery.synth import generator, normal
 from numgemma.surgery.writer import Tensor, by_rows, companions, copied, in_one, write_checkpoint
+from numgemma.weights.safetensors import release
 
 WIDER = 2  # heads of full layers, against Gemma 3's
 ROPES: dict[str, dict[str, Any]] = {

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from numgemma.atomic import remedy
-from numgemma.checkpoint import DTYPES, INDEX, SINGLE, release
+from numgemma.checkpoint import INDEX, SINGLE
 from numgemma.dump import umask
 from numgemma.errors import InputError
+from numgemma.weights.safetensors import DTYPES, release
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 PIECE = 1 << 25  # bytes held at a time, about

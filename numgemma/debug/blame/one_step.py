@@ -81,7 +81,7 @@ def local(subject, runs=RUNS, told=lambda run: None) -> Local:
     """Every step of a dump, recomputed and measured; with the noise of `runs` runs.  told: called before each run"""
     told(0)
     found = Local()
-    with keeping_streams(found):
+    with keeping_streams(subject.model.family, found):
         exactly(subject, Steps(subject.dump, subject.precision, found).look)
     for seed in range(runs):
         told(seed + 1)
@@ -239,8 +239,8 @@ def summed_in_a_loop(rng):
     precisions are left alone: they sum in float32 and round after.
     """
 
-    def change(product, x, w):
-        y = product(x, w)
+    def change(product, **given):
+        x, y = next(iter(given.values())), product()
         if y.dtype.itemsize < 4:
             return y
         size = np.sqrt(np.square(y).mean(-1, keepdims=True))
@@ -253,8 +253,8 @@ def summed_in_a_loop(rng):
 def with_roots_of_its_own(rng):
     """A change of rms_norm: the mean and its root err by a unit in the last place, the same for a whole row."""
 
-    def change(rms_norm, x, w, eps):
-        y = rms_norm(x, w, eps)
+    def change(rms_norm, x):
+        y = rms_norm()
         if y.dtype.itemsize < 4:
             return y
         return y * (1 + np.finfo(y.dtype).eps / 2 * rng.standard_normal((*y.shape[:-1], 1))).astype(y.dtype)
@@ -294,57 +294,59 @@ def refined(y, dump, name, rng):
 
 
 @contextmanager
-def keeping_streams(found):
+def keeping_streams(family, found):
     """Keeps what each layer hands on, and its keys and values."""
 
-    def block(original, x, ple, w, spec, rope, mask, kvs, tap):
-        y = original(x, ple, w, spec, rope, mask, kvs, tap)
+    def block(original, spec, **given):
+        y = original()
         found.streams[spec.index] = y
-        if spec.kv_from == spec.index:
-            found.kvs[spec.index] = tuple(kvs[spec.index])
+        if spec.index in given.get("kvs", ()):
+            found.kvs[spec.index] = tuple(given["kvs"][spec.index])
         return y
 
-    def soft_tokens(original, *args):
-        found.streams[TOWERS] = original(*args)
+    def soft_tokens(original):
+        found.streams[TOWERS] = original()
         return found.streams[TOWERS]
 
-    with swapped("families.gemma4.gemma4.block", block), swapped("families.gemma4.multimodal.soft_tokens", soft_tokens):
+    with parts_swapped(family, {"block": block, "soft tokens": soft_tokens}):
         yield
 
 
 @contextmanager
-def only(layers, base):
+def parts_swapped(family, changes):
+    """The changes by the parts that they change; those of parts that this family lacks are left out."""
+    with ExitStack() as stack:
+        for name in changes.keys() & family.parts.keys():
+            stack.enter_context(swapped(name, changes[name], family))
+        yield
+
+
+@contextmanager
+def only(layers, base, family):
     """Only these layers of the decoder run, the head if HEAD is among them and the towers if TOWERS is.
 
     The others hand on what they did in an earlier pass.
     """
 
-    def block(original, x, ple, w, spec, rope, mask, kvs, tap):
+    def block(original, x, spec, **given):
         if spec.index in layers:
-            return original(x, ple, w, spec, rope, mask, kvs, tap)
+            return original()
         if spec.index in base.kvs:
-            append(kvs, spec.index, *(kept.astype(x.dtype) for kept in base.kvs[spec.index]))
+            append(given["kvs"], spec.index, *(kept.astype(x.dtype) for kept in base.kvs[spec.index]))
         return base.streams[spec.index].astype(x.dtype)
 
-    def head(original, x, *rest):
-        return original(x, *rest) if HEAD in layers else x
+    def head(original, x):
+        return original() if HEAD in layers else x
 
-    def soft_tokens(original, given, w, config, dtype, *rest):
+    def soft_tokens(original, run):
         if TOWERS in layers:
-            return original(given, w, config, dtype, *rest)
-        return {kind: rows.astype(dtype) for kind, rows in base.streams[TOWERS].items()}
+            return original()
+        return {kind: rows.astype(run.dtype) for kind, rows in base.streams[TOWERS].items()}
 
-    def forget(original, kvs, config):
+    def forget(original):
         """Nothing: this is one pass, and layers that did not run have nothing to forget."""
 
-    changes = {
-        "families.gemma4.gemma4.block": block,
-        "families.gemma4.gemma4.head": head,
-        "families.gemma4.gemma4.forget": forget,
-    }
-    with ExitStack() as stack:
-        for name, change in (changes | {"families.gemma4.multimodal.soft_tokens": soft_tokens}).items():
-            stack.enter_context(swapped(name, change))
+    with parts_swapped(family, {"block": block, "head": head, "soft tokens": soft_tokens, "forget": forget}):
         yield
 
 
@@ -354,7 +356,7 @@ def again(subject, base, layers, under=nullcontext, runs=0) -> Local:
     They are judged by the noise of the earlier pass, or where there are runs by noise that is measured anew.
     """
     found = Local(limits={} if runs else base.limits)
-    with only(layers, base):
+    with only(layers, base, subject.model.family):
         exactly(subject, Steps(subject.dump, subject.precision, found).look, under)
         for seed in range(runs):
             noisily(subject, seed, found, under)

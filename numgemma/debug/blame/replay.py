@@ -138,7 +138,7 @@ def locally(subject, points=("*",), told=lambda text: None) -> Replay:
         points=steps,
         precision=subject.precision,
         engine=engine(subject.dump),
-        layer_kinds=subject.model.config.text.layer_types,
+        layer_kinds=tuple(subject.model.outline.layer_kinds),
         base=base,
     )
 

@@ -5,6 +5,7 @@ the layers in question are computed again, from the dump's own tensors; a candid
 noise is the answer.  Where one is not enough, pairs are tried.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -132,7 +133,7 @@ class Trial:
 
     def can_show(self, fault, name):
         model = self.subject.model
-        past = len(self.subject.ids) > model.config.text.sliding_window
+        past = len(self.subject.ids) > (model.outline.window or math.inf)
         if not (fault.shown_by(name) and fault.media(self.subject.media)) or (fault.past_window and not past):
             return False
         layer = layer_of(name)

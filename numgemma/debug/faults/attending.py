@@ -42,8 +42,8 @@ def turns_partly(spec, model):
     within="layers.attention.attention",
     at=makes_keys,
 )
-def no_value_norm(original, x, w, eps):
-    return x if w is None else original(x, w, eps)
+def no_value_norm(original, x, w):
+    return x if w is None else original()
 
 
 @fault(
@@ -53,13 +53,13 @@ def no_value_norm(original, x, w, eps):
     shows=f"{ATTENTION}.q_norm",
     swaps="layers.attention.attention",
 )
-def norm_after_rope(original, x, w, spec, rope, mask, kvs, tap):
+def norm_after_rope(original, w, spec, rope, tap):
     def late(a):
         return lambda y, seen: ops.rms_norm(ops.rope(seen[f"{a}_proj"], *rope), w[f"{a}_norm.weight"], spec.eps)
 
     equations = {"q_norm": late("q"), "k_norm": late("k")}
     equations |= {"q_rope": lambda y, seen: seen["q_norm"], "k_rope": lambda y, seen: seen["k_norm"]}
-    return original(x, w, spec, rope, mask, kvs, Rewired(tap, equations))
+    return original(tap=Rewired(tap, equations))
 
 
 @fault(
@@ -70,9 +70,9 @@ def norm_after_rope(original, x, w, spec, rope, mask, kvs, tap):
     swaps="ops.rms_norm",
     within="layers.attention.attention",
 )
-def joint_norm(original, x, w, eps):
+def joint_norm(original, x, w):
     joined = x.reshape(len(x), -1)
-    return original(x, w, eps) if w is None else original(joined, np.tile(w, x.shape[1]), eps).reshape(x.shape)
+    return original() if w is None else original(x=joined, w=np.tile(w, x.shape[1])).reshape(x.shape)
 
 
 @fault(
@@ -82,16 +82,16 @@ def joint_norm(original, x, w, eps):
     shows=f"{ATTENTION}.scores",
     swaps="ops.attend",
 )
-def scaled_scores(original, q, k, v, mask, tap):
-    return original(ops.scale(q, q.shape[-1] ** -0.5), k, v, mask, tap)
+def scaled_scores(original, q):
+    return original(q=ops.scale(q, q.shape[-1] ** -0.5))
 
 
 def values_from(point):
     """keys_and_values whose V is made from that point of K."""
 
-    def change(original, x, w, spec, rope, tap):
+    def change(original, spec, tap):
         equation = {"v_norm": lambda y, seen: ops.rms_norm(seen[point], None, spec.eps)}
-        return original(x, w, spec, rope, Rewired(tap, equation))
+        return original(tap=Rewired(tap, equation))
 
     return change
 
@@ -119,8 +119,8 @@ for form, point, when in (("T05-norm", "k_norm", "k_norm"), ("T05-rope", "k_rope
     swaps="layers.attention.keys_and_values",
     at=keys_are_values,
 )
-def one_buffer(original, x, w, spec, rope, tap):
-    return original(x, w, spec, rope, Rewired(tap, {"v_norm": lambda y, seen: seen["k_rope"]}))
+def one_buffer(original, tap):
+    return original(tap=Rewired(tap, {"v_norm": lambda y, seen: seen["k_rope"]}))
 
 
 # -- rope
@@ -134,7 +134,7 @@ def one_buffer(original, x, w, spec, rope, tap):
     swaps="layers.attention.attention",
     at=turns_partly,
 )
-def prefix_rope(original, x, w, spec, rope, mask, kvs, tap):
+def prefix_rope(original, spec, rope, tap):
     n = spec.angles
     tables = [np.concatenate([table[:, :n], table[:, :n]], -1) for table in rope]
 
@@ -145,7 +145,7 @@ def prefix_rope(original, x, w, spec, rope, mask, kvs, tap):
         return equation
 
     equations = {"q_rope": turned("q_norm"), "k_rope": turned("k_norm")}
-    return original(x, w, spec, rope, mask, kvs, Rewired(tap, equations))
+    return original(tap=Rewired(tap, equations))
 
 
 @fault(
@@ -156,10 +156,10 @@ def prefix_rope(original, x, w, spec, rope, mask, kvs, tap):
     swaps="ops.rope",
     within="layers.attention.attention",
 )
-def interleaved_rope(original, x, cos, sin):
+def interleaved_rope(original, x):
     halves = np.stack(np.split(np.arange(x.shape[-1]), 2), -1).reshape(-1)  # 0, H/2, 1, H/2 + 1, ...
     turned = np.empty_like(x)
-    turned[..., :] = original(x[..., np.argsort(halves)], cos, sin)[..., halves]
+    turned[..., :] = original(x=x[..., np.argsort(halves)])[..., halves]
     return turned
 
 
@@ -197,7 +197,7 @@ row_fault(
     "compute frequencies, cos and sin in float32, and round at the end",
     shows="rotary_emb.*.cos",
     swaps="ops.rope_table",
-    within="families.gemma4.gemma4.rope_table",
+    within="rope table",
     by_kind=True,
 )
 def half_frequencies(original, positions, H, theta, angles, factor, dtype):
@@ -212,7 +212,7 @@ def half_frequencies(original, positions, H, theta, angles, factor, dtype):
 
 def with_mask(change):
     """Attention under another mask: change(mask: T S) -> T S."""
-    return lambda original, x, w, spec, rope, mask, *rest: original(x, w, spec, rope, change(np.asarray(mask)), *rest)
+    return lambda original, mask: original(mask=change(np.asarray(mask)))
 
 
 def one_key_more(mask):
@@ -254,21 +254,21 @@ row_fault(
     at=lambda spec, model: not slides(spec, model),
     past_window=True,
     by_kind=True,
-)(lambda spec, model: replace(spec, window=model.config.text.sliding_window))
+)(lambda spec, model: replace(spec, window=model.outline.window))
 
 
-def trimmed(original, x, w, spec, rope, mask, kvs, tap):
+def trimmed(original, spec):
     """Attention to the last `window` keys; a query that sees none of them reads their mean."""
 
-    def attend(plain, q, k, v, mask, tap):
+    def attend(plain, q, mask):
         mask = np.asarray(mask)
         kept = mask & (np.arange(mask.shape[1]) >= mask.shape[1] - spec.window)
         lost = ~kept.any(1)
         kept[lost, -spec.window :] = True
-        return plain(np.where(lost[:, None, None], q.dtype.type(0), q), k, v, kept, tap)
+        return plain(q=np.where(lost[:, None, None], q.dtype.type(0), q), mask=kept)
 
     with swapped("ops.attend", attend):
-        return original(x, w, spec, rope, mask, kvs, tap)
+        return original()
 
 
 fault(

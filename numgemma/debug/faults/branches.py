@@ -12,7 +12,7 @@ from numgemma import ops
 from numgemma.cache import append
 from numgemma.debug.faults.attending import ATTENTION, shares_keys, slides, trimmed
 from numgemma.debug.faults.fault import Rewired, fault, row_fault, swapped, with_weights
-from numgemma.debug.faults.trunk import gelu_erf, sigmoid_gate
+from numgemma.debug.faults.trunk import gelu_erf, has_ple, sigmoid_gate
 from numgemma.layers import attention
 from numgemma.layers.per_layer import per_layer_residual
 
@@ -21,7 +21,7 @@ from numgemma.layers.per_layer import per_layer_residual
 
 def donors(spec, model):
     """Other layers whose keys and values would fit, before the one that is right."""
-    rows = model.config.text.layers
+    rows = model.outline.layers
     return [s.index for s in rows if s.index == s.kv_from < spec.kv_from and (s.K, s.H) == (spec.K, spec.H)]
 
 
@@ -66,8 +66,8 @@ fault(
     at=has_own_keys,
     across=True,
 )
-def donor_overwritten(original, x, w, spec, rope, mask, kvs, tap):
-    y = original(x, w, spec, rope, mask, kvs, tap)
+def donor_overwritten(original, x, w, spec, rope, kvs):
+    y = original()
     del kvs[spec.kv_from]
     append(kvs, spec.kv_from, *attention.keys_and_values(x, w, spec, rope))
     return y
@@ -77,10 +77,7 @@ def skipping(point, before):
     """Attention in which that point of Q is the one before it."""
     equation = {point: lambda y, seen: seen[before]}
 
-    def change(original, x, w, spec, rope, mask, kvs, tap):
-        return original(x, w, spec, rope, mask, kvs, Rewired(tap, equation))
-
-    return change
+    return lambda original, tap: original(tap=Rewired(tap, equation))
 
 
 for form, what, point, before in (
@@ -100,10 +97,6 @@ for form, what, point, before in (
 # -- per-layer embeddings
 
 
-def has_ple(spec, model):
-    return bool(model.config.text.hidden_size_per_layer_input)
-
-
 @fault(
     "P01",
     "the per-layer embeddings are not scaled",
@@ -112,10 +105,10 @@ def has_ple(spec, model):
     swaps="layers.per_layer.per_layer_inputs",
     at=has_ple,
 )
-def ple_unscaled(original, ids, x, w, config, tap):
+def ple_unscaled(original, ids, x, w, tap):
     table = w["embed_tokens_per_layer.weight"]
     equation = {"embed_tokens_per_layer": lambda y, seen: ops.embed(ids, table, x.dtype)}
-    return original(ids, x, w, config, Rewired(tap, equation))
+    return original(tap=Rewired(tap, equation))
 
 
 @fault(
@@ -127,8 +120,8 @@ def ple_unscaled(original, ids, x, w, config, tap):
     within="layers.per_layer.per_layer_inputs",
     at=has_ple,
 )
-def ple_of_unscaled(original, x, w):
-    return original(ops.scale(x, x.shape[-1] ** -0.5), w)
+def ple_of_unscaled(original, x):
+    return original(x=ops.scale(x, x.shape[-1] ** -0.5))
 
 
 @fault(
@@ -140,8 +133,8 @@ def ple_of_unscaled(original, x, w):
     within="layers.per_layer.per_layer_inputs",
     at=has_ple,
 )
-def ple_joint_norm(original, x, w, eps):
-    return original(x.reshape(len(x), -1), np.tile(w, x.shape[1]), eps).reshape(x.shape)
+def ple_joint_norm(original, x, w):
+    return original(x=x.reshape(len(x), -1), w=np.tile(w, x.shape[1])).reshape(x.shape)
 
 
 @fault(
@@ -152,12 +145,12 @@ def ple_joint_norm(original, x, w, eps):
     swaps="layers.per_layer.per_layer_inputs",
     at=has_ple,
 )
-def ple_sum_unscaled(original, ids, x, w, config, tap):
+def ple_sum_unscaled(original, tap):
     def equation(y, seen):
         context = seen["per_layer_projection_norm"]
         return context + seen["embed_tokens_per_layer"].reshape(context.shape)
 
-    return original(ids, x, w, config, Rewired(tap, {"per_layer_inputs": equation}))
+    return original(tap=Rewired(tap, {"per_layer_inputs": equation}))
 
 
 @fault(
@@ -168,14 +161,14 @@ def ple_sum_unscaled(original, ids, x, w, config, tap):
     swaps="layers.per_layer.per_layer_inputs",
     at=has_ple,
 )
-def ple_transposed(original, ids, x, w, config, tap):
+def ple_transposed(original, tap):
     def equation(y, seen):
         context = seen["per_layer_projection_norm"]
         T, L, P = context.shape
         token = seen["embed_tokens_per_layer"].reshape(T, P, L).swapaxes(1, 2)
         return ops.scale(context + token, 2**-0.5)
 
-    return original(ids, x, w, config, Rewired(tap, {"per_layer_inputs": equation}))
+    return original(tap=Rewired(tap, {"per_layer_inputs": equation}))
 
 
 @fault(
@@ -183,14 +176,14 @@ def ple_transposed(original, ids, x, w, config, tap):
     "the per-layer input is added before the MLP",
     "add it after the MLP, and multiply by layer_scalar after that",
     shows="layers.*.after_attention",
-    swaps="families.gemma4.gemma4.block",
+    swaps="block",
     at=has_ple,
 )
-def ple_before_mlp(original, x, ple, w, spec, rope, mask, kvs, tap):
+def ple_before_mlp(original, own, w, spec, tap):
     def equation(y, seen):
-        return y + per_layer_residual(y, ple, w, spec, tap)
+        return y + per_layer_residual(y, own, w, spec, tap)
 
-    return original(x, None, w, spec, rope, mask, kvs, Rewired(tap, {"after_attention": equation}))
+    return original(own=None, tap=Rewired(tap, {"after_attention": equation}))
 
 
 for form, name, activation in (("P03-erf", "the exact GELU", gelu_erf), ("P03-silu", "SiLU", sigmoid_gate(1))):
@@ -209,7 +202,7 @@ for form, name, activation in (("P03-erf", "the exact GELU", gelu_erf), ("P03-si
 
 
 def has_experts(spec, model):
-    return spec.E > 0
+    return f"layers.{spec.index}.router.proj.weight" in model.weights
 
 
 @fault(
@@ -217,22 +210,22 @@ def has_experts(spec, model):
     "the router reads the experts' normed input",
     "let it read the raw stream: it has a norm of its own",
     shows="layers.*.router.norm",
-    swaps="families.gemma4.gemma4.add_experts",
+    swaps="experts beside",
     at=has_experts,
 )
-def router_reads_normed(original, h, x, w, spec, tap):
-    def router(plain, x, *rest):
-        return plain(ops.rms_norm(x, w["pre_feedforward_layernorm_2.weight"], spec.eps), *rest)
+def router_reads_normed(original, w, spec):
+    def router(plain, x):
+        return plain(x=ops.rms_norm(x, w["pre_feedforward_layernorm_2.weight"], spec.eps))
 
     with swapped("layers.feedforward.router", router):
-        return original(h, x, w, spec, tap)
+        return original()
 
 
 def chosen(change):
     """choose_experts with other weights: change(probs of the chosen, their scales) -> weights."""
 
-    def choose(original, probs, J, per_expert_scale, dtype):
-        _, ids = original(probs, J, per_expert_scale, dtype)
+    def choose(original, probs, per_expert_scale, dtype):
+        _, ids = original()
         scales = per_expert_scale.astype(dtype).astype(probs.dtype)[ids]
         return change(np.take_along_axis(probs, ids, -1), scales), ids
 
@@ -259,12 +252,12 @@ for form, says, weights in (
     "the experts read the dense MLP's normed input",
     "give them pre_feedforward_layernorm_2 of the stream",
     shows="layers.*.pre_feedforward_layernorm_2",
-    swaps="families.gemma4.gemma4.norm",
+    swaps="norm",
     at=has_experts,
 )
 def one_pre_norm(original, name, x, w, eps, tap):
     if name != "pre_feedforward_layernorm_2":
-        return original(name, x, w, eps, tap)
+        return original()
     return tap(name, ops.rms_norm(x, w["pre_feedforward_layernorm.weight"], eps), "T D")
 
 
@@ -273,15 +266,15 @@ def one_pre_norm(original, name, x, w, eps, tap):
     "MLP and experts are added before their norms",
     "normalise each by its own post-norm, add, then normalise the sum",
     shows="layers.*.post_feedforward_layernorm_1",
-    swaps="families.gemma4.gemma4.add_experts",
+    swaps="experts beside",
     at=has_experts,
 )
-def sum_before_norms(original, h, x, w, spec, tap):
+def sum_before_norms(original, h, tap):
     equations = {
         "post_feedforward_layernorm_1": lambda y, seen: h,
         "post_feedforward_layernorm_2": lambda y, seen: seen["experts"],
     }
-    return original(h, x, w, spec, Rewired(tap, equations))
+    return original(tap=Rewired(tap, equations))
 
 
 @fault(
@@ -289,12 +282,12 @@ def sum_before_norms(original, h, x, w, spec, tap):
     "the dense MLP is left out beside the experts",
     "add it to them: it is always on",
     shows="layers.*.post_feedforward_layernorm",
-    swaps="families.gemma4.gemma4.add_experts",
+    swaps="experts beside",
     at=has_experts,
 )
-def experts_alone(original, h, x, w, spec, tap):
+def experts_alone(original, tap):
     tap = Rewired(tap, {})
-    original(h, x, w, spec, tap)
+    original(tap=tap)
     return tap.seen["post_feedforward_layernorm_2"]
 
 
@@ -306,13 +299,15 @@ def experts_alone(original, h, x, w, spec, tap):
     swaps="layers.feedforward.experts",
     at=has_experts,
 )
-def swapped_halves(original, x, weights, ids, w):
-    def linear(plain, x, m):
-        y = plain(x, m)
-        return np.roll(y, y.shape[-1] // 2, -1) if np.may_share_memory(m, w["gate_up_proj"]) else y
+def swapped_halves(original, w):
+    both = w["gate_up_proj"]
+
+    def linear(plain, w):
+        y = plain()
+        return np.roll(y, y.shape[-1] // 2, -1) if np.may_share_memory(w, both) else y
 
     with swapped("ops.linear", linear):
-        return original(x, weights, ids, w)
+        return original()
 
 
 for form, name, activation in (
@@ -339,9 +334,9 @@ for form, name, activation in (
     swaps="layers.feedforward.experts",
     at=has_experts,
 )
-def scale_twice(original, x, weights, ids, w):
+def scale_twice(original, weights, ids, w):
     router = replace(w, scope=w.scope.removesuffix("experts.") + "router.")
-    return original(x, weights * router["per_expert_scale"].astype(weights.dtype)[ids], ids, w)
+    return original(weights=weights * router["per_expert_scale"].astype(weights.dtype)[ids])
 
 
 @fault(
@@ -349,11 +344,11 @@ def scale_twice(original, x, weights, ids, w):
     "the norms of the dense MLP and of the experts are swapped",
     "names that end in _1, or in nothing before the MLP, are the dense MLP's; _2 are the experts'",
     shows="layers.*.pre_feedforward_layernorm",
-    swaps="families.gemma4.gemma4.block",
+    swaps="block",
     at=has_experts,
 )
-def norms_swapped(original, x, ple, w, *rest):
+def norms_swapped(original, w):
     before, after = "pre_feedforward_layernorm{}.weight", "post_feedforward_layernorm_{}.weight"
     pairs = ((before.format(""), before.format("_2")), (after.format("1"), after.format("2")))
     other = {a: w[b] for pair in pairs for a, b in (pair, pair[::-1])}
-    return original(x, ple, with_weights(w, other), *rest)
+    return original(w=with_weights(w, other))

@@ -1,12 +1,13 @@
 """What a fault is, and how a model is run with one: a function or a layer's row is changed for as long as that lasts.
 
-A fault names the function that it changes as "module.function", and is a function of its own that takes the original
-first:
+A fault names the function that it changes, as "module.function" or as a part of the family ("block"), and is a
+function of its own: of the original, and of those of its arguments that it asks for by name.  `original(...)` is the
+original with the same arguments, but for those that are given to it:
 
-    @fault("T03", "V is not normalised", "put V through an RMSNorm without a weight",
-           shows="layers.*.self_attn.v_norm", swaps="ops.rms_norm", within="layers.attention.attention", at=makes_keys)
-    def no_value_norm(original, x, w, eps):
-        return x if w is None else original(x, w, eps)
+    @fault("T12", "layer_scalar is left at 1", "load the buffers of the checkpoint too, not only its parameters",
+           shows="layers.*.out", swaps="block")
+    def scalar_dropped(original, w):
+        return original(w=no_scalar(w))
 
 `Rewired` helps: a tap that gives a point another equation, in terms of the points before it.  What is only another
 row of the layer table is written with `row_fault`, as a function LayerSpec -> LayerSpec.
@@ -17,12 +18,13 @@ from collections import ChainMap
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, wraps
 from importlib import import_module
+from inspect import signature
 
 from numgemma import ops
 from numgemma.errors import InputError
-from numgemma.families.gemma4.config import TextConfig
+from numgemma.ops import definitions
 from numgemma.trace import Tap, selects
 
 
@@ -31,7 +33,7 @@ class Fault:
     """One mistake that an implementation can make.
 
     shows: the first point whose value it changes, as globs.
-    swaps: the function it replaces, or "" where it changes rows of the layer table.
+    swaps: the function or part it replaces, or "" where it changes rows of the layer table.
     within: only while this function runs.
     at(spec, model): whether it can act in that layer; spec is None for a fault outside the layers.
     past_window: it shows only in prompts longer than the window.
@@ -64,8 +66,16 @@ class Fault:
 
     def places(self, model) -> tuple:
         """The layers of this model where it can act; (None,) for a fault outside them, () where it cannot act."""
-        rows = model.config.text.layers if self.layered else (None,)
-        return tuple(spec.index if spec else None for spec in rows if self.at(spec, model))
+        if any(name and "." not in name and name not in model.family.parts for name in (self.swaps, self.within)):
+            return ()
+        rows = model.outline.layers if self.layered else (None,)
+        return tuple(spec.index if spec else None for spec in rows if self.can_act(spec, model))
+
+    def can_act(self, spec, model):
+        try:
+            return self.at(spec, model)
+        except AttributeError:  # this family's rows or config do not have what the fault is about
+            return False
 
 
 CATALOGUE: dict[str, Fault] = {}
@@ -123,7 +133,7 @@ LAYERS = {
 
 def hit_layers(fault, model, layers):
     """The layers that a choice of `layers` means: a set of indices."""
-    places, rows = set(fault.places(model)), model.config.text.layers
+    places, rows = set(fault.places(model)), model.outline.layers
     if layers is not None and fault.layered:
         chosen = layers if not isinstance(layers, str) else of_sort(layers, model)
         kinds = {rows[i].kind for i in chosen}
@@ -136,77 +146,116 @@ def hit_layers(fault, model, layers):
 def of_sort(name, model):
     if name not in LAYERS:
         raise InputError(f"Layers '{name}' are not one of {', '.join(LAYERS)}, and not a list.")
-    return [spec.index for spec in model.config.text.layers if LAYERS[name](spec)]
+    return [spec.index for spec in model.outline.layers if LAYERS[name](spec)]
 
 
 @contextmanager
 def acting(fault, model, hit):
     """The fault's change is called in the layers of `hit`, and outside of them if it hits all that it can."""
-    kinds = {model.config.text.layers[i].kind for i in hit if i is not None}
+    family, kinds = model.family, {model.outline.layers[i].kind for i in hit if i is not None}
     here, inside = [hit == set(fault.places(model))], [fault.within is None]
 
-    def change(original, *args):
-        return (partial(fault.change, original) if here[-1] and inside[-1] else original)(*args)
+    def change(original, **given):
+        return told(fault.change, original, given) if here[-1] and inside[-1] else original()
 
     with ExitStack() as stack:
         if fault.swaps:
-            stack.enter_context(swapped(fault.swaps, change))
+            stack.enter_context(swapped(fault.swaps, change, family))
         else:
-            rows = with_rows(lambda spec: fault.change(spec, model) if spec.index in hit else spec)
-            stack.enter_context(swapped("families.gemma4.gemma4.causal_masks", rows))
-            stack.enter_context(swapped("families.gemma4.gemma4.decoder", rows))
+            rows = tuple(fault.change(s, model) if s.index in hit else s for s in model.outline.layers)
+            stack.enter_context(retabled(model, rows))
         if fault.within:
-            stack.enter_context(swapped(fault.within, noting(inside, lambda *args: True)))
-        stack.enter_context(
-            swapped("families.gemma4.gemma4.block", noting(here, lambda x, ple, w, spec, *_: spec.index in hit))
-        )
-        stack.enter_context(
-            swapped("families.gemma4.gemma4.rope_table", noting(here, lambda positions, spec, *_: spec.kind in kinds))
-        )
+            stack.enter_context(swapped(fault.within, noting(inside, lambda: True), family))
+        stack.enter_context(swapped("block", noting(here, lambda spec: spec.index in hit), family))
+        if "rope table" in family.parts:
+            stack.enter_context(swapped("rope table", noting(here, lambda spec: spec.kind in kinds), family))
         yield
 
 
-def with_rows(row):
-    """A change that gives a function another layer table, in the config among its arguments.  row: spec -> spec"""
+def retabled(model, rows):
+    """Runs of that model have another layer table."""
 
-    def retabled(config):
-        rows, config = tuple(row(spec) for spec in config.layers), replace(config)
-        vars(config)["layers"] = rows  # where the cached property looks first
-        return config
+    def change(original, config):
+        return original(config=model.family.with_layers(config, rows) if config is model.config else config)
 
-    return lambda original, *args: original(*(retabled(a) if isinstance(a, TextConfig) else a for a in args))
+    return swapped("families.family.started", change)
 
 
 def noting(stack, value):
-    """A change that changes nothing, but has value(*args) on top of the stack while the original runs."""
+    """A change that changes nothing, but has value(...) on top of the stack while the original runs."""
 
-    def change(original, *args):
-        stack.append(value(*args))
+    def change(original, **given):
+        stack.append(told(value, None, given))
         try:
-            return original(*args)
+            return original()
         finally:
             stack.pop()
 
     return change
 
 
-@contextmanager
-def swapped(path, change):
-    """The function at "module.function" is change(original, *args) for as long as this lasts, wherever it is imported.
+def told(change, original, given):
+    """Calls a change with the original, unless that is None, and with those of its arguments that it names."""
+    first = () if original is None else (original,)
+    asked = asks(change)[len(first) :]
+    return change(*first, **(given if "**" in asked else {name: given[name] for name in asked}))
 
-    An operation is swapped in `ops` alone, where the model looks for it.
+
+@lru_cache
+def asks(change):
+    """Names of the parameters of a change; "**" stands for all that there are."""
+    return tuple("**" if p.kind is p.VAR_KEYWORD else p.name for p in signature(change).parameters.values())
+
+
+@contextmanager
+def swapped(path, change, family=None):
+    """The function at "module.function" is change(original, ...) for as long as this lasts, wherever it is imported.
+
+    path: also a part of the family, by its name.  change: asks for arguments by name, as a fault does.  An operation is
+    swapped in `ops` alone, where the model looks for it.
     """
-    home, name = path.rsplit(".", 1)
-    original = getattr(import_module(f"numgemma.{home}"), name)
-    rooms = [module for key, module in sys.modules.items() if key.startswith("numgemma.")] if home != "ops" else [ops]
-    users = [module for module in rooms if getattr(module, name, None) is original]
+    module, name = found(path, family)
+    original, names = getattr(module, name), signature(as_defined(module, name))
+
+    @wraps(original)
+    def other(*args, **kwargs):
+        bound = names.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = dict(bound.arguments)
+
+        def plain(*args, **changed):
+            return original(*(given | dict(zip(given, args, strict=False)) | changed).values())
+
+        return told(change, plain, given)
+
+    users = [room for room in ([ops] if module is ops else rooms(family)) if vars(room).get(name) is original]
     try:
-        for module in users:
-            setattr(module, name, partial(change, original))
+        for room in users:
+            setattr(room, name, other)
         yield
     finally:
-        for module in users:
-            setattr(module, name, original)
+        for room in users:
+            setattr(room, name, original)
+
+
+def found(path, family):
+    """The module and the name of a function."""
+    if "." not in path:
+        part = family.parts[path]
+        return sys.modules[part.__module__], part.__name__
+    home, name = path.rsplit(".", 1)
+    return import_module(f"numgemma.{home}"), name
+
+
+def as_defined(module, name):
+    """A function whose parameters have the names that faults use: a compiled twin may have others."""
+    return getattr(definitions if module is ops else module, name)
+
+
+def rooms(family):
+    """The modules of this package, and of the package that a family from elsewhere is in."""
+    homes = {"numgemma"} | {part.__module__.split(".")[0] for part in (family.parts.values() if family else ())}
+    return [module for key, module in sys.modules.items() if key.split(".")[0] in homes]
 
 
 class Rewired(Tap):

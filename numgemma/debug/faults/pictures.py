@@ -12,7 +12,7 @@ import numpy as np
 from numgemma import ops
 from numgemma.debug.faults.attending import ATTENTION, slides
 from numgemma.debug.faults.fault import Rewired, fault, swapped, with_weights
-from numgemma.families.gemma4 import gemma4
+from numgemma.debug.faults.trunk import has_ple
 from numgemma.prompt import media
 
 VISION = "vision_tower*"
@@ -64,8 +64,8 @@ def uncentred(original, pixels, dtype):
     at=sees,
     media=with_images,
 )
-def centred_twice(original, pixels, dtype):
-    return original(original(pixels, pixels.dtype), dtype)
+def centred_twice(original, pixels):
+    return original(pixels=original(dtype=pixels.dtype))
 
 
 @fault(
@@ -77,9 +77,9 @@ def centred_twice(original, pixels, dtype):
     at=sees,
     media=with_images,
 )
-def colours_first(original, pixels, dtype):
+def colours_first(original, pixels):
     side = math.isqrt(pixels.shape[1] // 3)
-    return original(pixels.reshape(-1, side, side, 3).transpose(0, 3, 1, 2).reshape(pixels.shape), dtype)
+    return original(pixels=pixels.reshape(-1, side, side, 3).transpose(0, 3, 1, 2).reshape(pixels.shape))
 
 
 @fault(
@@ -91,8 +91,8 @@ def colours_first(original, pixels, dtype):
     at=sees,
     media=with_images,
 )
-def places_swapped(original, patches, positions, *rest):
-    return original(patches, positions[:, ::-1], *rest)
+def places_swapped(original, positions):
+    return original(positions=positions[:, ::-1])
 
 
 @fault(
@@ -104,9 +104,9 @@ def places_swapped(original, patches, positions, *rest):
     at=sees,
     media=with_images,
 )
-def one_table(original, patches, positions, w, *rest):
+def one_table(original, w):
     columns, _ = w["position_embedding_table"]
-    return original(patches, positions, with_weights(w, {"position_embedding_table": (columns, columns)}), *rest)
+    return original(w=with_weights(w, {"position_embedding_table": (columns, columns)}))
 
 
 # -- the vision tower's attention
@@ -134,8 +134,8 @@ def whole_rope(original, x, rope):
     at=sees,
     media=with_images,
 )
-def column_twice(original, positions, *rest):
-    return original(positions[:, [0, 0]], *rest)
+def column_twice(original, positions):
+    return original(positions=positions[:, [0, 0]])
 
 
 @fault(
@@ -147,8 +147,8 @@ def column_twice(original, positions, *rest):
     at=sees,
     media=with_images,
 )
-def k_norm_from_q(original, x, w, *rest):
-    return original(x, with_weights(w, {"k_norm.weight": w["q_norm.weight"]}), *rest)
+def k_norm_from_q(original, w):
+    return original(w=with_weights(w, {"k_norm.weight": w["q_norm.weight"]}))
 
 
 @fault(
@@ -161,8 +161,8 @@ def k_norm_from_q(original, x, w, *rest):
     at=sees,
     media=with_images,
 )
-def no_value_norm(original, x, w, eps):
-    return x if w is None else original(x, w, eps)
+def no_value_norm(original, x, w):
+    return x if w is None else original()
 
 
 @fault(
@@ -174,8 +174,8 @@ def no_value_norm(original, x, w, eps):
     at=sees,
     media=with_images,
 )
-def scaled_scores(original, q, k, v, tap):
-    return original(ops.scale(q, q.shape[-1] ** -0.5), k, v, tap)
+def scaled_scores(original, q):
+    return original(q=ops.scale(q, q.shape[-1] ** -0.5))
 
 
 # -- from patches to soft tokens
@@ -190,8 +190,8 @@ def scaled_scores(original, q, k, v, tap):
     at=sees,
     media=with_images,
 )
-def pooled_unscaled(original, x, factor):
-    return original(x, 1.0)
+def pooled_unscaled(original):
+    return original(factor=1.0)
 
 
 @fault(
@@ -203,8 +203,8 @@ def pooled_unscaled(original, x, factor):
     at=sees,
     media=with_images,
 )
-def pooled_in_order(original, x, bins):
-    return original(x, np.arange(len(bins)) // (len(bins) // (bins.max() + 1)))
+def pooled_in_order(original, bins):
+    return original(bins=np.arange(len(bins)) // (len(bins) // (bins.max() + 1)))
 
 
 @fault(
@@ -216,7 +216,7 @@ def pooled_in_order(original, x, bins):
     at=lambda spec, model: bool(model.config.vision) and model.config.vision.standardize,
     media=with_images,
 )
-def not_standardised(original, x, bias, scale, dtype):
+def not_standardised(original, x, dtype):
     return x.astype(dtype)
 
 
@@ -225,16 +225,16 @@ def not_standardised(original, x, bias, scale, dtype):
     "soft tokens are normalised after their projection",
     "normalise, without a weight, then project",
     shows="embed_*.embedding_pre_projection_norm",
-    swaps="families.gemma4.multimodal.embedder",
+    swaps="embedder",
     at=has_towers,
     media=with_any,
 )
-def norm_after_projection(original, soft, w, c, tap):
+def norm_after_projection(original, soft, c, tap):
     equations = {
         "embedding_pre_projection_norm": lambda y, seen: soft,
         "embedding_projection": lambda y, seen: ops.rms_norm(y, None, c.rms_norm_eps),
     }
-    return original(soft, w, c, Rewired(tap, equations))
+    return original(tap=Rewired(tap, equations))
 
 
 @fault(
@@ -242,13 +242,13 @@ def norm_after_projection(original, soft, w, c, tap):
     "soft tokens are scaled like embeddings",
     "put them into the stream as they are",
     shows="inputs_embeds",
-    swaps="families.gemma4.multimodal.merge",
+    swaps="merge",
     at=has_towers,
     media=with_any,
 )
-def soft_tokens_scaled(original, x, ids, soft, config):
+def soft_tokens_scaled(original, x, soft):
     factor = math.sqrt(x.shape[1])
-    return original(x, ids, {kind: ops.scale(rows, factor) for kind, rows in soft.items()}, config)
+    return original(soft={kind: ops.scale(rows, factor) for kind, rows in soft.items()})
 
 
 def clipped(tower):
@@ -265,7 +265,7 @@ def clipped(tower):
     at=clipped("vision_tower"),
     media=with_images,
 )
-def unclipped(original, x, w, inner, outer):
+def unclipped(original, x, w):
     return ops.linear(x, w)
 
 
@@ -281,13 +281,13 @@ def sees_images(spec, model):
     "tokens of one image do not see each other",
     "on sliding layers let them, within the window",
     shows=f"{ATTENTION}.scores",
-    swaps="families.gemma4.multimodal.image_mask",
+    swaps="image mask",
     at=lambda spec, model: sees_images(spec, model) and slides(spec, model),
     by_kind=True,
     media=with_images,
 )
-def causal_images(original, blocks, *rest):
-    return original(np.full_like(blocks, -1), *rest)
+def causal_images(original, blocks):
+    return original(blocks=np.full_like(blocks, -1))
 
 
 @fault(
@@ -295,14 +295,14 @@ def causal_images(original, blocks, *rest):
     "tokens of one image see each other on full layers too",
     "leave full layers causal",
     shows=f"{ATTENTION}.scores",
-    swaps="families.gemma4.gemma4.decoder",
+    swaps="layers",
     at=lambda spec, model: sees_images(spec, model) and not slides(spec, model),
     by_kind=True,
     media=with_images,
 )
-def images_everywhere(original, x, ple, masks, *rest):
-    both = np.asarray(masks["full_attention"]) | np.asarray(masks["sliding_attention"])
-    return original(x, ple, masks | {"full_attention": both}, *rest)
+def images_everywhere(original, tokens):
+    both = np.asarray(tokens.masks["full_attention"]) | np.asarray(tokens.masks["sliding_attention"])
+    return original(tokens=replace(tokens, masks=tokens.masks | {"full_attention": both}))
 
 
 @fault(
@@ -310,14 +310,14 @@ def images_everywhere(original, x, ple, masks, *rest):
     "tokens of one image see each other although the model is causal",
     "follow use_bidirectional_attention: null means causal",
     shows=f"{ATTENTION}.scores",
-    swaps="families.gemma4.multimodal.hidden",
+    swaps="enter",
     at=lambda spec, model: not sees_images(spec, model) and slides(spec, model),
     by_kind=True,
     media=with_images,
 )
-def images_see_each_other(original, ids, given, w, config, *rest):
-    text = replace(config.text, use_bidirectional_attention="vision")
-    return original(ids, given, w, replace(config, text=text), *rest)
+def images_see_each_other(original, run):
+    text = replace(run.config.text, use_bidirectional_attention="vision")
+    return original(run=replace(run, config=replace(run.config, text=text)))
 
 
 @fault(
@@ -325,13 +325,13 @@ def images_see_each_other(original, ids, given, w, config, *rest):
     "all images of a prompt are one block",
     "let a block be one unbroken run of placeholders",
     shows=f"{ATTENTION}.scores",
-    swaps="families.gemma4.multimodal.image_mask",
+    swaps="image mask",
     at=lambda spec, model: sees_images(spec, model) and slides(spec, model),
     by_kind=True,
     media=lambda given: len(media.images(given)) + len(media.frames(given)) > 1,
 )
-def one_block(original, blocks, window, *rest):
-    mask, inside, positions = np.array(original(blocks, window, *rest)), blocks >= 0, np.arange(len(blocks))
+def one_block(original, blocks, window):
+    mask, inside, positions = np.array(original()), blocks >= 0, np.arange(len(blocks))
     mask[:, -len(blocks) :] |= inside[:, None] & inside & (positions[:, None] - positions < window)
     return mask
 
@@ -341,13 +341,13 @@ def one_block(original, blocks, window, *rest):
     "per-layer embeddings are looked up by the placeholders' own ids",
     "look up the padding id at placeholders",
     shows="embed_tokens_per_layer",
-    swaps="families.gemma4.multimodal.hidden",
-    at=lambda spec, model: bool(model.config.text.hidden_size_per_layer_input),
+    swaps="enter",
+    at=has_ple,
     media=with_any,
 )
-def placeholders_looked_up(original, ids, *rest):
-    with swapped("layers.per_layer.per_layer_inputs", lambda inputs, text, *others: inputs(ids, *others)):
-        return original(ids, *rest)
+def placeholders_looked_up(original, ids):
+    with swapped("layers.per_layer.per_layer_inputs", lambda inputs: inputs(ids=ids)):
+        return original()
 
 
 @fault(
@@ -355,9 +355,11 @@ def placeholders_looked_up(original, ids, *rest):
     "the per-layer projection reads the padding token's embedding at placeholders",
     "project the stream with its soft tokens",
     shows="per_layer_model_projection",
-    swaps="layers.per_layer.per_layer_inputs",
-    at=lambda spec, model: bool(model.config.text.hidden_size_per_layer_input),
+    swaps="enter",
+    at=has_ple,
     media=with_any,
 )
-def context_without_soft_tokens(original, text, x, w, config, tap):
-    return original(text, gemma4.embed(text, w, config, x.dtype), w, config, tap)
+def context_without_soft_tokens(original, tap):
+    tap = Rewired(tap, {})
+    with swapped("layers.per_layer.per_layer_inputs", lambda inputs: inputs(x=tap.seen["embed_tokens"])):
+        return original(tap=tap)

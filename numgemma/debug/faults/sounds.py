@@ -12,6 +12,7 @@ import numpy as np
 from numgemma import ops
 from numgemma.debug.faults.fault import Rewired, fault
 from numgemma.debug.faults.pictures import clipped, with_clips
+from numgemma.trace import Tap
 
 AUDIO = "audio_tower*"
 
@@ -29,12 +30,12 @@ def hears(spec, model):
     at=hears,
     media=with_clips,
 )
-def channels_first(original, features, w, c, tap):
+def channels_first(original, w, tap):
     def equation(y, seen):
         x = seen["layer1.out"]
         return ops.linear(x.transpose(1, 0, 2).reshape(x.shape[1], -1), w["input_proj_linear.weight"])
 
-    return original(features, w, c, Rewired(tap, {"input_proj_linear": equation}))
+    return original(tap=Rewired(tap, {"input_proj_linear": equation}))
 
 
 @fault(
@@ -46,8 +47,8 @@ def channels_first(original, features, w, c, tap):
     at=hears,
     media=with_clips,
 )
-def one_frame_more(original, q, k, v, distances, per_dim_scale, cap, tap):
-    return original(q, k, v, np.concatenate([np.zeros_like(distances[:1]), distances]), per_dim_scale, cap)
+def one_frame_more(original, distances):
+    return original(distances=np.concatenate([np.zeros_like(distances[:1]), distances]), tap=Tap())  # of other axes
 
 
 @fault(
@@ -59,8 +60,8 @@ def one_frame_more(original, q, k, v, distances, per_dim_scale, cap, tap):
     at=hears,
     media=with_clips,
 )
-def no_per_dim_scale(original, q, k, v, distances, per_dim_scale, *rest):
-    return original(q, k, v, distances, np.zeros_like(per_dim_scale), *rest)
+def no_per_dim_scale(original, per_dim_scale):
+    return original(per_dim_scale=np.zeros_like(per_dim_scale))
 
 
 @fault(
@@ -73,7 +74,7 @@ def no_per_dim_scale(original, q, k, v, distances, per_dim_scale, *rest):
     at=hears,
     media=with_clips,
 )
-def scores_uncapped(original, x, cap):
+def scores_uncapped(original, x):
     return x
 
 
@@ -86,8 +87,8 @@ def scores_uncapped(original, x, cap):
     at=hears,
     media=with_clips,
 )
-def alternating(original, distances, C, dtype):
-    y = original(distances, C, dtype)
+def alternating(original):
+    y = original()
     return np.stack(np.split(y, 2, -1), -1).reshape(y.shape)
 
 
@@ -100,8 +101,8 @@ def alternating(original, distances, C, dtype):
     at=hears,
     media=with_clips,
 )
-def full_feed_forward(original, x, w, c, tap):
-    return original(x, w, replace(c, residual_weight=1.0), tap)
+def full_feed_forward(original, c):
+    return original(c=replace(c, residual_weight=1.0))
 
 
 @fault(
@@ -114,7 +115,7 @@ def full_feed_forward(original, x, w, c, tap):
     media=with_clips,
 )
 def glu_swapped(original, x):
-    return original(np.roll(x, x.shape[-1] // 2, -1))
+    return original(x=np.roll(x, x.shape[-1] // 2, -1))
 
 
 @fault(
@@ -128,7 +129,7 @@ def glu_swapped(original, x):
 )
 def centred_conv(original, x, w):
     ahead = w.shape[-1] // 2
-    return original(np.pad(x, ((0, 0), (0, ahead))), w)[:, ahead:]
+    return original(x=np.pad(x, ((0, 0), (0, ahead))))[:, ahead:]
 
 
 @fault(
@@ -141,5 +142,5 @@ def centred_conv(original, x, w):
     at=clipped("audio_tower"),
     media=with_clips,
 )
-def unclipped(original, x, w, inner, outer):
+def unclipped(original, x, w):
     return ops.linear(x, w)

@@ -13,6 +13,11 @@ import numpy as np
 from numgemma import ops
 from numgemma.debug.faults.fault import Rewired, fault, with_weights
 
+
+def has_ple(spec, model):
+    return "per_layer_model_projection.weight" in model.weights
+
+
 # -- norms
 
 
@@ -23,8 +28,8 @@ from numgemma.debug.faults.fault import Rewired, fault, with_weights
     shows="*norm *norm_? layers.*.input_layernorm",
     swaps="ops.rms_norm",
 )
-def one_plus_weight(original, x, w, eps):
-    return original(x, None if w is None else w.astype(np.float32) + 1, eps)
+def one_plus_weight(original, w):
+    return original(w=None if w is None else w.astype(np.float32) + 1)
 
 
 @fault(
@@ -46,9 +51,9 @@ def narrow_norm(original, x, w, eps):
     "the post-norms come after the residual adds",
     "normalise a branch's output, then add it to the stream",
     shows="layers.*.post_attention_layernorm",
-    swaps="families.gemma4.gemma4.block",
+    swaps="block",
 )
-def post_norm_after_add(original, x, ple, w, spec, rope, mask, kvs, tap):
+def post_norm_after_add(original, x, w, spec, tap):
     def normed(name, stream, branch):
         return ops.rms_norm(stream + branch, w[f"{name}.weight"], spec.eps)
 
@@ -64,10 +69,14 @@ def post_norm_after_add(original, x, ple, w, spec, rope, mask, kvs, tap):
         second: lambda y, seen: normed(second, seen["after_attention"], branches(seen)),
         "after_mlp": lambda y, seen: seen[second],
     }
-    return original(x, ple, w, spec, rope, mask, kvs, Rewired(tap, equations))
+    return original(tap=Rewired(tap, equations))
 
 
 # -- the layer's scalar
+
+
+def has_scalar(spec, model):
+    return f"layers.{spec.index}.layer_scalar" in model.weights
 
 
 def no_scalar(w):
@@ -79,10 +88,11 @@ def no_scalar(w):
     "layer_scalar is left at 1",
     "load the buffers of the checkpoint too, not only its parameters",
     shows="layers.*.out",
-    swaps="families.gemma4.gemma4.block",
+    swaps="block",
+    at=has_scalar,
 )
-def scalar_dropped(original, x, ple, w, *rest):
-    return original(x, ple, no_scalar(w), *rest)
+def scalar_dropped(original, w):
+    return original(w=no_scalar(w))
 
 
 @fault(
@@ -90,11 +100,12 @@ def scalar_dropped(original, x, ple, w, *rest):
     "layer_scalar multiplies what the layer adds, not the stream",
     "multiply the whole stream at the very end of the layer",
     shows="layers.*.out",
-    swaps="families.gemma4.gemma4.block",
+    swaps="block",
+    at=has_scalar,
 )
-def scalar_on_branch(original, x, ple, w, spec, rope, mask, kvs, tap):
+def scalar_on_branch(original, x, w, tap):
     equation = {"out": lambda y, seen: x + ops.scale(y - x, w["layer_scalar"])}
-    return original(x, ple, no_scalar(w), spec, rope, mask, kvs, Rewired(tap, equation))
+    return original(w=no_scalar(w), tap=Rewired(tap, equation))
 
 
 @fault(
@@ -102,12 +113,12 @@ def scalar_on_branch(original, x, ple, w, spec, rope, mask, kvs, tap):
     "layer_scalar comes before the per-layer input is added",
     "multiply the whole stream after the last addition",
     shows="layers.*.after_mlp",
-    swaps="families.gemma4.gemma4.block",
-    at=lambda spec, model: bool(model.config.text.hidden_size_per_layer_input),
+    swaps="block",
+    at=lambda spec, model: has_scalar(spec, model) and has_ple(spec, model),
 )
-def scalar_before_ple(original, x, ple, w, spec, rope, mask, kvs, tap):
+def scalar_before_ple(original, w, tap):
     equation = {"after_mlp": lambda y, seen: ops.scale(y, w["layer_scalar"])}
-    return original(x, ple, no_scalar(w), spec, rope, mask, kvs, Rewired(tap, equation))
+    return original(w=no_scalar(w), tap=Rewired(tap, equation))
 
 
 # -- the MLP
@@ -148,14 +159,14 @@ for form, name, change in (("T15-erf", "the exact GELU", gelu_erf), ("T15-silu",
     "multiply them by sqrt(hidden_size)",
     shows="embed_tokens",
     swaps="ops.scale",
-    within="families.gemma4.gemma4.embed",
+    within="embed",
 )
-def embeddings_unscaled(original, x, factor):
+def embeddings_unscaled(original, x):
     return x
 
 
 def rounds_the_scale(model):
-    root = math.sqrt(model.config.text.hidden_size)
+    root = math.sqrt(model.outline.width)
     return float(ml_dtypes.bfloat16(root)) != root
 
 
@@ -165,11 +176,11 @@ def rounds_the_scale(model):
     "round sqrt(hidden_size) to the precision of the run",
     shows="embed_tokens",
     swaps="ops.scale",
-    within="families.gemma4.gemma4.embed",
+    within="embed",
     at=lambda spec, model: rounds_the_scale(model) and model.dtype != ml_dtypes.bfloat16,
 )
-def embedding_scale_rounded(original, x, factor):
-    return original(x, float(ml_dtypes.bfloat16(math.sqrt(x.shape[-1]))))
+def embedding_scale_rounded(original, x):
+    return original(factor=float(ml_dtypes.bfloat16(math.sqrt(x.shape[-1]))))
 
 
 @fault(
@@ -178,11 +189,11 @@ def embedding_scale_rounded(original, x, factor):
     "round sqrt(hidden_size) to the precision of the run",
     shows="embed_tokens",
     swaps="ops.scale",
-    within="families.gemma4.gemma4.embed",
+    within="embed",
     at=lambda spec, model: rounds_the_scale(model) and model.dtype == ml_dtypes.bfloat16,
 )
-def embedding_scale_exact(original, x, factor):
-    return original(x, math.sqrt(x.shape[-1]))
+def embedding_scale_exact(original, x):
+    return original(factor=math.sqrt(x.shape[-1]))
 
 
 @fault(
@@ -191,15 +202,20 @@ def embedding_scale_exact(original, x, factor):
     "scale the embeddings where they are looked up, never the table",
     shows="lm_head",
     swaps="ops.linear",
-    within="families.gemma4.gemma4.head",
+    within="head",
     at=lambda spec, model: "lm_head.weight" not in model.weights,
 )
-def head_scaled(original, x, w):
-    return ops.scale(original(x, w), math.sqrt(w.shape[1]))
+def head_scaled(original, w):
+    return ops.scale(original(), math.sqrt(w.shape[1]))
 
 
 def capped(spec, model):
     return bool(model.config.text.final_logit_softcapping)
+
+
+def with_cap(run, cap):
+    text = replace(run.config.text, final_logit_softcapping=cap)
+    return replace(run, config=replace(run.config, text=text))
 
 
 fault(
@@ -209,7 +225,7 @@ fault(
     shows="logits",
     swaps="ops.softcap",
     at=capped,
-)(lambda original, x, cap: x)
+)(lambda original, x: x)
 
 fault(
     "T17-product",
@@ -225,6 +241,6 @@ fault(
     "the logits are soft-capped at 30 although the config has no cap",
     "follow final_logit_softcapping: null means none",
     shows="logits",
-    swaps="families.gemma4.gemma4.head",
+    swaps="head",
     at=lambda spec, model: not capped(spec, model),
-)(lambda original, x, w, config, tap: original(x, w, replace(config, final_logit_softcapping=30.0), tap))
+)(lambda original, run: original(run=with_cap(run, 30.0)))

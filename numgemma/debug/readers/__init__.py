@@ -18,7 +18,6 @@ any other      np.save, np.savez, torch.save or safetensors, under module paths 
 
 from pathlib import Path
 
-from numgemma.checkpoint import explained, open_safetensors
 from numgemma.debug.readers.common import summary
 from numgemma.debug.readers.hf_debugger import read_hf_debugger
 from numgemma.debug.readers.llama_logits import is_logits, read_llama_logits
@@ -26,6 +25,8 @@ from numgemma.debug.readers.llama_text import read_llama_text
 from numgemma.debug.readers.tensors import read_tensors
 from numgemma.dump import Dump, read_dump
 from numgemma.errors import InputError
+from numgemma.json_files import explained
+from numgemma.weights.safetensors import open_safetensors
 
 __all__ = ["read_any", "summary"]
 

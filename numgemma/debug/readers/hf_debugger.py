@@ -21,11 +21,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from numgemma.checkpoint import MAX_HEADER, MAX_TENSORS, explained, open_safetensors
 from numgemma.debug.measure.overlap import STATS
 from numgemma.debug.readers.common import Haul, make_dump, token_ids
 from numgemma.debug.readers.names import Unfit, axes_of, fit, is_batched, ours, sizes_for
 from numgemma.errors import InputError
+from numgemma.json_files import explained
+from numgemma.weights.safetensors import MAX_HEADER, MAX_TENSORS, open_safetensors
 
 SLOT = r"(outputs|inputs)(?:_(\w+))?"
 NUMBER = re.compile(r"-?(?:inf|nan|\d+\.?\d*(?:e[+-]\d+)?)")

@@ -6,9 +6,9 @@ token ids as int32.  The scripts that make `pytorch-NAME.bin` write the same.
 
 import numpy as np
 
-from numgemma.checkpoint import explained
 from numgemma.debug.readers.common import Haul, make_dump, token_ids
 from numgemma.errors import InputError
+from numgemma.json_files import explained
 
 LARGEST = 1 << 26  # bytes; a vocabulary of 16 million
 

@@ -84,7 +84,7 @@ def sizes_for(name, config):
     """Axis letter -> size in that point's layer, as far as the model's config says."""
     if config is None:
         return {}
-    sizes = {"L": config.num_hidden_layers, "P": config.hidden_size_per_layer_input or 0}
+    sizes = {"L": len(config.layers), "P": config.per_layer}
     match = re.match(r"layers\.(\d+)\.", name)
     if match and int(match[1]) < len(config.layers):
         spec = config.layers[int(match[1])]

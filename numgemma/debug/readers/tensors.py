@@ -12,12 +12,13 @@ from io import BytesIO
 import ml_dtypes
 import numpy as np
 
-from numgemma.checkpoint import MAX_TENSORS, explained, open_safetensors
 from numgemma.debug.readers.common import Haul, make_dump, token_ids
 from numgemma.debug.readers.mapping import Mapping
 from numgemma.debug.readers.names import Unfit, fit, is_batched, sizes_for
 from numgemma.debug.readers.torch_file import read_torch, stored
 from numgemma.errors import InputError
+from numgemma.json_files import explained
+from numgemma.weights.safetensors import MAX_TENSORS, open_safetensors
 
 INFLATED = 1 << 31  # bytes that one compressed .npz may grow to
 IDS = re.compile(r"(prompt_)?(input_ids|tokens|token_ids)$")

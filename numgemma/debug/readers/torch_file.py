@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from numgemma.checkpoint import MAX_TENSORS
 from numgemma.errors import InputError
+from numgemma.weights.safetensors import MAX_TENSORS
 
 LARGEST_PICKLE = 1 << 24  # bytes; a hundred thousand tensors need less
 

@@ -8,9 +8,29 @@ In reading order:
     multimodal  soft tokens in the place of their placeholders
 """
 
+from collections.abc import Callable
+
+from numgemma import cache, masks
 from numgemma.families.family import Family
 from numgemma.families.gemma4 import config, gemma4, layout, multimodal
 from numgemma.prompt import media
+
+# The parts of a decoder that is this one, whatever enters it.
+DECODER: dict[str, Callable] = {
+    "head": gemma4.head,
+    "layers": gemma4.layers,
+    "leave": gemma4.leave,
+    "forget": gemma4.forget,
+    "embed": gemma4.embed,
+    "rope table": gemma4.rope_table,
+    "masks": gemma4.causal_masks,
+    "image mask": masks.image_mask,
+    "merge": multimodal.merge,
+    "embedder": multimodal.embedder,
+    "block": gemma4.block,
+    "norm": gemma4.norm,
+    "experts beside": gemma4.add_experts,
+}
 
 FAMILY = Family(
     name="Gemma 4",
@@ -19,6 +39,8 @@ FAMILY = Family(
     outline=config.outline,
     with_layers=config.with_layers,
     shapes=layout.tensor_shapes,
+    kvs=lambda c, dtype: cache.empty(c.text.layers, dtype),
+    memory=layout.memory,
     optional=layout.towers,
     besides=layout.besides,
     ignored=layout.ignored,
@@ -26,12 +48,8 @@ FAMILY = Family(
     parts={
         "forward": multimodal.forward,
         "soft tokens": multimodal.soft_tokens,
-        "embed": gemma4.embed,
-        "masks": gemma4.causal_masks,
-        "rope table": gemma4.rope_table,
-        "block": gemma4.block,
-        "forget": gemma4.forget,
-        "head": gemma4.head,
+        "enter": multimodal.enter,
+        **DECODER,
     },
     placeholders=media.placeholders,
     counts=media.counts,

@@ -172,7 +172,15 @@ def outline(config: Config) -> Outline:
     """What the rest of the package asks of a config."""
     c = config.text
     stops = c.eos_token_id if config.eos_token_id is None else config.eos_token_id
-    return Outline(c.layers, c.hidden_size, c.vocab_size, c.max_position_embeddings, c.bos_token_id, stops)
+    return Outline(
+        layers=c.layers,
+        width=c.hidden_size,
+        vocabulary=c.vocab_size,
+        longest=c.max_position_embeddings,
+        per_layer=c.hidden_size_per_layer_input or 0,
+        bos=c.bos_token_id,
+        stops=stops,
+    )
 
 
 def with_layers(config: Config, rows: tuple[LayerSpec, ...]) -> Config:

@@ -5,6 +5,7 @@ has a norm before it and a norm after it.  Last of all the whole stream is multi
 """
 
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,24 +17,22 @@ from numgemma.layers.per_layer import per_layer_inputs, per_layer_residual
 from numgemma.masks import causal_mask
 from numgemma.trace import Tap
 
-ALL = slice(None)
 
+def forward(ids, w, run, tap=Tap()):
+    """Logits of every token.  ids: T, the first at position run.start  ->  T V   (equals Gemma4ForCausalLM)
 
-def forward(ids, w, config, dtype, kvs, start=0, tap=Tap()):
-    """Logits of every token.  ids: T, the first at position `start`  ->  T V   (equals Gemma4ForCausalLM)
-
-    kvs carries keys and values from call to call: empty for a new sequence, afterwards what later tokens can see.
-    The dtype of the stream is the precision of the run.
+    run: a families.Run; its kvs carry keys and values from call to call, its dtype is that of the stream.
     """
-    return head(hidden(ids, w, config, dtype, kvs, start, tap), w, config, tap)
+    return head(hidden(ids, w, run, tap), w, run, tap)
 
 
-def hidden(ids, w, config, dtype, kvs, start=0, tap=Tap(), wanted=ALL):
-    """The stream after the last norm, before the head.  ids: T  ->  T D, or of the `wanted` tokens alone"""
-    x = embed(ids, w, config, dtype, tap)
+def hidden(ids, w, run, tap=Tap()):
+    """The stream after the last norm, before the head.  ids: T  ->  T D   (equals Gemma4TextModel)"""
+    config = run.config.text
+    x = embed(ids, w, config, run.dtype, tap)
     ple = per_layer_inputs(ids, x, w, config, tap) if config.hidden_size_per_layer_input else None
-    masks = causal_masks(len(ids), config, start)
-    return decoder(x, ple, masks, w, config, kvs, start, tap, wanted)
+    tokens = entered(x, ple, causal_masks(len(ids), config, run.start), run, tap)
+    return leave(layers(tokens, config.layers, w, run, tap), w, run, tap)
 
 
 def embed(ids, w, config, dtype, tap=Tap()):
@@ -42,27 +41,48 @@ def embed(ids, w, config, dtype, tap=Tap()):
     return tap("embed_tokens", ops.scale(x, dtype.type(math.sqrt(config.hidden_size))), "T D")
 
 
-def decoder(x, ple, masks, w, config, kvs, start=0, tap=Tap(), wanted=ALL):
-    """All layers and the last norm.  x: T D   ple: T L P, or None  ->  T D   (equals Gemma4TextModel)
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """All that flows into a layer, of some tokens."""
 
-    masks: kind of layer -> T S.  wanted: whose streams are asked for; layers that only read keys run for these alone.
-    """
-    positions = np.arange(start, start + len(x))
-    ropes = {kind: rope_table(positions, spec, x.dtype, tap) for kind, spec in config.kinds.items()}
-    for spec in config.layers:
-        scope = f"layers.{spec.index}"
-        own = None if ple is None else ple[:, spec.index]
-        x = block(x, own, w.at(scope), spec, ropes[spec.kind], masks[spec.kind], kvs, tap.at(scope))
-        if spec.index == config.last_maker:  # no more keys are made: the other tokens have done their work
-            x, ple, ropes, masks = narrowed(wanted, x, ple, ropes, masks)
-        if not len(x):
-            break
-    forget(kvs, config)
-    return norm("norm", x, w, config.rms_norm_eps, tap)
+    x: np.ndarray  # T D, the stream
+    ple: np.ndarray | None  # T L P, the per-layer inputs
+    ropes: dict  # kind of layer: cos T H, sin T H
+    masks: dict  # kind of layer: T S
+
+    def of(self, some):
+        """The same for some of the tokens, a slice."""
+        ropes = {kind: (cos[some], sin[some]) for kind, (cos, sin) in self.ropes.items()}
+        masks = {kind: mask[some] for kind, mask in self.masks.items()}
+        return Tokens(self.x[some], None if self.ple is None else self.ple[some], ropes, masks)
 
 
-def block(x, ple, w, spec, rope, mask, kvs, tap=Tap()):
-    """One layer.  x: T D   ple: T P, or None  ->  T D   (equals Gemma4TextDecoderLayer)"""
+def entered(x, ple, masks, run, tap=Tap()):
+    """The tokens as they enter the first layer.  x: T D   ple: T L P, or None   masks: kind of layer: T S"""
+    positions = np.arange(run.start, run.start + len(x))
+    kinds = run.config.text.kinds
+    ropes = {kind: rope_table(positions, spec, x.dtype, tap) for kind, spec in kinds.items()}
+    return Tokens(x, ple, ropes, masks)
+
+
+def layers(tokens, rows, w, run, tap=Tap()):
+    """These layers, one after another.  rows: of the layer table"""
+    x = tokens.x
+    for spec in rows:
+        scope, rope, mask = f"layers.{spec.index}", tokens.ropes[spec.kind], tokens.masks[spec.kind]
+        own = None if tokens.ple is None else tokens.ple[:, spec.index]
+        x = block(x, own, w.at(scope), spec, rope, mask, run.kvs, tap.at(scope))
+    return replace(tokens, x=x)
+
+
+def leave(tokens, w, run, tap=Tap()):
+    """The last norm, when all layers are done.  ->  T D"""
+    forget(run.kvs, run.config.text.layers)
+    return norm("norm", tokens.x, w, run.config.text.rms_norm_eps, tap)
+
+
+def block(x, own, w, spec, rope, mask, kvs, tap=Tap()):
+    """One layer.  x: T D   own: T P, its per-layer input, or None  ->  T D   (equals Gemma4TextDecoderLayer)"""
     h = norm("input_layernorm", x, w, spec.eps, tap)
     h = attention(h, w.at("self_attn"), spec, rope, mask, kvs, tap.at("self_attn"))
     h = norm("post_attention_layernorm", h, w, spec.eps, tap)
@@ -75,8 +95,8 @@ def block(x, ple, w, spec, rope, mask, kvs, tap=Tap()):
     h = norm("post_feedforward_layernorm", h, w, spec.eps, tap)
     x = tap("after_mlp", x + h, "T D")
 
-    if ple is not None:
-        x = x + per_layer_residual(x, ple, w, spec, tap)
+    if own is not None:
+        x = x + per_layer_residual(x, own, w, spec, tap)
     return tap("out", ops.scale(x, w["layer_scalar"]), "T D")
 
 
@@ -89,11 +109,11 @@ def add_experts(h, x, w, spec, tap=Tap()):
     return dense + norm("post_feedforward_layernorm_2", h, w, spec.eps, tap)
 
 
-def head(x, w, config, tap=Tap()):
+def head(x, w, run, tap=Tap()):
     """Logits: the embedding table, unscaled, or a head of its own; then the soft cap.  x: T D  ->  T V"""
     tied = "lm_head.weight" not in w
     logits = tap("lm_head", ops.linear(x, w["embed_tokens.weight" if tied else "lm_head.weight"]), "T V")
-    cap = config.final_logit_softcapping
+    cap = run.config.text.final_logit_softcapping
     return tap("logits", ops.softcap(logits, cap) if cap else logits, "T V")
 
 
@@ -115,24 +135,16 @@ def causal_masks(tokens, config, start=0):
     return {kind: causal_mask(positions, oldest_key(start, spec), spec.window) for kind, spec in config.kinds.items()}
 
 
-def narrowed(wanted, x, ple, ropes, masks):
-    """The same for some of the tokens."""
-    ropes = {kind: (cos[wanted], sin[wanted]) for kind, (cos, sin) in ropes.items()}
-    masks = {kind: mask[wanted] for kind, mask in masks.items()}
-    return x[wanted], None if ple is None else ple[wanted], ropes, masks
-
-
 def oldest_key(start, spec):
     """Position of the first key that a layer still holds when `start` tokens have gone before."""
     return 0 if spec.window is None else max(0, start - (spec.window - 1))
 
 
-def forget(kvs, config):
+def forget(kvs, rows):
     """Drop the keys that no later query of a sliding layer can see.
 
     Only when the pass is done: a sharing layer may be the last to read all that this pass has made.
     """
-    for spec in config.layers:
+    for spec in rows:
         if spec.kv_from == spec.index and spec.window is not None:
-            k, _ = kvs[spec.index]
-            drop(kvs, spec.index, max(0, len(k) - (spec.window - 1)))
+            drop(kvs, spec.index, max(0, len(kvs[spec.index]) - (spec.window - 1)))

@@ -58,6 +58,29 @@ def ignored(config: Config) -> list[str]:
     return [rf"({name}_tower|embed_{name})\..*" for name, c in parts if c is None]
 
 
+def memory(config, context: int) -> dict[str, int]:
+    """Bytes that a float32 run needs beyond the checkpoint's own pages: what grows with the tokens."""
+    c: TextConfig = config.text
+    widest = max(2 * spec.F + spec.N * spec.H for spec in c.layers) + 4 * c.hidden_size
+    kept = cached(c, context)
+    return {
+        "activations per token of a pass": 4 * (widest + c.num_hidden_layers * (c.hidden_size_per_layer_input or 0)),
+        "logits per token of a recorded pass": 4 * c.vocab_size,
+        **{f"cache of {kind} layers at {context} tokens": 4 * n for kind, n in kept.items()},
+        "the whole cache, kept in bfloat16": 2 * sum(kept.values()),
+    }
+
+
+def cached(c: TextConfig, context: int) -> dict[str, int]:
+    """Kind of layer -> numbers that are kept of earlier tokens: a sliding layer keeps all that one more token sees."""
+    numbers: dict[str, int] = {}
+    for spec in c.layers:
+        if spec.kv_from == spec.index:
+            kind, tokens = spec.kind.removesuffix("_attention"), min(context, (spec.window or context + 1) - 1)
+            numbers[kind] = numbers.get(kind, 0) + 2 * spec.K * spec.H * tokens
+    return numbers
+
+
 def stored_name(name: str, family: str) -> str:
     """The name that Transformers gives a tensor in a file of that model_type: norm.weight -> model.norm.weight."""
     if name.startswith("lm_head"):

@@ -13,41 +13,41 @@ from numgemma.layers.conformer import audio_tower
 from numgemma.layers.per_layer import per_layer_inputs
 from numgemma.layers.vision import vision_tower
 from numgemma.masks import image_mask
-from numgemma.prompt.media import Media, clips, frames, images, placeholders
+from numgemma.prompt.media import Media, clips, frames, images, picture_blocks, placeholders
 from numgemma.trace import Tap
 
 
 def forward(ids, media: Media, w, run, tap=Tap()):
     """Logits of every token.  ids: T  ->  T V   (equals Gemma4ForConditionalGeneration)"""
-    x = hidden(ids, media, w, run.config, run.dtype, run.kvs, run.start, tap)
-    return gemma4.head(x, w, run.config.text, tap)
+    return gemma4.head(hidden(ids, media, w, run, tap), w, run, tap)
 
 
-def hidden(ids, media: Media, w, config, dtype, kvs, start=0, tap=Tap()):
+def hidden(ids, media: Media, w, run, tap=Tap()):
     """The stream after the last norm, before the head.  ids: T  ->  T D   (equals Gemma4Model)
 
     Media enter with the prompt, at start 0; what comes after it is text.
     """
-    soft = soft_tokens(media, w, config, dtype, tap)
-    return with_soft_tokens(ids, soft, image_blocks(ids, media, config), w, config, dtype, kvs, start, tap)
+    soft = soft_tokens(media, w, run, tap)
+    tokens = enter(ids, soft, picture_blocks(ids, media, placeholders(run.config)), w, run, tap)
+    tokens = gemma4.layers(tokens, run.config.text.layers, w, run, tap)
+    return gemma4.leave(tokens, w, run, tap)
 
 
-def with_soft_tokens(ids, soft, blocks, w, config, dtype, kvs, start=0, tap=Tap(), wanted=gemma4.ALL):
-    """`hidden`, when the towers have run.  ids: T   soft: kind: O D   blocks: T, of `image_blocks`  ->  T D
+def enter(ids, soft, blocks, w, run, tap=Tap()):
+    """All that flows into the first layer, when the towers have run.  ids: T   soft: kind: O D   blocks: T  ->  Tokens
 
-    wanted: see gemma4.decoder.
+    blocks: which picture each token belongs to, as prompt.media.picture_blocks tells.
     """
-    text = without_placeholders(ids, config)
-    if not soft:
-        return gemma4.hidden(text, w, config.text, dtype, kvs, start, tap, wanted)
-    x = gemma4.embed(text, w, config.text, dtype, tap)
-    x = tap("inputs_embeds", merge(x, ids, soft, config), "T D")
-    ple = per_layer_inputs(text, x, w, config.text, tap) if config.text.hidden_size_per_layer_input else None
-    masks = gemma4.causal_masks(len(ids), config.text, start)
-    if config.text.use_bidirectional_attention == "vision":  # full layers stay causal
-        before = start - gemma4.oldest_key(start, config.text.kinds["sliding_attention"])
-        masks |= {"sliding_attention": image_mask(blocks, config.text.sliding_window, before)}
-    return gemma4.decoder(x, ple, masks, w, config.text, kvs, start, tap, wanted)
+    config, text = run.config.text, without_placeholders(ids, run.config)
+    x = gemma4.embed(text, w, config, run.dtype, tap)
+    if soft:
+        x = tap("inputs_embeds", merge(x, ids, soft, run.config), "T D")
+    ple = per_layer_inputs(text, x, w, config, tap) if config.hidden_size_per_layer_input else None
+    masks = gemma4.causal_masks(len(ids), config, run.start)
+    if soft and config.use_bidirectional_attention == "vision":  # full layers stay causal
+        before = run.start - gemma4.oldest_key(run.start, config.kinds["sliding_attention"])
+        masks |= {"sliding_attention": image_mask(blocks, config.sliding_window, before)}
+    return gemma4.entered(x, ple, masks, run, tap)
 
 
 def without_placeholders(ids, config):
@@ -55,25 +55,18 @@ def without_placeholders(ids, config):
     return np.where(np.isin(ids, list(placeholders(config).values())), config.text.pad_token_id or 0, ids)
 
 
-def soft_tokens(media: Media, w, config, dtype, tap=Tap()):
+def soft_tokens(media: Media, w, run, tap=Tap()):
     """What stands for all media of a kind, one after another.  ->  kind: O D
 
     Each picture and each clip runs alone.  With more than one their points are numbered: vision_tower@0, ...; the
     frames of videos count on after the images.
     """
     pictures = numbered(images(media) + frames(media))
-    seen = [see(patches, positions, w, config, dtype, tap, n) for n, (patches, positions) in pictures]
-    heard = [hear(clip, w, config, dtype, tap, n) for n, clip in numbered(clips(media))]
+    seen = [see(patches, positions, w, run, tap, n) for n, (patches, positions) in pictures]
+    heard = [hear(clip, w, run, tap, n) for n, clip in numbered(clips(media))]
     first_frame = len(images(media))
     parts = {"image": seen[:first_frame], "video": seen[first_frame:], "audio": heard}
     return {kind: np.concatenate(some) for kind, some in parts.items() if some}
-
-
-def part_of(soft, ids, start, stop, config):
-    """The soft tokens of ids[start:stop] out of those of the whole prompt.  soft: kind: O D  ->  kind: O D"""
-    counts = {kind: (ids[:start] == i).sum() for kind, i in placeholders(config).items()}
-    found = {kind: (ids[start:stop] == placeholders(config)[kind]).sum() for kind in soft}
-    return {kind: soft[kind][counts[kind] : counts[kind] + n] for kind, n in found.items() if n}
 
 
 def numbered(things):
@@ -81,16 +74,18 @@ def numbered(things):
     return [("" if len(things) == 1 else f"@{i}", thing) for i, thing in enumerate(things)]
 
 
-def see(patches, positions, w, config, dtype, tap, n):
+def see(patches, positions, w, run, tap, n):
     """Soft tokens of one image in the decoder's width.  patches: I pixels   positions: I 2  ->  O D"""
-    soft = vision_tower(patches, positions, w.at("vision_tower"), config.vision, dtype, tap.at(f"vision_tower{n}"))
-    return embedder(soft, w.at("embed_vision"), config.vision, tap.at(f"embed_vision{n}"))
+    c = run.config.vision
+    soft = vision_tower(patches, positions, w.at("vision_tower"), c, run.dtype, tap.at(f"vision_tower{n}"))
+    return embedder(soft, w.at("embed_vision"), c, tap.at(f"embed_vision{n}"))
 
 
-def hear(features, w, config, dtype, tap, n):
+def hear(features, w, run, tap, n):
     """Soft tokens of one sound in the decoder's width.  features: U M  ->  O D"""
-    soft = audio_tower(features, w.at("audio_tower"), config.audio, dtype, tap.at(f"audio_tower{n}"))
-    return embedder(soft, w.at("embed_audio"), config.audio, tap.at(f"embed_audio{n}"))
+    c = run.config.audio
+    soft = audio_tower(features, w.at("audio_tower"), c, run.dtype, tap.at(f"audio_tower{n}"))
+    return embedder(soft, w.at("embed_audio"), c, tap.at(f"embed_audio{n}"))
 
 
 def embedder(soft, w, c, tap=Tap()):
@@ -105,13 +100,3 @@ def merge(x, ids, soft, config):
     for kind, rows in soft.items():
         merged[ids == placeholders(config)[kind]] = rows
     return merged
-
-
-def image_blocks(ids, media: Media, config):
-    """Which picture each token belongs to; -1: none.  A picture is an unbroken run of its placeholders.  T  ->  T"""
-    if media.mm_token_type_ids is None:
-        inside = np.isin(ids, [i for i in (config.image_token_id, config.video_token_id) if i is not None])
-    else:
-        inside = np.isin(media.mm_token_type_ids[: len(ids)], (1, 2))  # of a prefill, the first part
-    begins = inside & ~np.concatenate([[False], inside[:-1]])
-    return np.where(inside, np.cumsum(begins) - 1, -1)

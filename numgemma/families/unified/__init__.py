@@ -8,9 +8,11 @@ In reading order:
     unified  the forward pass; each patch and each frame is one soft token
 """
 
+from numgemma import cache
 from numgemma.families.family import Family
+from numgemma.families.gemma4 import DECODER
 from numgemma.families.gemma4 import config as gemma4_config
-from numgemma.families.gemma4 import gemma4
+from numgemma.families.gemma4 import layout as gemma4_layout
 from numgemma.families.unified import config, inputs, layout, unified
 from numgemma.prompt import media
 
@@ -25,15 +27,13 @@ FAMILY = Family(
     besides=layout.besides,
     ignored=layout.ignored,
     stored_name=layout.stored_name,
+    kvs=lambda c, dtype: cache.empty(c.text.layers, dtype),
+    memory=gemma4_layout.memory,
     parts={
         "forward": unified.forward,
         "soft tokens": unified.soft_tokens,
-        "embed": gemma4.embed,
-        "masks": gemma4.causal_masks,
-        "rope table": gemma4.rope_table,
-        "block": gemma4.block,
-        "forget": gemma4.forget,
-        "head": gemma4.head,
+        "enter": unified.enter,
+        **DECODER,
     },
     placeholders=media.placeholders,
     counts=inputs.counts,

@@ -11,9 +11,9 @@ import numpy as np
 
 from numgemma import ops
 from numgemma.families.gemma4 import gemma4
-from numgemma.families.gemma4.multimodal import embedder, image_blocks, merge, numbered, without_placeholders
+from numgemma.families.gemma4.multimodal import embedder, merge, numbered, without_placeholders
 from numgemma.masks import far_image_mask, image_mask
-from numgemma.prompt.media import Media, clips, frames, images
+from numgemma.prompt.media import Media, clips, frames, images, picture_blocks, placeholders
 from numgemma.trace import Tap
 
 EPS = 1e-5  # of the norms that have a bias: PyTorch's default, not the config's rms_norm_eps
@@ -21,32 +21,33 @@ EPS = 1e-5  # of the norms that have a bias: PyTorch's default, not the config's
 
 def forward(ids, media: Media, w, run, tap=Tap()):
     """Logits of every token.  ids: T  ->  T V   (equals Gemma4UnifiedForConditionalGeneration)"""
-    x = hidden(ids, media, w, run.config, run.dtype, run.kvs, run.start, tap)
-    return gemma4.head(x, w, run.config.text, tap)
+    return gemma4.head(hidden(ids, media, w, run, tap), w, run, tap)
 
 
-def hidden(ids, media: Media, w, config, dtype, kvs, start=0, tap=Tap()):
+def hidden(ids, media: Media, w, run, tap=Tap()):
     """The stream after the last norm, before the head.  ids: T  ->  T D   (equals Gemma4UnifiedModel)"""
-    soft = soft_tokens(media, w, config, dtype, tap)
-    return with_soft_tokens(ids, soft, image_blocks(ids, media, config), w, config, dtype, kvs, start, tap)
+    soft = soft_tokens(media, w, run, tap)
+    tokens = enter(ids, soft, picture_blocks(ids, media, placeholders(run.config)), w, run, tap)
+    return gemma4.leave(gemma4.layers(tokens, run.config.text.layers, w, run, tap), w, run, tap)
 
 
-def with_soft_tokens(ids, soft, blocks, w, config, dtype, kvs, start=0, tap=Tap(), wanted=gemma4.ALL):
-    """`hidden`, when pictures and sound have been projected.  ids: T   soft: kind: O D   blocks: T  ->  T D"""
-    x = gemma4.embed(without_placeholders(ids, config), w, config.text, dtype, tap)
+def enter(ids, soft, blocks, w, run, tap=Tap()):
+    """All that flows into the first layer.  ids: T   soft: kind: O D   blocks: T, of picture_blocks  ->  Tokens"""
+    config = run.config
+    x = gemma4.embed(without_placeholders(ids, config), w, config.text, run.dtype, tap)
     if soft:
         x = tap("inputs_embeds", merge(x, ids, soft, config), "T D")
-    masks = gemma4.causal_masks(len(ids), config.text, start)
+    masks = gemma4.causal_masks(len(ids), config.text, run.start)
     if config.text.use_bidirectional_attention == "vision":
-        masks |= MASKS[config.image_mask](blocks, config.text, start)
-    return gemma4.decoder(x, None, masks, w, config.text, kvs, start, tap, wanted)
+        masks |= MASKS[config.image_mask](blocks, config.text, run.start)
+    return gemma4.entered(x, None, masks, run, tap)
 
 
-def soft_tokens(media: Media, w, config, dtype, tap=Tap()):
+def soft_tokens(media: Media, w, run, tap=Tap()):
     """What stands for all media of a kind, one after another.  ->  kind: O D"""
     pictures, first_frame = numbered(images(media) + frames(media)), len(images(media))
-    seen = [see(px, xy, w, config, dtype, tap.at(f"embed_vision{n}")) for n, (px, xy) in pictures]
-    heard = [hear(clip, w, config, dtype, tap.at(f"embed_audio{n}")) for n, clip in numbered(clips(media))]
+    seen = [see(px, xy, w, run, tap.at(f"embed_vision{n}")) for n, (px, xy) in pictures]
+    heard = [hear(clip, w, run, tap.at(f"embed_audio{n}")) for n, clip in numbered(clips(media))]
     parts = {"image": seen[:first_frame], "video": seen[first_frame:], "audio": heard}
     return {kind: np.concatenate(some) for kind, some in parts.items() if some}
 
@@ -72,13 +73,13 @@ def masks_of_transformers(blocks, c, start):
 MASKS = {"intended": intended_masks, "transformers": masks_of_transformers}
 
 
-def see(patches, positions, w, config, dtype, tap=Tap()):
+def see(patches, positions, w, run, tap=Tap()):
     """Soft tokens of one picture in the decoder's width.  patches: O Q, 0 to 1   positions: O 2  ->  O D
 
     positions: column x and row y of each patch.   (equals Gemma4UnifiedVisionEmbedder)
     """
-    h = place_patches(patches, positions, w.at("vision_embedder"), dtype, tap)
-    return embedder(h, w.at("embed_vision"), config.vision, tap.at("multimodal_embedder"))
+    h = place_patches(patches, positions, w.at("vision_embedder"), run.dtype, tap)
+    return embedder(h, w.at("embed_vision"), run.config.vision, tap.at("multimodal_embedder"))
 
 
 def place_patches(patches, positions, w, dtype, tap=Tap()):
@@ -91,9 +92,9 @@ def place_patches(patches, positions, w, dtype, tap=Tap()):
     return layer_norm("pos_norm", tap("placed", h + place, "O W"), w, tap, "O W")
 
 
-def hear(frames, w, config, dtype, tap=Tap()):
+def hear(frames, w, run, tap=Tap()):
     """Soft tokens of one sound in the decoder's width: its samples, normed and projected.  frames: O W  ->  O D"""
-    return embedder(ops.narrow(frames, dtype), w.at("embed_audio"), config.audio, tap)
+    return embedder(ops.narrow(frames, run.dtype), w.at("embed_audio"), run.config.audio, tap)
 
 
 def layer_norm(name, x, w, tap, axes):
