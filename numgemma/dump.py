@@ -228,6 +228,12 @@ def new_meta(engine, version, model, ids, precision, points=EVERYTHING_BUT_MAPS,
     }
 
 
+def made_by(meta: Mapping[str, Any]) -> str:
+    """The engine of a dump in words: its name, version and backend, as far as it says them."""
+    found = meta.get("engine") or {}
+    return " ".join(str(found[key]) for key in ("name", "version", "backend") if found.get(key))
+
+
 def hashes(media: Media) -> dict[str, str]:
     """Which pictures and sounds stood beside the ids: name -> SHA-256 of its numbers, padding left out.
 

@@ -12,12 +12,14 @@ from typing import Any
 import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 
+from numgemma import ops
 from numgemma.checkpoint import Checkpoint, Weights, check_tensors, open_checkpoint
 from numgemma.dump import Dump, hashes, new_meta
 from numgemma.errors import InputError, meant
 from numgemma.families import Family, Outline, Run, find
 from numgemma.families.family import started
 from numgemma.generate import Memory, Sampling, continuation, steps
+from numgemma.ops import threads
 from numgemma.prompt.chat import chat_files, render_chat
 from numgemma.prompt.media import NO_MEDIA, Media, check_places, check_prefill, frames, images, read_media, spans
 from numgemma.prompt.processor import join, listed, place
@@ -244,6 +246,7 @@ class Model:
         """What a dump of this model says of itself.  media: what stands at the placeholders; None: not said."""
         model = fingerprint(self.checkpoint, self.outline)
         meta = new_meta("numgemma", __version__, model, ids, str(self.dtype), points, text, prefill)
+        meta["engine"] |= {"backend": ops.current(), "threads": threads.allowed()}  # BLAS adds up as these are
         return meta if media is None else meta | self.describe_media(ids, media)
 
     def describe_media(self, ids: Ids, media: Media) -> dict[str, Any]:

@@ -35,6 +35,20 @@ def test_nothing_differs_between_a_dump_and_itself():
     assert render(found).startswith("COMPARABLE: nothing differs.")
 
 
+def test_which_backend_made_a_dump_is_said(models):
+    from numgemma import ops
+
+    runs = []
+    for backend in ops.BACKENDS:
+        with ops.using(backend, 1):
+            runs.append(models["dense"].record([5, 6, 7], ["*.out"]))
+    assert [run.meta["engine"]["backend"] for run in runs] == list(ops.BACKENDS)
+    assert runs[0].meta["engine"]["threads"] == 1
+    found = finding(*runs, "engine")
+    assert (found.state, found.says) == ("same", "numgemma 0.1.0 numpy in A, numgemma 0.1.0 numba in B")
+    assert "numba" in diff(*runs).engines[1]
+
+
 FATAL = {
     "another token": (dump((2, 5, 9, 7)), "token ids", "position 2: 6 in A, 9 in B"),
     "a second bos": (dump((2, 2, 5, 6, 7)), "token ids", "B begins with a second 2"),

@@ -1,5 +1,6 @@
 """Work is shared among threads without loss, and BLAS gets its threads back."""
 
+import os
 import sys
 import threading
 import timeit
@@ -14,7 +15,7 @@ from threadpoolctl import threadpool_info
 
 from numgemma import machine, ops
 from numgemma.errors import InputError
-from numgemma.ops import definitions, threads
+from numgemma.ops import cores, definitions, threads
 
 IDS = list(range(5, 45))
 
@@ -150,6 +151,43 @@ def test_twenty_threads_on_two_backends_run_as_if_each_were_alone(models):
     assert alone["numpy", "ple"][2::2] == (None, None)
     assert ops.chosen() is None
     assert blas_threads() == before
+
+
+V1 = {"quota": "cpu.cfs_quota_us", "period": "cpu.cfs_period_us"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, [1.5]),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000", "cpu.max": "50000 50000"}, [3, 1]),
+        ("0::/of/the/host", {"cpu.max": "200000 100000"}, [2]),  # a container sees its own group at the top
+        ("0::/", {"cpu.max": "max 100000"}, []),
+        ("0::/", {"cpu.max": "nonsense"}, []),
+        (
+            "4:memory:/m\n2:cpu,cpuacct:/d",
+            {f"cpu,cpuacct/d/{V1['quota']}": "250000", f"cpu,cpuacct/d/{V1['period']}": "100000"},
+            [2.5],
+        ),
+        ("1:cpu:/", {f"cpu/{V1['quota']}": "-1", f"cpu/{V1['period']}": "100000"}, []),
+        ("", {}, []),
+    ],
+)
+def test_the_time_that_a_container_has_is_read_where_the_system_writes_it(tmp_path, groups, files, expected):
+    for name, text in {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{k}": v for k, v in files.items()}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert sorted(set(cores.shares(tmp_path)), reverse=True) == expected
+
+
+def test_a_container_s_share_bounds_the_threads(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for found, expected in (([], 16), ([2.5], 3), ([0.5], 1), ([40.0, 6.0], 6)):
+        monkeypatch.setattr(cores, "shares", lambda found=found: found)
+        assert cores.usable.__wrapped__() == expected
+    monkeypatch.setenv("OMP_NUM_THREADS", "2,1")
+    assert cores.usable.__wrapped__() == 2
 
 
 def test_looking_an_operation_up_costs_less_than_a_microsecond():

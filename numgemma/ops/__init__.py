@@ -8,6 +8,7 @@ context that makes it, and so in one thread; each call looks it up, which costs 
 
     blas         the library that multiplies matrices, and how many threads it may have
     choice       who computes, context by context
+    cores        how many processors this process may use
     threads      a pool for work that is cut into parts, beside the threads of BLAS
     definitions  the operations in NumPy: what they are
     kernels      compiled loops

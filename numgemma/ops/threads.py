@@ -15,19 +15,12 @@ from contextvars import copy_context
 from functools import cache
 
 from numgemma.errors import InputError
-from numgemma.ops import choice
+from numgemma.ops import choice, cores
 
 
 def allowed() -> int:
-    """How many threads a run may use: as chosen, or as the machine and OMP_NUM_THREADS allow."""
-    return choice.threads() or default()
-
-
-@cache
-def default() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return min(cores, int(told)) if told.isdecimal() and int(told) else cores
+    """How many threads a run may use: as chosen, or as many as there are cores for."""
+    return choice.threads() or cores.usable()
 
 
 @cache

@@ -27,7 +27,7 @@ from numgemma.debug.measure import metrics, overlap
 from numgemma.debug.measure.metrics import Measure
 from numgemma.debug.measure.precision import EPS, TOLERANCES, coarser, declared, shown_by_bits
 from numgemma.debug.noise.floor import Floor, cached_floor, check_floor
-from numgemma.dump import Dump
+from numgemma.dump import Dump, made_by
 from numgemma.errors import InputError
 from numgemma.families.gemma4.multimodal import numbered
 from numgemma.prompt.media import NO_MEDIA, clips, frames, images
@@ -137,7 +137,7 @@ def locally(subject, points=("*",), told=lambda text: None) -> Replay:
         first=first.name if first else None,
         points=steps,
         precision=subject.precision,
-        engine=engine(subject.dump),
+        engine=made_by(subject.dump.meta),
         layer_kinds=tuple(subject.model.outline.layer_kinds),
         base=base,
     )
@@ -167,11 +167,6 @@ def precision_of(dump) -> str:
     coarse = max(set(shown), key=shown.count, default=declared(dump))
     unanimous = shown.count(coarse) >= 0.9 * len(shown)
     return coarser(declared(dump), coarse) if unanimous else coarser(declared(dump))
-
-
-def engine(dump):
-    about = dump.meta.get("engine") or {}
-    return " ".join(str(word) for word in (about.get("name"), about.get("version")) if word)
 
 
 def unusable(steps):

@@ -25,7 +25,7 @@ from numgemma.debug.measure import logits, overlap
 from numgemma.debug.measure.discrete import SIGMAS, layer_of, touched
 from numgemma.debug.measure.precision import TOLERANCES, coarser, declared, of_run
 from numgemma.debug.noise.floor import Floor
-from numgemma.dump import Dump
+from numgemma.dump import Dump, made_by
 from numgemma.errors import InputError
 from numgemma.trace import selects
 
@@ -164,9 +164,7 @@ def check_floors(floors, a, b):
 
 
 def engine(dump):
-    found = dump.meta.get("engine") or {}
-    words = (found.get("name", ""), found.get("version", ""), dump.meta.get("precision", ""))
-    return " ".join(word for word in words if word)
+    return " ".join(word for word in (made_by(dump.meta), dump.meta.get("precision", "")) if word)
 
 
 def kinds(dump):

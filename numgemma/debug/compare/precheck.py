@@ -10,6 +10,7 @@ import numpy as np
 
 from numgemma.debug.measure import metrics, precision
 from numgemma.debug.measure.discrete import layer_of
+from numgemma.dump import made_by
 
 SAME, DIFFERS, UNKNOWN = "same", "differs", "unknown"
 
@@ -272,12 +273,9 @@ def fidelity(a, b):
 
 
 def versions(a, b):
-    yield compared("engine", engine(a), engine(b), state=SAME)  # to compare engines is what one came for
-
-
-def engine(dump):
-    found = dump.meta.get("engine") or {}
-    return " ".join(word for word in (found.get("name", ""), found.get("version", "")) if word) or None
+    yield compared(
+        "engine", made_by(a.meta) or None, made_by(b.meta) or None, state=SAME
+    )  # to compare engines is what one came for
 
 
 def rows(a, b):

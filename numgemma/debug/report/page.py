@@ -14,6 +14,7 @@ from numgemma.debug.report.cards import cards, scroll
 from numgemma.debug.report.glossary import GLOSSARY
 from numgemma.debug.report.subject import Subject
 from numgemma.debug.report.table import table
+from numgemma.dump import made_by
 from numgemma.version import __version__
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -75,8 +76,8 @@ def what_was_compared(s: Subject):
 
 def dump_facts(label, dump, s, side):
     meta = getattr(dump, "meta", None) or {}
-    engine, model = meta.get("engine") or {}, meta.get("model") or {}
-    words = [s.paths[side], engine.get("name"), engine.get("version"), meta.get("precision"), meta.get("fidelity")]
+    model = meta.get("model") or {}
+    words = [s.paths[side], made_by(meta), meta.get("precision"), meta.get("fidelity")]
     text = ", ".join(str(word) for word in words if word and word != "exact")
     if dump is not None:
         yield label, f"{text}; {len(dump)} points"
