@@ -6,8 +6,8 @@ The files, in the order in which they read best:
     version      of the package
     data         the bundled checkpoint, the official configs
     atomic       files written whole or not at all
+    incoming     files that come in, and JSON read strictly
     extras       packages that only some users need
-    json_files   files that are read whole, and JSON in them
     weights      files of weights, one module a storage format
     checkpoint   the files of a checkpoint as one tree of weights
     streaming    weights that stay on disk until they are needed
@@ -60,6 +60,12 @@ else:
 HOMES = {"Dump": "dump", "read_dump": "dump", "Sampling": "generate", "Model": "model", "load": "model"}
 
 __all__ = ["Dump", "InputError", "Model", "Sampling", "__version__", "diff", "load", "read_dump"]
+
+
+def __getattr__(name: str):
+    if name not in HOMES:
+        raise AttributeError(f"module 'numgemma' has no attribute {name!r}")
+    return getattr(import_module(f"numgemma.{HOMES[name]}"), name)
 
 
 def diff(a: "Dump | str | Path", b: "Dump | str | Path", points: Sequence[str] = ("*",)) -> "Diff":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from numgemma.errors import InputError
-from numgemma.json_files import AGAIN, explained, read_object
+from numgemma.incoming import AGAIN, explained, read_object
 from numgemma.weights.safetensors import TensorFile, open_safetensors
 
 SINGLE = "model.safetensors"

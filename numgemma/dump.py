@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from numgemma.atomic import remedy, target
+from numgemma.atomic import begin, remedy, target, umask, writing
 from numgemma.errors import InputError
 from numgemma.notebook import html_table
 from numgemma.prompt.media import Media, clips, frames, images
@@ -104,11 +103,9 @@ class DumpWriter:
         self.entries, self.axes = {}, {}
 
     def __enter__(self):
-        try:
-            handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.parent)
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another -o.") from error
-        self.file, self.partial = os.fdopen(handle, "r+b"), Path(name)
+        with writing(self.path):
+            self.partial, self.lock = begin(self.path)
+            self.file = open(self.partial, "r+b")
         layers = len(self.meta.get("model", {}).get("layer_kinds", ()))
         self.room = 1 << 16 | 24 * self.total + 16384 * layers  # for the header; `finish` copes when it is too small
         self.end = self.room = -(-self.room // 64) * 64
@@ -154,26 +151,33 @@ class DumpWriter:
 
     def move(self, room):
         """Make more room for the header by copying the data behind it."""
-        with tempfile.NamedTemporaryFile(dir=self.path.parent, suffix=".partial", delete=False) as wider:
-            wider.seek(room)
-            self.file.seek(self.room)
-            shutil.copyfileobj(self.file, wider, 1 << 24)
-        self.file.close()
-        os.replace(wider.name, self.partial)
-        self.file, self.room = open(self.partial, "r+b"), room  # noqa: SIM115 - closed in __exit__
+        narrow = self.partial, self.lock, self.file
+        self.partial, self.lock = begin(self.path)
+        try:
+            self.file = open(self.partial, "r+b")  # noqa: SIM115 - closed in __exit__
+            self.file.seek(room)
+            narrow[2].seek(self.room)
+            shutil.copyfileobj(narrow[2], self.file, 1 << 24)
+            self.room = room
+        finally:
+            abandon(*narrow)
 
     def __exit__(self, kind, error, trace):
         try:
-            if kind is None:
-                self.finish()
-                self.file.close()
-                self.partial.chmod(0o666 & ~umask())
-                os.replace(self.partial, self.path)
-        except OSError as failure:
-            raise InputError(f"{self.path}: cannot be written ({failure.strerror}); {remedy(failure)}.") from failure
+            with writing(self.path):
+                if kind is None:
+                    self.finish()
+                    self.file.close()
+                    self.partial.chmod(0o666 & ~umask())
+                    os.replace(self.partial, self.path)
         finally:
-            self.file.close()
-            self.partial.unlink(missing_ok=True)
+            abandon(self.partial, self.lock, self.file)
+
+
+def abandon(partial, lock, file):
+    file.close()
+    partial.unlink(missing_ok=True)
+    os.close(lock)
 
 
 def allocate(file, start, size):
@@ -185,12 +189,6 @@ def allocate(file, start, size):
         for done in range(0, size, 1 << 24):
             file.write(bytes(min(1 << 24, size - done)))
         file.flush()
-
-
-def umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def read_dump(path: str | Path) -> Dump:

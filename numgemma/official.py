@@ -4,7 +4,7 @@ from pathlib import Path
 
 from numgemma.errors import InputError, meant
 from numgemma.families import find
-from numgemma.json_files import parse_object
+from numgemma.incoming import parse_object
 
 CONFIGS = Path(__file__).parent / "data" / "configs"
 

@@ -5,6 +5,7 @@ Transformers' own rendering of the same templates is compared in test_hf_chat.py
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -276,9 +277,11 @@ def test_a_chat_file_that_cannot_be_read_is_one_sentence(tmp_path):
     assert "is not UTF-8 (byte 30)" in complaint(read_chat, str(tmp_path / "latin.json"))
 
 
-def test_a_file_that_is_no_chat_is_not_read_to_its_end(monkeypatch):
-    monkeypatch.setattr(chat, "MAX_BYTES", 1000)
-    assert "is larger than 1,000 bytes" in complaint(read_chat, "/dev/zero")
+def test_what_is_no_chat_is_not_read_to_its_end(tmp_path):
+    assert "might never end" in complaint(read_chat, "/dev/zero")
+    (tmp_path / "huge.json").touch()
+    os.truncate(tmp_path / "huge.json", 10**12)
+    assert "is larger than 100,000,000 bytes" in complaint(read_chat, tmp_path / "huge.json")
 
 
 def test_tools_are_given_once(tmp_path):

@@ -168,7 +168,9 @@ def test_help_waits_for_nothing_that_it_does_not_need():
     bare = set(fresh("import sys; print(*sys.modules)").split())
     found = modules_of("--help")
     rooms_named = {name for name in found if name.startswith("numgemma")}
-    assert rooms_named == {f"numgemma{room}" for room in ("", ".atomic", ".cli", ".errors", ".version")}
+    assert rooms_named == {
+        f"numgemma{room}" for room in ("", ".atomic", ".cli", ".cli.terminal", ".errors", ".incoming", ".version")
+    }
     assert "numpy" not in found
     assert len(found - bare) < 60
 
@@ -177,7 +179,10 @@ def test_the_bare_name_of_a_config_is_inspected_without_what_reads_prompts_and_d
     found = modules_of("inspect", "gemma-4-E2B-it")
     assert sorted(found & {"numba", "matplotlib", "jinja2", "tokenizers", "PIL", "torch", "av", "soundfile"}) == []
     assert not {name for name in found if name.startswith(("numgemma.debug", "numgemma.surgery", "numgemma.plots"))}
-    assert {name for name in found if name.startswith("numgemma.cli.")} == {"numgemma.cli.inspect"}
+    assert {name for name in found if name.startswith("numgemma.cli.")} == {
+        "numgemma.cli.inspect",
+        "numgemma.cli.terminal",
+    }
 
 
 def test_importing_the_package_changes_no_environment_variable():

@@ -2,7 +2,7 @@
 
 In reading order:
 
-    files common report building                what several verbs share
+    terminal files common report building       what prints, and what several verbs share
     inspect generate preprocess dump            verbs that run a model
     capture precheck floor                      before two runs are compared
     seams diff replay whatif                    where they part, whose fault it is, which
@@ -11,13 +11,16 @@ In reading order:
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
 from numgemma.atomic import target
+from numgemma.cli import terminal
 from numgemma.errors import InputError, NonFiniteError, meant
+from numgemma.incoming import STANDARD, read_text
 from numgemma.version import __version__
 
 RUN_A_MODEL = ("inspect", "generate", "preprocess", "dump", "capture", "show", "bench", "demo")
@@ -32,9 +35,16 @@ CKPT is a directory with config.json and safetensors, one .safetensors file besi
 checkpoint that comes with numgemma."""
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's, which says in one line what is wrong."""
+
+    def error(self, message):
+        raise InputError(f"{message}; see `{self.prog} --help`.")
+
+
 def parser(words):
     """Of the verbs that are none of these words only a line is known."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="numgemma",
         description="Run Gemma 4 in NumPy, record every activation, and see where another implementation parts.",
         epilog=EPILOG,
@@ -69,34 +79,79 @@ def check_verb(words):
 
 
 def check_outputs(args):
-    """Before any work: what is to be written can be, and is not what is to be read."""
-    read = [Path(value) for key, value in args.items() if key not in FILES_WRITTEN and isinstance(value, str)]
+    """Before any work: what is to be written can be, and is not what is to be read.
+
+    Only what is declared as a path (type=Path) is one: a prompt is no name of a file, however it reads.
+    """
+    read = [path for key, value in args.items() if key not in FILES_WRITTEN for path in paths_of(value)]
     for key in FILES_WRITTEN:
         path = args.get(key)
-        if not isinstance(path, Path) or (key == "out" and not path.suffix):  # a flag; a folder has checks of its own
-            continue
+        if not isinstance(path, Path) or path == STANDARD or (key == "out" and not path.suffix):
+            continue  # a flag; a folder has checks of its own
         path = target(path)
-        if any(other.is_file() and path.exists() and other.samefile(path) for other in read):
+        if any(same_file(path, other) for other in read):
             raise InputError(f"{path}: is read and would be overwritten; choose another --{key}.")
+
+
+def paths_of(value):
+    return [path for path in (value if isinstance(value, list) else [value]) if isinstance(path, Path)]
+
+
+def same_file(a: Path, b: Path):
+    try:
+        return a.samefile(b) and a.is_file()
+    except (OSError, ValueError):
+        return False  # one of them is not there
+
+
+def read_long_prompts(args):
+    """What --prompt-file and --ids-file hold takes the place of what --prompt and --ids would say."""
+    if getattr(args, "prompt_file", None) is not None:
+        args.prompt = read_text(args.prompt_file).removesuffix("\n").removesuffix("\r")
+    if getattr(args, "ids_file", None) is not None:
+        args.ids = ",".join(read_text(args.ids_file).replace(",", " ").split())
 
 
 def main(argv=None) -> int:
     """Run one verb; returns the exit code."""
     words = sys.argv[1:] if argv is None else [str(word) for word in argv]
-    try:
-        check_verb(words)
-        args = parser(words).parse_args(words)
-        check_outputs(vars(args))
-        from numgemma import ops
+    with terminal.standard_streams(), terminal.signals():
+        try:
+            code = run(words)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:  # the reader of our output has gone, as in `numgemma ... | head`
+            code = 0
+        except InputError as error:
+            code = said(error, 4 if isinstance(error, NonFiniteError) else 2)
+        except OSError as error:
+            name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+            code = said(InputError(f"{name}{error.strerror or error}; check the path and its permissions."), 2)
+        except MemoryError:
+            code = said("there is not enough memory for this; use a smaller checkpoint, or a shorter prompt.", 2)
+        except KeyboardInterrupt:
+            code = said("interrupted; nothing half-written is left.", 130)
+        except terminal.Terminated as error:
+            code = said("ended from outside; nothing half-written is left.", 128 + int(error.args[0]))
+        finally:
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.finish()
+    return code
 
-        with ops.undone():
-            return args.run(args)
-    except InputError as error:
-        print(f"numgemma: {error}", file=sys.stderr)
-        return 4 if isinstance(error, NonFiniteError) else 2
-    except KeyboardInterrupt:
-        print("numgemma: interrupted; nothing half-written is left.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `numgemma ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+def said(text, code):
+    """The one line that an error prints."""
+    with contextlib.suppress(BrokenPipeError):
+        print(f"numgemma: {text}", file=sys.stderr)
+    return code
+
+
+def run(words):
+    check_verb(words)
+    args = parser(words).parse_args(words)
+    check_outputs(vars(args))
+    read_long_prompts(args)
+    from numgemma import ops
+
+    with ops.undone(), terminal.set_aside(getattr(args, "json", None) == STANDARD):
+        return args.run(args)

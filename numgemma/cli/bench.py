@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -20,7 +21,7 @@ START = 16  # tokens before those that are decoded
 
 
 def add_arguments(parser):
-    parser.add_argument("ckpt", metavar="CKPT")
+    parser.add_argument("ckpt", type=Path, metavar="CKPT")
     parser.add_argument("--against", choices=("hf",), help="run Transformers beside it, in turns (extra `hf`)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512], metavar="T", help="default: 128 512")
     parser.add_argument("--decode", type=int, default=16, metavar="N", help="tokens to decode; default: 16")

@@ -1,5 +1,7 @@
 """Run a prompt in Transformers and write its activations to a file (needs the extra `hf`)."""
 
+from pathlib import Path
+
 from numgemma.cli.common import add_points, add_prompt, check_kept, numbered, read_prompts
 from numgemma.debug.capture import hooks
 from numgemma.dump import DumpWriter
@@ -7,7 +9,7 @@ from numgemma.model import IMAGE_MASKS, load
 
 
 def add_arguments(parser):
-    parser.add_argument("ckpt", metavar="CKPT")
+    parser.add_argument("ckpt", type=Path, metavar="CKPT")
     add_prompt(parser)
     add_points(parser)
     parser.add_argument(

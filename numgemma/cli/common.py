@@ -1,6 +1,7 @@
 """What several verbs share: the prompt in its four forms, the points to keep, a progress bar."""
 
 import argparse
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from numgemma.prompt.processor import place
 from numgemma.trace import EVERYTHING_BUT_MAPS, selects
 from numgemma.weights.safetensors import open_safetensors
 
+MOST_IDS = 2**31  # no vocabulary is larger
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -30,23 +33,39 @@ class Prompt:
 
 def add_prompt(parser, inputs=True, required=True):
     group = parser.add_mutually_exclusive_group(required=required)
-    group.add_argument("--prompt", metavar="TEXT", help="text, tokenised with the checkpoint's tokenizer.json")
+    add_text(group, "text, tokenised with the checkpoint's tokenizer.json")
     group.add_argument(
-        "--chat", metavar="FILE.json", help='messages as [{"role": "user", "content": "Hello"}]; - is standard input'
+        "--chat",
+        type=Path,
+        metavar="FILE.json",
+        help='messages as [{"role": "user", "content": "Hello"}]; - is standard input',
     )
-    group.add_argument("--ids", metavar="2,105,9", help="token ids, separated by commas")
+    add_ids(group, "token ids, separated by commas")
     if inputs:
         group.add_argument(
-            "--inputs", metavar="FILE", help="a .safetensors file with what Transformers' processor returns"
+            "--inputs", type=Path, metavar="FILE", help="a .safetensors file with what Transformers' processor returns"
         )
     add_files(parser.add_argument_group("files, with --prompt or --chat"))
     add_chat(parser.add_argument_group("options of --chat"))
 
 
+def add_text(group, text):
+    group.add_argument("--prompt", metavar="TEXT", help=text)
+    kept = "the same from a file, without its last line end; - is standard input"
+    group.add_argument("--prompt-file", type=Path, metavar="FILE", help=kept)
+
+
+def add_ids(group, text):
+    group.add_argument("--ids", metavar="2,105,9", help=text)
+    group.add_argument("--ids-file", type=Path, metavar="FILE", help="the same from a file; - is standard input")
+
+
 def add_chat(group):
     thinking = argparse.BooleanOptionalAction
     group.add_argument("--thinking", action=thinking, help="think first, or not (default: as the template decides)")
-    group.add_argument("--tools", metavar="FILE.json", help="JSON schemas of the functions that the model may call")
+    group.add_argument(
+        "--tools", type=Path, metavar="FILE.json", help="JSON schemas of the functions that the model may call"
+    )
     group.add_argument("--template", metavar="NAME", help="one of the checkpoint's templates, or a .jinja file")
 
 
@@ -134,10 +153,10 @@ def prompt_of(ids, text, model, by, media=NO_MEDIA) -> Prompt:
 
 
 def parse_ids(text) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--ids '{text:.60}' should be integers separated by commas, as 2,105,9.") from None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,10}", part) and int(part) < MOST_IDS for part in parts):
+        raise InputError(f"--ids '{text:.60}' should be integers from 0 to 2^31, separated by commas, as 2,105,9.")
+    return [int(part) for part in parts]
 
 
 def read_inputs(path) -> list[Prompt]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from numgemma.atomic import becoming, inventory
 from numgemma.checkpoint import SINGLE
 from numgemma.cli.inspect import describe
 from numgemma.debug.compare.diff import diff
@@ -55,10 +56,11 @@ def compare(model, reference, out, told):
 
 def break_twin(folder):
     """A copy of the bundled checkpoint in which one norm was converted by Gemma 3's convention, 1 + weight."""
-    shutil.copytree(DATA / "tiny", folder, dirs_exist_ok=True)
     tensors = {name: np.array(x) for name, x in open_safetensors(DATA / "tiny" / SINGLE).tensors.items()}
     tensors[f"model.{BROKEN}"] += 1
-    save_file(tensors, folder / SINGLE)
+    with becoming(folder, replaces=inventory(folder)) as partial:
+        shutil.copytree(DATA / "tiny", partial, dirs_exist_ok=True)
+        save_file(tensors, partial / SINGLE)
     return folder
 
 

@@ -18,8 +18,8 @@ from numgemma.model import load
 
 
 def add_arguments(parser):
-    parser.add_argument("a", metavar="A", help="the reference dump")
-    parser.add_argument("b", metavar="B", help="the dump measured against it")
+    parser.add_argument("a", type=Path, metavar="A", help="the reference dump")
+    parser.add_argument("b", type=Path, metavar="B", help="the dump measured against it")
     parser.add_argument("--points", nargs="+", metavar="GLOB", default=["*"], help="compare only these (default: all)")
     parser.add_argument("--all", action="store_true", help="print every point, not a dozen")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole comparison as JSON")
@@ -28,15 +28,21 @@ def add_arguments(parser):
     parser.add_argument(
         "--floor", nargs="+", metavar="F", default=[], help="floors by `numgemma floor`; auto: that of these dumps"
     )
-    parser.add_argument("--ckpt", metavar="CKPT", help="for --floor auto: measure it where the cache has none")
-    parser.add_argument("--truth", metavar="T", help="a third dump, in float64 at best: says which side is off")
+    parser.add_argument(
+        "--ckpt", type=Path, metavar="CKPT", help="for --floor auto: measure it where the cache has none"
+    )
+    parser.add_argument(
+        "--truth", type=Path, metavar="T", help="a third dump, in float64 at best: says which side is off"
+    )
     parser.add_argument("--tolerance", type=float, metavar="X", help="the relative error to allow without a floor")
     parser.add_argument(
         "--layer-map",
         metavar="MAP",
         help="A's layers and B's, as 18:10,20-22:11-13, or a file with pairs of names; auto: A and B are checkpoints",
     )
-    parser.add_argument("--map", metavar="FILE", help="names of another engine's dump -> ours, for A or B or both")
+    parser.add_argument(
+        "--map", type=Path, metavar="FILE", help="names of another engine's dump -> ours, for A or B or both"
+    )
     parser.add_argument("--allow-missing", nargs="+", metavar="GLOB", default=[], help="these need not be in both")
     parser.add_argument(
         "--fail-on",

@@ -1,5 +1,7 @@
 """Run a prompt and write every activation to a file."""
 
+from pathlib import Path
+
 from numgemma.cli.common import (
     Progress,
     add_backend,
@@ -17,7 +19,7 @@ from numgemma.model import PRECISIONS, load
 
 
 def add_arguments(parser):
-    parser.add_argument("ckpt", metavar="CKPT")
+    parser.add_argument("ckpt", type=Path, metavar="CKPT")
     add_prompt(parser)
     add_points(parser)
     add_image_mask(parser)

@@ -16,8 +16,10 @@ from numgemma.model import load
 
 
 def add_arguments(parser):
-    parser.add_argument("ckpt", metavar="CKPT")
-    parser.add_argument("dump", metavar="DUMP", nargs="?", help="take the token ids and the precision from this dump")
+    parser.add_argument("ckpt", type=Path, metavar="CKPT")
+    parser.add_argument(
+        "dump", type=Path, metavar="DUMP", nargs="?", help="take the token ids and the precision from this dump"
+    )
     add_prompt(parser, required=False)
     parser.add_argument(
         "--precision", choices=PRECISIONS, nargs="+", help="default: that of DUMP by its values, or float32"

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 
 from numgemma import machine, ops
 from numgemma.cli.common import add_backend, add_image_mask, add_prompt, read_prompts, use_backend, warn_of_length
@@ -13,7 +14,7 @@ from numgemma.surgery.loops import described, repetition
 
 
 def add_arguments(parser):
-    parser.add_argument("ckpt", metavar="CKPT")
+    parser.add_argument("ckpt", type=Path, metavar="CKPT")
     add_prompt(parser, inputs=False)
     parser.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="default: 100")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0, the default, is greedy")

@@ -9,7 +9,7 @@ from pathlib import Path
 from numgemma.checkpoint import open_checkpoint
 from numgemma.errors import InputError
 from numgemma.families import Family, find
-from numgemma.json_files import parse_object
+from numgemma.incoming import parse_object
 from numgemma.model import check_model_tensors, resolve
 from numgemma.official import official, unknown
 
@@ -21,7 +21,7 @@ buffers, in the table below: numbers that training does not change"""
 
 
 def add_arguments(parser):
-    parser.add_argument("ckpt", metavar="CKPT", help="a checkpoint, or the bare name of an official config")
+    parser.add_argument("ckpt", type=Path, metavar="CKPT", help="a checkpoint, or the bare name of an official config")
     parser.add_argument(
         "--context", type=int, metavar="T", default=1024, help="tokens that a run's cache holds; default: 1024"
     )

@@ -10,9 +10,14 @@ from numgemma.surgery.lineage import lineage
 
 
 def add_arguments(parser):
-    parser.add_argument("ckpt", metavar="CKPT", help="the child: any checkpoint in safetensors")
+    parser.add_argument("ckpt", type=Path, metavar="CKPT", help="the child: any checkpoint in safetensors")
     parser.add_argument(
-        "--parents", metavar="P", nargs="+", required=True, help="what it may be made of; Gemma 3 and others too"
+        "--parents",
+        type=Path,
+        metavar="P",
+        nargs="+",
+        required=True,
+        help="what it may be made of; Gemma 3 and others too",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write slots and tensors as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the layer matrix: slots against layers")

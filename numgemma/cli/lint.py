@@ -3,6 +3,7 @@
 import json
 import shutil
 import textwrap
+from pathlib import Path
 
 from numgemma.cli.building import progress
 from numgemma.surgery.lint import lint, structure, to_json
@@ -11,7 +12,7 @@ WIDE = 120
 
 
 def add_arguments(parser):
-    parser.add_argument("ckpt", metavar="CKPT")
+    parser.add_argument("ckpt", type=Path, metavar="CKPT")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--no-values", action="store_true", help="look at config, names and shapes alone; no weight is read"

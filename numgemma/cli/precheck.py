@@ -11,8 +11,8 @@ from numgemma.debug.readers import read_any
 
 
 def add_arguments(parser):
-    parser.add_argument("a", metavar="A", help="the reference dump")
-    parser.add_argument("b", metavar="B", help="the dump to be measured against it")
+    parser.add_argument("a", type=Path, metavar="A", help="the reference dump")
+    parser.add_argument("b", type=Path, metavar="B", help="the dump to be measured against it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON")
 
 

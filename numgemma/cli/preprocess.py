@@ -6,10 +6,10 @@ import numpy as np
 from safetensors.numpy import save
 
 from numgemma.atomic import whole
-from numgemma.cli.common import add_chat
+from numgemma.cli.common import add_chat, add_text
 from numgemma.cli.files import add_files, given_files, remark
 from numgemma.families import read_config
-from numgemma.json_files import read_object
+from numgemma.incoming import read_object
 from numgemma.model import resolve
 from numgemma.prompt.chat import chat_files, read_chat, render_chat
 from numgemma.prompt.processor import join, place
@@ -17,10 +17,12 @@ from numgemma.prompt.tokenizer import open_tokenizer
 
 
 def add_arguments(parser):
-    parser.add_argument("ckpt", metavar="CKPT", help="its config.json and tokenizer.json are read, its weights are not")
+    parser.add_argument(
+        "ckpt", type=Path, metavar="CKPT", help="its config.json and tokenizer.json are read, its weights are not"
+    )
     prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", metavar="TEXT", help="text, with <|image|>, <|audio|>, <|video|> for the files")
-    prompt.add_argument("--chat", metavar="FILE.json", help="messages; - is standard input")
+    add_text(prompt, "text, with <|image|>, <|audio|>, <|video|> for the files")
+    prompt.add_argument("--chat", type=Path, metavar="FILE.json", help="messages; - is standard input")
     add_files(parser)
     add_chat(parser.add_argument_group("options of --chat"))
     parser.add_argument(

@@ -6,7 +6,7 @@ It works with all points, with what modules return, or with the outputs of layer
 import sys
 from pathlib import Path
 
-from numgemma.cli.common import Prompt, add_image_mask, parse_ids, read_inputs
+from numgemma.cli.common import Prompt, add_ids, add_image_mask, parse_ids, read_inputs
 from numgemma.cli.report import add_report, write_json, write_report
 from numgemma.debug.blame.replay import replay
 from numgemma.debug.blame.words import render
@@ -33,12 +33,14 @@ def add_arguments(parser):
 
 def add_subject(parser):
     """What replay and whatif are told: the checkpoint, the dump, and what the dump may lack."""
-    parser.add_argument("ckpt", metavar="CKPT")
-    parser.add_argument("dump", metavar="DUMP", help="a dump, or what another engine wrote")
+    parser.add_argument("ckpt", type=Path, metavar="CKPT")
+    parser.add_argument("dump", type=Path, metavar="DUMP", help="a dump, or what another engine wrote")
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--ids", metavar="2,105,9", help="token ids, where the dump has none")
-    group.add_argument("--inputs", metavar="FILE", help="ids and media: what Transformers' processor returns")
-    parser.add_argument("--map", metavar="FILE", help="names of another engine's dump -> ours")
+    add_ids(group, "token ids, where the dump has none")
+    group.add_argument(
+        "--inputs", type=Path, metavar="FILE", help="ids and media: what Transformers' processor returns"
+    )
+    parser.add_argument("--map", type=Path, metavar="FILE", help="names of another engine's dump -> ours")
     add_image_mask(parser)
 
 

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 from numgemma.atomic import write_whole
+from numgemma.cli import terminal
 from numgemma.debug.report import Subject, write_html, write_png
 from numgemma.errors import InputError
+from numgemma.incoming import STANDARD
 from numgemma.model import Model, load
 
 
@@ -15,8 +17,12 @@ def add_report(parser):
 
 
 def write_json(path, found):
-    """The whole of what was found."""
-    write_whole(path, json.dumps(found.to_json(), indent=1, allow_nan=False))
+    """The whole of what was found; to standard output where the path is "-"."""
+    text = json.dumps(found.to_json(), indent=1, allow_nan=False)
+    if path == STANDARD:
+        terminal.print_alone(text)
+        return
+    write_whole(path, text)
     written(path)
 
 

@@ -16,8 +16,8 @@ RANDOM = (6, 24)  # prompts, and tokens of each, where there is no tokenizer
 
 
 def add_arguments(parser):
-    parser.add_argument("child", metavar="CHILD")
-    parser.add_argument("parents", metavar="PARENT", nargs="+")
+    parser.add_argument("child", type=Path, metavar="CHILD")
+    parser.add_argument("parents", type=Path, metavar="PARENT", nargs="+")
     parser.add_argument(
         "--layer-map",
         metavar="MAP",
@@ -34,8 +34,9 @@ def add_arguments(parser):
 
 
 def run(args):
-    map_ = origins(args.child, args.parents, args.layer_map, progress())
-    found = compare(args.child, map_, prompts(args), args.precision, shown)
+    child, parents = str(args.child), [str(parent) for parent in args.parents]
+    map_ = origins(child, parents, args.layer_map, progress())
+    found = compare(child, map_, prompts(args), args.precision, shown)
     print(render(found))
     if args.json:
         write_json(args.json, found)

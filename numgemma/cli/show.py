@@ -27,7 +27,7 @@ DRAW = {"image": draw_picture, "video": draw_video, "audio": draw_sound}
 
 def add_arguments(parser):
     parser.add_argument(
-        "dump", metavar="DUMP", help="written with --image, --audio, ...; the attention needs its *.probs"
+        "dump", type=Path, metavar="DUMP", help="written with --image, --audio, ...; the attention needs its *.probs"
     )
     file = parser.add_mutually_exclusive_group(required=True)
     file.add_argument("--image", type=Path, metavar="FILE", help="a picture: its patches, soft tokens, attention")

@@ -11,7 +11,10 @@ from numgemma.surgery.stack import plan, write
 
 def add_arguments(parser):
     parser.add_argument(
-        "parent", metavar="PARENT", help="a checkpoint, or a recipe: a YAML file in mergekit's passthrough form"
+        "parent",
+        type=Path,
+        metavar="PARENT",
+        help="a checkpoint, or a recipe: a YAML file in mergekit's passthrough form",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--slices", metavar="0-17,10-25", help="layers from the bottom up, first and last included")
@@ -41,13 +44,13 @@ def run(args):
 
 
 def find_recipe(args):
-    if Path(args.parent).suffix in (".yaml", ".yml"):
+    if args.parent.suffix in (".yaml", ".yml"):
         if args.slices or args.preset:
             raise InputError(f"{args.parent}: names its own slices; leave out --slices and --preset.")
-        return read_recipe(Path(args.parent))
+        return read_recipe(args.parent)
     if not (args.slices or args.preset):
         raise InputError(f"{args.parent}: which layers? Name them with --slices or --preset; a recipe ends in .yaml.")
-    return of_one(args.parent, parse_slices(args.slices) if args.slices else PRESETS[args.preset])
+    return of_one(str(args.parent), parse_slices(args.slices) if args.slices else PRESETS[args.preset])
 
 
 def render(stack):

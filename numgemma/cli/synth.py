@@ -1,12 +1,14 @@
 """Write a checkpoint with plausible random weights, of any supported config, shrunk if asked."""
 
+from pathlib import Path
+
 from numgemma.cli.building import add_output, output, summary
 from numgemma.surgery.shrink import SCALES
 from numgemma.surgery.synth import DTYPES, synth
 
 
 def add_arguments(parser):
-    parser.add_argument("config", metavar="CONFIG", help="a config.json, its directory, or an official name")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a config.json, its directory, or an official name")
     add_output(parser)
     parser.add_argument(
         "--scale",
@@ -24,6 +26,6 @@ def add_arguments(parser):
 
 
 def run(args):
-    synth(args.config, scale=args.scale, seed=args.seed, dtype=args.dtype, unread=not args.resaved, **output(args))
+    synth(str(args.config), scale=args.scale, seed=args.seed, dtype=args.dtype, unread=not args.resaved, **output(args))
     print(summary(args.out))
     return 0

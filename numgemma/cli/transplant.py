@@ -1,6 +1,7 @@
 """Build a dense Gemma 4 that sees, from a Gemma 3 text model and another Gemma 4's vision tower."""
 
 from math import prod
+from pathlib import Path
 
 from numgemma.cli.building import add_output, output, summary
 from numgemma.cli.inspect import parameter_table
@@ -11,9 +12,15 @@ HELP = "(default: %(default)s)"
 
 def add_arguments(parser):
     usual = Choices()
-    parser.add_argument("--text", metavar="GEMMA3", required=True, help="a Gemma 3 1B checkpoint: the text model")
     parser.add_argument(
-        "--tower", metavar="GEMMA4", required=True, help="a Gemma 4: vision tower, tokenizer and processor (E2B)"
+        "--text", type=Path, metavar="GEMMA3", required=True, help="a Gemma 3 1B checkpoint: the text model"
+    )
+    parser.add_argument(
+        "--tower",
+        type=Path,
+        metavar="GEMMA4",
+        required=True,
+        help="a Gemma 4: vision tower, tokenizer and processor (E2B)",
     )
     add_output(parser)
     parser.add_argument("--plan", action="store_true", help="print what becomes of what and write nothing")

@@ -11,7 +11,7 @@ import numpy as np
 
 from numgemma.dump import Dump
 from numgemma.errors import InputError
-from numgemma.json_files import explained
+from numgemma.incoming import explained, open_regular
 from numgemma.prompt import images, video
 from numgemma.prompt.processor import Processor, with_budget
 
@@ -83,7 +83,7 @@ def image_size(path, p: Processor):
 
 def video_size(path, p: Processor):
     """The same of a clip, without decoding it."""
-    with explained(path), open(path, "rb") as file, video.opened(path, file) as clip:
+    with open_regular(path) as file, explained(path), video.opened(path, file) as clip:
         total, stream = len(video.read_index(path, clip).times), clip.streams.video[0]
         return stream.height, stream.width, min(total, p.num_frames)
 

@@ -2,6 +2,7 @@
 
 A prompt is spelled out, cut into tokens, and its files become arrays:
 
+    sandbox            the process in which templates run, bounded in time and memory
     template           a chat template and its variables -> text
     chat               messages from a file, checked -> text, by the checkpoint's own template
     tokenizer          text -> token ids, and back

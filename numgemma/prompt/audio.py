@@ -12,7 +12,7 @@ import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.extras import package
-from numgemma.json_files import explained
+from numgemma.incoming import explained, open_regular
 
 MAX_SAMPLES = 480_000  # 30 s: what Transformers cuts a recording to
 MULTIPLE = 128  # samples: what it pads to
@@ -66,7 +66,7 @@ def soft_tokens(mask) -> int:
 
 def read_sound(path, s):
     """A recording up to s.longest: all channels averaged, at the rate that s asks for.  ->  Y float32 in [-1, 1]"""
-    with explained(path), open(path, "rb") as file, opened(path, file) as sound:
+    with open_regular(path) as file, explained(path), opened(path, file) as sound:
         rate = sound.samplerate
         if not 0 < rate <= MAX_RATE:
             raise InputError(f"{path}: has a sampling rate of {rate} Hz; resample it to {s.sampling_rate} Hz.")
@@ -83,7 +83,7 @@ def read_sound(path, s):
 
 def duration(path) -> float:
     """Seconds, as the file's header tells."""
-    with explained(path), open(path, "rb") as file, opened(path, file) as sound:
+    with open_regular(path) as file, explained(path), opened(path, file) as sound:
         return sound.frames / max(sound.samplerate, 1)
 
 

@@ -6,20 +6,15 @@ The text holds its own <bos>: it is tokenised without another (Tokenizer.encode_
 apply_chat_template, which the tests compare.
 """
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numgemma.errors import InputError
-from numgemma.json_files import explained, read_object, unique
+from numgemma.incoming import STANDARD, parse_json, read_object, read_text
+from numgemma.prompt.template import Template, render
 
-if TYPE_CHECKING:
-    from numgemma.prompt.template import Template
-
-MAX_BYTES = 100_000_000  # of a chat file
 FORM = '[{"role": "user", "content": "Hello"}]'
 KINDS = ("image", "audio", "video")
 COPY = "copy it again from the model's repository"
@@ -76,8 +71,6 @@ def render_chat(
         variables["enable_thinking"] = thinking
     values = special_tokens(Path(folder)) | variables
     values |= {"messages": [as_read(message) for message in messages], "tools": tools, "documents": documents}
-    from numgemma.prompt.template import render  # with jinja2, which nothing else waits for
-
     return render(choose(Path(folder), template, tools), values | {"add_generation_prompt": add_generation_prompt})
 
 
@@ -148,7 +141,7 @@ def chat_files(messages: Sequence[Mapping], given: Mapping[str, Sequence[Path]],
 # the template and what it may name
 
 
-def choose(folder: Path, name: str | None, tools) -> "Template":
+def choose(folder: Path, name: str | None, tools) -> Template:
     """One of the checkpoint's templates by name, or a .jinja file."""
     if name is not None and name.endswith(".jinja"):
         return read_template(Path(name))
@@ -165,7 +158,7 @@ def choose(folder: Path, name: str | None, tools) -> "Template":
     return found[name]
 
 
-def read_templates(folder: Path) -> dict[str, "Template"]:
+def read_templates(folder: Path) -> dict[str, Template]:
     """Name -> template, from the first place that has any; the files first, as Transformers does it."""
     files = [(path.stem, path) for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))]
     files += [("default", path) for path in [folder / "chat_template.jinja"] if path.exists()]
@@ -178,10 +171,8 @@ def read_templates(folder: Path) -> dict[str, "Template"]:
     return {}
 
 
-def named_templates(found, path) -> dict[str, "Template"]:
+def named_templates(found, path) -> dict[str, Template]:
     """A template in a JSON file: one text, or a list of {"name": ..., "template": ...}."""
-    from numgemma.prompt.template import Template
-
     rows = [{"name": "default", "template": found}] if isinstance(found, str) else found
     try:
         pairs = {row["name"]: row["template"] for row in rows}
@@ -190,10 +181,8 @@ def named_templates(found, path) -> dict[str, "Template"]:
         raise InputError(f"{path}: chat_template is neither a text nor a list of named texts; {COPY}.") from None
 
 
-def read_template(path: Path) -> "Template":
-    from numgemma.prompt.template import Template
-
-    return Template(decoded(read_bytes(path), path), str(path))
+def read_template(path: Path) -> Template:
+    return Template(read_text(path), str(path))
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
@@ -212,14 +201,14 @@ def special_tokens(folder: Path) -> dict[str, str]:
 # chat files
 
 
-def read_chat(name: str, tools: str | None = None) -> Chat:
-    """A chat from a JSON file, or from standard input where the name is "-"; tools: a second file.
+def read_chat(path: str | Path, tools: str | Path | None = None) -> Chat:
+    """A chat from a JSON file, or from standard input where the path is "-"; tools: a second file.
 
     The file holds the list of messages, or an object of messages, tools and documents.
     """
-    found = read_json(name)
+    found = read_json(path)
     found = {"messages": found} if isinstance(found, list) else found
-    where = "standard input" if name == "-" else name
+    where = "standard input" if Path(path) == STANDARD else str(path)
     if not isinstance(found, dict) or "messages" not in found:
         raise InputError(f"{where}: should hold a list of messages as {FORM}, or an object with such `messages`.")
     unknown = found.keys() - {"messages", "tools", "documents"}
@@ -229,37 +218,16 @@ def read_chat(name: str, tools: str | None = None) -> Chat:
         if found.get("tools") is not None:
             raise InputError(f"{where}: has tools already; leave them out there, or the file {tools}.")
         found["tools"] = read_json(tools)
-        check_dicts(found["tools"], tools)
+        check_dicts(found["tools"], str(tools))
     check_messages(found["messages"], where)
     check_dicts(found.get("tools"), f"{where}: tools")
     check_dicts(found.get("documents"), f"{where}: documents")
     return Chat(**found)
 
 
-def read_json(name):
-    where = "standard input" if name == "-" else name
-    raw = sys.stdin.buffer.read(MAX_BYTES + 1) if name == "-" else read_bytes(Path(name))
-    if len(raw) > MAX_BYTES:
-        raise InputError(f"{where}: is larger than {MAX_BYTES:,} bytes; this is no chat.")
-    try:
-        text = decoded(raw, where).removeprefix("\ufeff")  # editors on Windows put this in front
-        return json.loads(text, object_pairs_hook=unique)
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: is not JSON ({error}); it should hold messages as {FORM}.") from None
-
-
-def read_bytes(path):
-    with explained(path), open(path, "rb") as file:
-        return file.read(MAX_BYTES + 1)
-
-
-def decoded(raw, where):
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
+def read_json(path):
+    where = "standard input" if Path(path) == STANDARD else path
+    return parse_json(read_text(path), f"{where}:", f"it should hold messages as {FORM}")
 
 
 def check_messages(messages, where):

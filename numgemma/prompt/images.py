@@ -13,7 +13,7 @@ import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.extras import package
-from numgemma.json_files import explained
+from numgemma.incoming import explained, open_regular
 
 BUDGETS = (70, 140, 280, 560, 1120)  # soft tokens that the models were trained with
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -61,7 +61,7 @@ def open_image(path):
     """
     image = package("PIL.Image", "media")
     turn = package("PIL.ImageOps", "media").exif_transpose
-    with explained(path), open(path, "rb") as file, warnings.catch_warnings():
+    with open_regular(path) as file, explained(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, on large pictures and on palettes
         try:
             picture = image.open(file, formats=FORMATS)

@@ -14,7 +14,7 @@ import numpy as np
 
 from numgemma.config import build
 from numgemma.errors import InputError
-from numgemma.json_files import parse_object, read_object
+from numgemma.incoming import parse_object, read_object
 from numgemma.prompt import audio, images, video
 from numgemma.prompt.chat import KINDS
 from numgemma.prompt.processor_classes import CLASSES, ProcessorClass

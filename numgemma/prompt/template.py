@@ -1,28 +1,33 @@
 """A chat template and its variables -> text, as Transformers' render_jinja_template spells it.
 
-A template is a program by whoever made the checkpoint.  It runs in jinja2's sandbox, sees plain values only, and ends:
-the time of its loops and the size of what it assigns, multiplies and writes are bounded, which the sandbox leaves open.
+A template is a program by whoever made the checkpoint.  It runs in a process of its own, sandbox.py, which the system
+bounds in time and memory; this side sends plain values and takes back a text, a refusal or a failure.
 """
 
+import atexit
 import json
+import marshal
+import os
+import selectors
+import subprocess
+import sys
+import threading
 import time
-import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jinja2 import nodes, pass_context
-from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 
 from numgemma.errors import InputError
 
-MAX_SECONDS = 60  # a chat of seven hundred messages takes seven: templates look back and forth
-MAX_SIZE = 10_000_000  # characters or items of one value, and of the text; the longest context holds a tenth
+MAX_SECONDS = 12  # of computing; a chat of seven hundred messages takes seven: templates look back and forth
+MAX_SIZE = 10_000_000  # characters of the text; the longest context holds a tenth
+PATIENCE = 5  # times as long may it take by the clock, on a machine that has other work
 
 
 @dataclass(frozen=True)
@@ -33,47 +38,21 @@ class Template:
     origin: str
 
 
-class Refusal(TemplateError):
-    """What `raise_exception` in a template raises: these messages are not for it."""
-
-
 def render(template: Template, variables: Mapping) -> str:
     """The text of a template.  Raises InputError with the line where it does not compile, or fails, or refuses."""
     try:
-        return text(compiled(template.text), plain(variables))
-    except Refusal as error:
-        raise InputError(f"{template.origin}: the template says: {told(error)}; change the messages.") from None
-    except Exception as error:  # it is somebody's program: whatever Python can raise
-        raise InputError(f"{template.origin}: {place(error)}: {told(error)}; correct it, or the messages.") from None
-
-
-@lru_cache(8)
-def compiled(source):
-    return Sandbox().from_string(source)
-
-
-def text(program, variables):
-    program.environment.end = time.monotonic() + MAX_SECONDS
-    parts, size = [], 0
-    for part in program.generate(variables):
-        parts.append(part)
-        size += len(part)
-        check_size(size)
-    return "".join(parts)
-
-
-def told(error):
-    """What an error says, on one line of bounded length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return f"{text if len(text) < 300 else text[:300] + '...'}".rstrip(".")
-
-
-def place(error):
-    """Where in the template an error came up, as far as it is known."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
-    if isinstance(error, TemplateSyntaxError):
-        lines = [error.lineno]
-    return f"line {lines[-1]} of the template" if lines else "the template"
+        job = {"source": template.text, "variables": plain(variables), "now": datetime.now().isoformat()}
+        sent = marshal.dumps(job | {"seconds": MAX_SECONDS, "size": MAX_SIZE})
+    except (RecursionError, ValueError):
+        raise InputError(f"{template.origin}: the messages are nested too deep for a template; flatten them.") from None
+    answer = worker.asked(sent, MAX_SECONDS * PATIENCE)
+    if answer is None:
+        answer = {"failed": f"it takes more than {MAX_SECONDS} seconds", "place": "the template"}
+    if "refused" in answer:
+        raise InputError(f"{template.origin}: the template says: {answer['refused']}; change the messages.")
+    if "failed" in answer:
+        raise InputError(f"{template.origin}: {answer['place']}: {answer['failed']}; correct it, or the messages.")
+    return answer["text"]
 
 
 def plain(value):
@@ -95,112 +74,67 @@ def plain(value):
     return f"<{type(value).__name__}>"
 
 
-# what a template may call
-
-
-def raise_exception(message):
-    raise Refusal(message)
-
-
-def strftime_now(pattern):
-    return datetime.now().strftime(pattern)
-
-
-def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    """JSON with < > & as they are: jinja2's own filter escapes them for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-class PlainNamespace(Namespace):
-    """`namespace` of a template, without names that reach into Python."""
-
-    def __init__(self, /, *args, **named):
-        attributes = dict(*args, **named)
-        for name in attributes:
-            check_name(name)
-        Namespace.__init__(self, attributes)
-
-    def __setitem__(self, name, value):
-        check_name(name)
-        Namespace.__setitem__(self, name, value)
-
-
-def check_name(name):
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace has no name with an underscore in front, as {name!r:.60}")
-
-
-class Generation(Extension):
-    """{% generation %} ... {% endgeneration %}: marks what the model wrote, for training.  Its text stays as it is."""
-
-    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-
-# the sandbox.  jinja2 lets its environment be changed by subclasses only.
-
-
-class Sandbox(ImmutableSandboxedEnvironment):
-    """jinja2's sandbox with Transformers' settings and helpers, and with bounds of time and size."""
-
-    intercepted_binops = frozenset(("*", "**"))
+class Worker:
+    """The process that renders: started when it is first needed, and again when a template was the end of it."""
 
     def __init__(self):
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-        self.filters |= {"tojson": tojson, "in_time": self.in_time, "sized": self.sized}
-        self.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now, "namespace": PlainNamespace}
-        self.end = 0.0  # when the rendering now under way should be done
+        self.process: subprocess.Popen | None = None
+        self.owner, self.lock = 0, threading.Lock()
 
-    def _generate(self, source, *args, **named):  # jinja2's hook between parsing and compiling
-        for loop in [*source.find_all((nodes.For, nodes.Macro, nodes.CallBlock))]:
-            loop.body.insert(0, nodes.ExprStmt(through("in_time", nodes.Const(True)), lineno=loop.lineno))
-        for assignment in [*source.find_all(nodes.Assign)]:
-            assignment.node = through("sized", assignment.node)
-        for block in [*source.find_all(nodes.AssignBlock)]:
-            block.filter = through("sized", block.filter)
-        return super()._generate(source, *args, **named)
+    def asked(self, sent: bytes, seconds: float) -> dict[str, Any] | None:
+        """The answer to one job; None where the process did not live, or the time is over."""
+        with self.lock:
+            process = self.process
+            if process is None or process.poll() is not None or self.owner != os.getpid():
+                process = self.process = started()
+                self.owner = os.getpid()
+            into: Any = process.stdin
+            try:
+                into.write(len(sent).to_bytes(8, "little") + sent)
+                into.flush()
+                raw = received(process.stdout, time.monotonic() + seconds)
+            except BrokenPipeError:
+                raw = None
+            except BaseException:  # Ctrl-C: the answer that is still to come is nobody's
+                self.stop()
+                raise
+            answer = json.loads(raw) if raw else None
+            if answer is None or answer.pop("spent", False):
+                self.stop()
+            return answer
 
-    @pass_context  # which keeps jinja2 from calling it once, while it compiles
-    def in_time(self, context, value):
-        """Every turn of a loop goes through this."""
-        if time.monotonic() > self.end:
-            raise SecurityError(f"it runs for more than {MAX_SECONDS} seconds")
-        return value
-
-    @pass_context
-    def sized(self, context, value):
-        """Every value that is assigned, or that a call returns, goes through this."""
-        if isinstance(value, (str, list, tuple, dict)):
-            check_size(len(value))
-        return value
-
-    def call(self, context, function, /, *args, **named):
-        return self.sized(context, super().call(context, function, *args, **named))
-
-    def call_binop(self, context, operator, left, right):
-        check_size(grown(operator, left, right))
-        return super().call_binop(context, operator, left, right)
-
-
-def through(name, node):
-    """The node of an expression that a filter passes on."""
-    return nodes.Filter(node, name, [], [], None, None)
+    def stop(self):
+        """End the process; one that another process of ours has started is not ours to end."""
+        if self.process is not None and self.owner == os.getpid():
+            self.process.kill()
+            self.process.wait()
+            for pipe in filter(None, (self.process.stdin, self.process.stdout)):
+                with suppress(OSError):
+                    pipe.close()
+        self.process = None
 
 
-def check_size(size):
-    if size > MAX_SIZE:
-        raise SecurityError(f"it makes a value of more than {MAX_SIZE:,} characters or items")
+def started() -> subprocess.Popen:
+    found = [find_spec(name) for name in ("jinja2", "markupsafe")]
+    places = {str(Path(spec.origin).parents[1]) for spec in found if spec and spec.origin}
+    command = [sys.executable, "-I", str(Path(__file__).with_name("sandbox.py")), *sorted(places)]
+    pipe, gone = subprocess.PIPE, subprocess.DEVNULL
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=gone, start_new_session=True)
 
 
-def grown(operator, left, right):
-    """Items of `left * right`, or bits where both are numbers; bits of `left ** right`."""
-    bits = [abs(x).bit_length() if isinstance(x, int) else 0 for x in (left, right)]
-    if operator == "**":
-        return bits[0] * right if isinstance(right, int) else 0
-    for items, times in ((left, right), (right, left)):
-        if isinstance(items, (str, list, tuple)) and isinstance(times, int):
-            return len(items) * times
-    return sum(bits)
+def received(pipe, end) -> bytes | None:
+    """The bytes of an answer; None where there will be none, or not in time."""
+    found = bytearray()
+    with selectors.DefaultSelector() as ready:
+        ready.register(pipe, selectors.EVENT_READ)
+        while len(found) < 8 or len(found) < 8 + int.from_bytes(found[:8], "little"):
+            if not ready.select(max(0.0, end - time.monotonic())):
+                return None
+            if not (part := os.read(pipe.fileno(), 1 << 20)):
+                return None
+            found += part
+    return bytes(found[8:])
+
+
+worker = Worker()
+atexit.register(worker.stop)

@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from numgemma.errors import InputError
+from numgemma.incoming import by_library, read_bytes
 from numgemma.prompt.chat import render_chat
 
 HALF = "�"  # what stands for bytes that are no whole character
@@ -17,10 +18,9 @@ class Tokenizer:
     def __init__(self, path: Path):
         from tokenizers import Tokenizer as Rust
 
-        try:
-            self.rust = Rust.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise InputError(f"{path}: is no tokenizer.json ({error}); copy it from the model's repository.") from None
+        raw = read_bytes(path)
+        with by_library(f"{path}: is no tokenizer.json", "copy it from the model's repository"):
+            self.rust = Rust.from_buffer(raw)
         self.folder = Path(path).parent
         self.rust.no_truncation()  # what training left in the file would cut a prompt in silence
         self.rust.no_padding()

@@ -13,7 +13,7 @@ import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.extras import package
-from numgemma.json_files import explained
+from numgemma.incoming import explained, open_regular
 from numgemma.prompt.images import ImageSettings, pad, positions, target_size, to_patches
 
 FORMATS = "mov,mp4,matroska,webm,avi,gif"  # FFmpeg's names; none opens further files, all find a time exactly
@@ -42,7 +42,7 @@ def video_arrays(path, s: ImageSettings, num_frames) -> Clip:
     Equals Gemma4VideoProcessor on what PyAV decodes, to the last bit.  A clip that has fewer frames than num_frames
     gives all of them; Transformers refuses it.
     """
-    with explained(path), open(path, "rb") as file, opened(path, file) as container:
+    with open_regular(path) as file, explained(path), opened(path, file) as container:
         index = read_index(path, container)
         wanted = sampled(len(index.times), num_frames)
         arrays = [frame_arrays(pixels, s) for pixels in decoded(path, container, index, wanted)]

@@ -9,7 +9,7 @@ import numpy as np
 
 from numgemma.checkpoint import INDEX, SINGLE, read_weight_map, short_name
 from numgemma.errors import InputError
-from numgemma.json_files import read_object
+from numgemma.incoming import read_object
 from numgemma.surgery.findings import Finding, error, note, warning
 from numgemma.weights.safetensors import open_safetensors
 

@@ -6,15 +6,18 @@ last, as mergekit does.
 
 import json
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from numgemma.errors import InputError
 from numgemma.extras import package
-from numgemma.json_files import explained
+from numgemma.incoming import by_library, read_bytes
 
 # Published stacks, by name: the first and the last layer of each slice.
+MOST_YAML = 1_000_000  # bytes; a recipe of a slice per layer has some ten thousand
+
 PRESETS = {"e6b": ((0, 17), (10, 25), (18, 33), (26, 41))}  # Gemma-4-E6B: E4B, 42 layers -> 66
 
 READ = {"merge_method", "slices", "base_model", "dtype"}  # keys of a recipe; any other could mean another model
@@ -57,12 +60,9 @@ def parse_slices(text: str) -> tuple[tuple[int, int], ...]:
 def read_recipe(path: Path) -> Recipe:
     """A recipe in mergekit's form.  Raises InputError for a key or a merge that is not a plain stack."""
     yaml = package("yaml", "merge")
-    with explained(path, "name a YAML file"):
-        raw = path.read_bytes()
-    try:
+    raw = read_bytes(path, "name a YAML file", MOST_YAML)
+    with by_library(f"{path}: is not YAML", "correct it"):
         found = yaml.safe_load(raw)
-    except (yaml.YAMLError, RecursionError, UnicodeError) as error:
-        raise InputError(f"{path}: is not YAML ({' '.join(str(error).split()):.200}); correct it.") from None
     if not isinstance(found, dict) or found.get("merge_method") != "passthrough":
         raise InputError(f"{path}: merge_method is not passthrough; `stack` builds no other merge.")
     unknown = sorted(str(key) for key in found.keys() - READ)
@@ -85,7 +85,7 @@ def parse_slice(part: Any, what: str) -> Slice:
         raise InputError(f"{what} should hold model and layer_range and nothing else; correct it.")
     span = source["layer_range"]
     if not (isinstance(span, list) and len(span) == 2 and all(type(n) is int for n in span) and 0 <= span[0] < span[1]):
-        raise InputError(f"{what} has layer_range {span!r:.60}, not [first, one after the last]; correct it.")
+        raise InputError(f"{what} has layer_range {reprlib.repr(span)}, not [first, one after the last]; correct it.")
     return Slice(parent_of(source["model"], what), span[0], span[1] - 1)
 
 
@@ -96,7 +96,7 @@ def parent_of(model: Any, what: str) -> str:
     if isinstance(model, dict) and model.keys() == {"path"}:
         model = model["path"]
     if not isinstance(model, str):
-        raise InputError(f"{what} names its model as {model!r:.60}, not as the path of a checkpoint; correct it.")
+        raise InputError(f"{what} names its model as {reprlib.repr(model)}, not as a path; correct it.")
     return model
 
 

@@ -18,7 +18,7 @@ from numgemma.errors import InputError
 from numgemma.families import read_config
 from numgemma.families.gemma4 import layout
 from numgemma.families.gemma4.config import Config
-from numgemma.json_files import parse_object, read_object
+from numgemma.incoming import parse_object, read_object
 from numgemma.official import official, unknown
 from numgemma.prompt.processor import released
 from numgemma.surgery.gemma3 import gemma3_shapes, read_gemma3

@@ -9,18 +9,15 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from numgemma.atomic import remedy
+from numgemma.atomic import becoming, inventory, writing
 from numgemma.checkpoint import INDEX, SINGLE
-from numgemma.dump import umask
 from numgemma.errors import InputError
 from numgemma.weights.safetensors import DTYPES, release
 
@@ -31,13 +28,7 @@ METADATA = {"format": "pt"}  # Transformers refuses a file that does not say it
 
 # Files beside the weights that a child takes over from its parent, byte for byte.
 COMPANIONS = (
-    *(
-        "tokenizer.json",
-        "prompt.tokenizer.model",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-    ),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "chat_template.json", "processor_config.json", "preprocessor_config.json"),
     *("video_preprocessor_config.json", "generation_config.json"),
 )
@@ -110,11 +101,13 @@ def write_checkpoint(
     Raises InputError, and leaves nothing, where the target is taken, the disk too small or full, or a tensor not made.
     """
     target = Path(target)
-    check_target(target, force, parents)
+    with writing(target):
+        check_target(target, force, parents)
+        there = inventory(target) if target.exists() else None
     total = sum(tensor.nbytes for tensor in tensors.values())
     check_space(target, total)
     groups = shards(tensors, shard)
-    with becoming(target) as folder:
+    with becoming(target, replaces=there) as folder:
         done = 0
         for name, group in groups.items():
             for written in write_shard(folder / name, group):
@@ -212,33 +205,3 @@ def put(path: Path, content: bytes | Path) -> None:
         shutil.copyfile(content, path)
     else:
         path.write_bytes(content)
-
-
-@contextmanager
-def becoming(target: Path):
-    """A directory to fill, which becomes `target` when all of it is there, and goes without a trace otherwise."""
-    partial = None
-    try:
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-        yield partial
-        partial.chmod(0o777 & ~umask())
-        take_place(partial, target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror or error}); {remedy(error)}.") from error
-    finally:
-        if partial:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def take_place(partial: Path, target: Path) -> None:
-    if not target.exists():
-        os.rename(partial, target)
-        return
-    old = partial.with_suffix(".replaced")
-    os.rename(target, old)
-    try:
-        os.rename(partial, target)
-    except OSError:
-        os.rename(old, target)
-        raise
-    shutil.rmtree(old)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from numgemma.errors import InputError
-from numgemma.json_files import AGAIN, explained, parse_object
+from numgemma.incoming import AGAIN, explained, open_regular, parse_object
 
 CODES = {"BF16": ml_dtypes.bfloat16, "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 CODES |= {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
@@ -117,13 +117,13 @@ def parse_header(path: str | Path, file: BinaryIO) -> Header:
 
 def read_header(path: str | Path) -> Header:
     """The checked header of a safetensors file; the data is not touched."""
-    with explained(path), open(path, "rb") as file:
+    with open_regular(path) as file, explained(path):
         return parse_header(path, file)
 
 
 def open_safetensors(path: str | Path) -> TensorFile:
     """Tensors as read-only views on one map of the file: a page is read when it is used."""
-    with explained(path), open(path, "rb") as file:
+    with open_regular(path) as file, explained(path):
         header = parse_header(path, file)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     data = np.frombuffer(mapped, np.uint8)[header.data_start :]

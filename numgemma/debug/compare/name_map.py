@@ -7,6 +7,7 @@ from pathlib import Path
 from numgemma.debug.measure.discrete import layer_of
 from numgemma.dump import Dump
 from numgemma.errors import InputError
+from numgemma.incoming import read_text
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ def parse_map(text) -> NameMap:
 
     A map file has one pair of names per line, A's and then B's; `*` stands for the same text in both.
     """
-    if Path(text).is_file():
+    if not re.fullmatch(r"[\d\s,:-]+", text):
         return read_map(Path(text))
     layers: dict[int, int] = {}
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?:(\d+)(?:-(\d+))?\s*", part)
+        found = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?:(\d{1,4})(?:-(\d{1,4}))?\s*", part)  # no model is deeper
         if not found:
             raise InputError(f"--layer-map '{text:.60}' is no file and no list as 18:10,20-22:11-13 (A's:B's layers).")
         a, b = (range(int(x), int(y or x) + 1) for x, y in (found.group(1, 2), found.group(3, 4)))
@@ -59,10 +60,7 @@ def parse_map(text) -> NameMap:
 
 def read_map(path) -> NameMap:
     pairs = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error}); give one pair of names per line.") from None
+    lines = read_text(path, "name a file with a pair of names per line, or layers as 18:10,20-22:11-13").splitlines()
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].split()
         if not words:

@@ -25,14 +25,14 @@ from numgemma.debug.readers.llama_text import read_llama_text
 from numgemma.debug.readers.tensors import read_tensors
 from numgemma.dump import Dump, read_dump
 from numgemma.errors import InputError
-from numgemma.json_files import explained
+from numgemma.incoming import explained, open_regular
 from numgemma.weights.safetensors import open_safetensors
 
 __all__ = ["read_any", "summary"]
 
 READ = (
-    "a dump of numgemma's, the folder of Transformers' debugger, the text of llama-eval-callback or llama-debug, "
-    "llama.cpp's logits (llamacpp-*.bin), or a folder or file of .pt, .npy, .npz or .safetensors"
+    "a dump, the folder of Transformers' debugger, a log of llama-eval-callback or llama-debug, llamacpp-*.bin, "
+    "or .pt, .npy, .npz, .safetensors"
 )
 
 
@@ -83,5 +83,5 @@ def read_folder(path, map, config):
 
 def looks_like_text(path):
     """Whether a file may be a log: no zero byte near its beginning."""
-    with explained(path), open(path, "rb") as file:
+    with open_regular(path) as file, explained(path):
         return b"\0" not in file.read(1 << 16)

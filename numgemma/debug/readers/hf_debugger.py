@@ -9,13 +9,11 @@ A printed tensor has four decimals behind its leading digit and, when it is larg
 values along each axis; the summary has its mean, deviation and extremes alone.
 """
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -25,8 +23,8 @@ from numgemma.debug.measure.overlap import STATS
 from numgemma.debug.readers.common import Haul, make_dump, token_ids
 from numgemma.debug.readers.names import Unfit, axes_of, fit, is_batched, ours, sizes_for
 from numgemma.errors import InputError
-from numgemma.json_files import explained
-from numgemma.weights.safetensors import MAX_HEADER, MAX_TENSORS, open_safetensors
+from numgemma.incoming import MOST, parse_json, read_bytes
+from numgemma.weights.safetensors import MAX_TENSORS, open_safetensors
 
 SLOT = r"(outputs|inputs)(?:_(\w+))?"
 NUMBER = re.compile(r"-?(?:inf|nan|\d+\.?\d*(?:e[+-]\d+)?)")
@@ -94,12 +92,8 @@ def from_tree(path) -> Iterator[Passed]:
     """The tensors of a JSON tree; of a folder, the tree with values before the one without."""
     if path.is_dir():
         path = max(path.glob("*_debug_tree_*.json"), key=lambda p: "FULL_TENSORS" in p.name)
-    with explained(path):
-        if path.stat().st_size > 2 * MAX_HEADER:
-            raise InputError(f"{path}: is larger than {2 * MAX_HEADER} bytes; dump with use_repr=False instead.")
-        text = Path(path).read_bytes()
+    tree = parse_json(read_bytes(path, most=2 * MOST), f"{path}: the debugger's tree", "dump with use_repr=False")
     try:
-        tree = json.loads(text)
         seen = list(walk(tree))
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError, OverflowError) as error:
         raise InputError(f"{path}: is not the debugger's tree ({error}); write it again.") from None

@@ -8,7 +8,7 @@ import numpy as np
 
 from numgemma.debug.readers.common import Haul, make_dump, token_ids
 from numgemma.errors import InputError
-from numgemma.json_files import explained
+from numgemma.incoming import read_bytes
 
 LARGEST = 1 << 26  # bytes; a vocabulary of 16 million
 
@@ -32,8 +32,7 @@ def read_llama_logits(path):
 
 
 def load(path, code, advice):
-    with explained(path, advice):
-        size = path.stat().st_size
-        if size % 4 or not 0 < size <= LARGEST:
-            raise InputError(f"{path}: has {size} bytes, not a list of 4-byte numbers; write it again.")
-        return np.fromfile(path, code)
+    raw = read_bytes(path, advice, LARGEST)
+    if len(raw) % 4 or not raw:
+        raise InputError(f"{path}: has {len(raw)} bytes, not a list of 4-byte numbers; write it again.")
+    return np.frombuffer(raw, code)

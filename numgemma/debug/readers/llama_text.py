@@ -10,6 +10,7 @@ llama.cpp's GELU looks float16 values up in a table and its cache holds float16 
 f32`), so a run is judged as float16 even where the weights are float32.
 """
 
+import io
 import math
 import re
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 
 from numgemma.debug.readers.common import Haul, make_dump
 from numgemma.errors import InputError
+from numgemma.incoming import open_regular
 
 HEADER = re.compile(r"(\S+(?: \([^)]*\))*) = \((\w+)\) +([\w ]+?)\((.*)\) = \{(\d+), (\d+), (\d+), (\d+)\}\s*$")
 SOURCE = re.compile(r"([^{]*)\{[\d, ]+\}")
@@ -100,7 +102,7 @@ class Printed:
 
 def read_llama_text(path):
     """A Dump from a log.  Raises InputError where it holds no printed tensor, or the prompt in parts."""
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open_regular(path) as raw, io.TextIOWrapper(raw, "utf-8", "replace") as file:
         lines = LogLines(file)
         tensors = list(printed(lines))
     if not tensors:

@@ -14,7 +14,7 @@ import numpy as np
 
 from numgemma.debug.readers.names import axes_of, ours
 from numgemma.errors import InputError
-from numgemma.json_files import read_object
+from numgemma.incoming import read_object
 
 PRESETS = {
     "max": {"layer_{i}": "layers.{i}.out", "embedding": "embed_tokens", "final_norm": "norm"},  # Modular MAX's recipe

@@ -4,9 +4,9 @@ Names that are module paths are mapped by themselves; for others there is a map 
 one (`qkv_proj`, `gate_up_proj`) are split where the model's config gives the widths.
 """
 
+import math
 import re
 import zipfile
-import zlib
 from io import BytesIO
 
 import ml_dtypes
@@ -17,9 +17,11 @@ from numgemma.debug.readers.mapping import Mapping
 from numgemma.debug.readers.names import Unfit, fit, is_batched, sizes_for
 from numgemma.debug.readers.torch_file import read_torch, stored
 from numgemma.errors import InputError
-from numgemma.json_files import explained
+from numgemma.incoming import by_library, open_regular
 from numgemma.weights.safetensors import MAX_TENSORS, open_safetensors
 
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+LONGEST_HEADER = 1 << 14  # bytes of a .npy file's; np.load reads no longer one
 INFLATED = 1 << 31  # bytes that one compressed .npz may grow to
 IDS = re.compile(r"(prompt_)?(input_ids|tokens|token_ids)$")
 SGLANG = re.compile(r"(\w+?)=(.*?)(?:___|$)")
@@ -70,33 +72,41 @@ def from_npy(path):
         yield file.stem, load_npy(file)
 
 
-def load_npy(file):
+def load_npy(path):
     """A memory-mapped array.  Objects are never unpickled."""
-    with explained(file):
-        try:
-            return real(np.load(file, mmap_mode="r", allow_pickle=False), file)
-        except (ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError) as error:
-            raise InputError(f"{file}: is no array of numbers ({first_line(error)}); write it with np.save.") from None
+    with open_regular(path) as file, by_library(f"{path}: is no array of numbers", "write it with np.save"):
+        return real(parse_npy(np.memmap(file, np.uint8, "r")), path)
 
 
 def from_npz(path):
     """The arrays of an archive; compressed ones are inflated, within reason."""
-    with explained(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-                inflated = sum(info.file_size for info in members if info.compress_type)
-                if inflated > INFLATED or len(members) > MAX_TENSORS:
-                    raise InputError(f"{path}: would inflate to more than {INFLATED} bytes; write it with np.savez.")
-                for info in members:
-                    raw = stored(path, info).tobytes() if not info.compress_type else archive.read(info)
-                    yield info.filename.removesuffix(".npy"), real(np.load(BytesIO(raw), allow_pickle=False), path)
-        except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, SyntaxError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path}: is damaged ({first_line(error)}); write it again with np.savez.") from None
-        except (zlib.error, TypeError, OverflowError, MemoryError) as error:
-            raise InputError(f"{path}: is damaged ({first_line(error)}); write it again with np.savez.") from None
+    damaged = by_library(f"{path}: is damaged", "write it again with np.savez")
+    with open_regular(path) as file, damaged, zipfile.ZipFile(file) as archive:
+        members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+        inflated = sum(info.file_size for info in members if info.compress_type)
+        if inflated > INFLATED or len(members) > MAX_TENSORS:
+            raise InputError(f"{path}: would inflate to more than {INFLATED} bytes; write it with np.savez.")
+        for info in members:
+            raw = np.frombuffer(archive.read(info), np.uint8) if info.compress_type else stored(path, info)
+            yield info.filename.removesuffix(".npy"), real(parse_npy(raw), path)
+
+
+def parse_npy(raw):
+    """The array that the bytes of a .npy file hold, as a view of them.  raw: n uint8
+
+    Not np.load: that takes the header's word for the size, and room for it before it looks what is there.
+    """
+    header = BytesIO(raw[:LONGEST_HEADER].tobytes())
+    version = np.lib.format.read_magic(header)
+    if version not in HEADERS:
+        raise ValueError(f"its version is {version}")
+    shape, by_columns, dtype = HEADERS[version](header)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    data = raw[header.tell() :]
+    if math.prod(shape) * dtype.itemsize != data.size or not dtype.itemsize:
+        raise ValueError(f"{data.size} bytes are no {dtype} of shape {list(shape)!r:.60}")
+    return data.view(dtype).reshape(shape, order="F" if by_columns else "C").view(np.ndarray)
 
 
 def real(x, file):
@@ -106,10 +116,6 @@ def real(x, file):
     if x.dtype.kind not in "fiub" and x.dtype != ml_dtypes.bfloat16:
         raise InputError(f"{file}: holds values of type {x.dtype}, not numbers; write floats or integers.")
     return x
-
-
-def first_line(error):
-    return str(error).splitlines()[0][:100] if str(error) else type(error).__name__
 
 
 def from_pt(path):

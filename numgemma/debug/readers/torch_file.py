@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from numgemma.errors import InputError
+from numgemma.incoming import open_regular
 from numgemma.weights.safetensors import MAX_TENSORS
 
 LARGEST_PICKLE = 1 << 24  # bytes; a hundred thousand tensors need less
@@ -65,7 +66,7 @@ def read_torch(path) -> Any:
     Raises InputError where the file is not a zip archive of torch.save, is damaged, or holds more than that.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             infos = {info.filename: info for info in archive.infolist()}
             name = next((n for n in infos if n.endswith("/data.pkl") and n.count("/") == 1), None)
             if name is None:
@@ -73,7 +74,7 @@ def read_torch(path) -> Any:
             folder = name.removesuffix("data.pkl")
             value = build(opcodes(stored(path, infos[name], LARGEST_PICKLE)))
             return Loader(path, infos, folder).filled(value, 0)
-    except (zipfile.BadZipFile, OSError, EOFError, struct.error) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, struct.error, NotImplementedError) as error:
         raise InputError(f"{path}: is not a whole file of torch.save ({error}); save it again.") from None
     except Refused as error:
         raise InputError(f"{path}: {error}; save tensors alone, as torch.save({{name: tensor}}, path).") from None
