@@ -16,33 +16,41 @@ HERE = Path(__file__).parent
 MARKER = re.compile(r"# (exercise|check) (\d+\.\d+)\b")
 
 STYLE = """
-:root { color-scheme: light; }
-body { margin: 0 auto; padding: 0 1rem 4rem; max-width: 56rem; font: 1rem/1.55 system-ui, sans-serif; color: #1b1b1b; }
-nav { padding: 0.8rem 0; border-bottom: 1px solid #d0d0d0; }
-a { color: #00588a; }
+:root { color-scheme: light dark; --text: #1b1b1b; --page: #fff; --box: #f6f8fa; --line: #d0d0d0; --link: #00588a;
+  --quiet: #555; --hover: #f3f8fb; }
+@media (prefers-color-scheme: dark) { :root { --text: #e4e4e4; --page: #16181b; --box: #1f2327; --line: #484d53;
+  --link: #7cc4ee; --quiet: #b0b0b0; --hover: #22303a; } }
+body { margin: 0 auto; padding: 0 1rem 4rem; max-width: 68rem; font: 1rem/1.55 system-ui, sans-serif;
+  color: var(--text); background: var(--page); }
+nav { display: flex; gap: 1.5rem; padding: 0.8rem 0; border-bottom: 1px solid var(--line); }
+nav.end { border-bottom: 0; border-top: 1px solid var(--line); margin-top: 2rem; }
+nav a.next { margin-left: auto; }
+a { color: var(--link); }
 h1, h2, h3 { line-height: 1.25; }
-pre, code { font: 0.86rem/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
+.text_cell, h1, .intro { max-width: 56rem; }
+pre, code { font: 0.84rem/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
 pre { overflow-x: auto; margin: 0; }
-p code, li code, td code { background: #f3f3f3; padding: 0.1em 0.25em; overflow-wrap: anywhere; }
+p code, li code, td code { background: var(--box); padding: 0.1em 0.25em; overflow-wrap: anywhere; }
 table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1rem 0; }
-th, td { border: 1px solid #d0d0d0; padding: 0.25rem 0.6rem; text-align: left; }
+th, td { border: 1px solid var(--line); padding: 0.25rem 0.6rem; text-align: left; }
 math[display="block"] { overflow-x: auto; overflow-y: hidden; padding: 0.2rem 0; }
-img { max-width: 100%; height: auto; }
+img { max-width: 100%; height: auto; background: #fff; }
 .anchor-link, .prompt { display: none; }
 .code_cell { margin: 1rem 0; }
-.input_area .highlight { background: #f6f8fa; border-left: 4px solid #c8c8c8; padding: 0.6rem 0.8rem; }
-.celltag_exercise .highlight { border-color: #e69f00; }
+.input_area .highlight { background: var(--box); border-left: 4px solid var(--line); padding: 0.6rem 0.8rem; }
+.celltag_exercise .highlight, .celltag_solution .highlight { border-color: #e69f00; }
 .celltag_check .highlight { border-color: #009e73; }
+summary { cursor: pointer; color: var(--link); padding: 0.2rem 0; }
 .output_area { padding: 0.5rem 0.8rem 0; }
 .cards { display: grid; gap: 1rem; padding: 0; }
 .cards { grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); }
-.cards li { list-style: none; border: 1px solid #d0d0d0; border-radius: 6px; overflow: hidden; }
+.cards li { list-style: none; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
 .cards a { display: block; padding: 0.8rem; color: inherit; text-decoration: none; height: 100%; }
-.cards a:hover { background: #f3f8fb; }
+.cards a:hover { background: var(--hover); }
 .cards img { display: block; width: 100%; height: 11rem; object-fit: contain; background: #fff; }
-.cards h2 { font-size: 1.1rem; margin: 0.7rem 0 0.3rem; color: #00588a; }
+.cards h2 { font-size: 1.1rem; margin: 0.7rem 0 0.3rem; color: var(--link); }
 .cards p { margin: 0.3rem 0; }
-.small { color: #555; font-size: 0.88rem; }
+.small { color: var(--quiet); font-size: 0.88rem; }
 .index { max-width: 78rem; }
 """
 
@@ -132,12 +140,16 @@ def with_mathml(text: str) -> str:
     return re.sub(r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|\$([^$\n]+?)\$", draw, text, flags=re.DOTALL)
 
 
+SETUP = "import matplotlib\nmatplotlib.rcParams['figure.dpi'] = 110"  # so that labels are as large as the text
+
+
 def execute(notebook: dict, folder: Path):
     """Run all cells in a fresh kernel, and keep what they show.  Raises where a cell fails."""
     import nbformat
     from nbclient import NotebookClient
 
     node = nbformat.reads(json.dumps(notebook), as_version=4)
+    node.cells.insert(0, nbformat.v4.new_code_cell(SETUP))
     NotebookClient(
         node,
         timeout=300,
@@ -145,6 +157,7 @@ def execute(notebook: dict, folder: Path):
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(folder)}},
     ).execute()
+    del node.cells[0]
     return node
 
 
@@ -158,25 +171,63 @@ def page(title: str, body: str, kind: str = "") -> str:
     from pygments.formatters import HtmlFormatter
 
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    colours = HtmlFormatter(style="default").get_style_defs(".highlight")
-    style = f"<style>{STYLE}{colours}</style>"
+    light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("default", "github-dark"))
+    style = f"<style>{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n{STYLE}</style>"
     title = f"<title>{html.escape(title)}</title>"
     return (
         f'<!doctype html><html lang="en"><head>{head}{title}{style}</head><body class="{kind}">{body}</body></html>\n'
     )
 
 
-def render(node, title: str) -> str:
-    """An executed notebook as one HTML page that needs nothing beside it."""
+def links(beside: tuple[Path | None, Path | None], kind: str = "") -> str:
+    """The way to the index, to the notebook before and to the one after."""
+    before, after = (
+        path and f'<a class="{name}" href="{path.stem}.html">{sign}</a>'
+        for path, name, sign in ((beside[0], "before", "← before this one"), (beside[1], "next", "the next one →"))
+    )
+    return f'<nav class="{kind}"><a href="index.html">The course</a>{before or ""}{after or ""}</nav>'
+
+
+def render(node, title: str, blanks: dict[str, str], beside=(None, None), solved=True) -> str:
+    """An executed notebook as one HTML page that needs nothing beside it.
+
+    Every exercise stands there as the student gets it; the solution, which was run, is folded below, or left out.
+    """
     from nbconvert import HTMLExporter
 
-    for cell in node.cells:
-        cell.metadata["tags"] = [step(cell.source).role] * bool(step(cell.source).role)  # the template's class names
-        if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.html)", with_mathml(cell.source))
+    node = copy.deepcopy(node)
+    node.cells = [shown for cell in node.cells for shown in as_shown(cell, blanks, solved)]
     body, _ = HTMLExporter(template_name="basic").from_notebook_node(node)
     body = body.replace("No description has been provided for this image", f"Plot of {html.escape(title)}")
-    return page(title, f'<nav><a href="index.html">The course</a></nav><main>{body}</main>')
+    return page(title, f"{links(beside)}<main>{folded(body)}</main>{links(beside, 'end')}")
+
+
+def as_shown(cell, blanks, solved):
+    """One cell of the page for each of the notebook's; two for an exercise."""
+    if cell.cell_type == "markdown":
+        cell.source = re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.html)", with_mathml(cell.source))
+        return [cell]
+    this = step(cell.source)
+    cell.metadata["tags"] = [this.role] * bool(this.role)  # the template's class names
+    if this.role != "exercise":
+        return [cell]
+    blank = copy.deepcopy(cell)
+    blank.source, blank.outputs, blank.id = blanks[this.number], [], f"{cell.id}-blank"
+    cell.metadata["tags"] = ["solution"]
+    return [blank, cell] if solved else [blank]
+
+
+def folded(body: str) -> str:
+    """Solutions behind a line that opens them."""
+    from bs4 import BeautifulSoup
+
+    soup = BeautifulSoup(body, "html.parser")
+    for cell in soup.select(".celltag_solution"):
+        details, summary = soup.new_tag("details"), soup.new_tag("summary")
+        summary.string = "Solution"
+        cell.wrap(details)
+        details.insert(0, summary)
+    return str(soup)
 
 
 def index(cards: list[tuple[str, Card, str]]) -> str:
@@ -186,7 +237,7 @@ def index(cards: list[tuple[str, Card, str]]) -> str:
         f'<p>{with_code(c.question)}</p><p class="small">{with_code(c.facts)}</p></a></li>'
         for name, c, picture in cards
     ]
-    intro = "<h1>Gemma 4, computed by you</h1><p>Each page is a notebook, run with its exercises solved.</p>"
+    intro = "<h1>Gemma 4, computed by you</h1><p>Each page is a notebook, run; write the exercises yourself.</p>"
     return page("Gemma 4, computed by you", f'{intro}<ul class="cards">{"".join(items)}</ul>', "index")
 
 
@@ -196,21 +247,29 @@ def with_code(text: str) -> str:
     return re.sub(r"\*([^*]+)\*", r"<em>\1</em>", re.sub(r"`([^`]+)`", r"<code>\1</code>", text))
 
 
+def blanks(notebook: dict) -> dict[str, str]:
+    """Number of an exercise -> its cell, as the student gets it."""
+    return {this.number: this.source for this in steps(notebook) if this.role == "exercise"}
+
+
 def build(out: Path) -> None:
-    """Execute the course and write its pages."""
+    """Execute the course and write its pages: solutions folded, and in `student/` left out."""
     import tempfile
 
-    out.mkdir(parents=True, exist_ok=True)
-    cards = []
-    for path in notebooks():
+    (out / "student").mkdir(parents=True, exist_ok=True)
+    cards, paths = [], notebooks()
+    for before, path, after in zip([None, *paths], paths, [*paths[1:], None], strict=False):
         notebook = read(path)
         with tempfile.TemporaryDirectory() as folder:
             node = execute(filled(notebook, solutions(path)), Path(folder))
         this = card(notebook)
-        (out / f"{path.stem}.html").write_text(render(node, this.title), encoding="utf-8")
+        for folder, solved in ((out, True), (out / "student", False)):
+            text = render(node, this.title, blanks(notebook), (before, after), solved)
+            (folder / f"{path.stem}.html").write_text(text, encoding="utf-8")
         cards.append((f"{path.stem}.html", this, pictures(node)[-1]))
         print(f"{out / path.stem}.html", flush=True)
-    (out / "index.html").write_text(index(cards), encoding="utf-8")
+    for folder in (out, out / "student"):
+        (folder / "index.html").write_text(index(cards), encoding="utf-8")
     print(out / "index.html")
 
 

@@ -28,6 +28,7 @@ The files, in the order in which they read best:
     colours      of all figures
     debug        capture, read other engines' dumps, compare, measure the noise, replay, name the fault, report
     plots        what a run looks like: the course's figures, what the model sees of a picture
+    exercise     what the course's checks say of a blank
     surgery      checkpoints made (random, stacked, transplanted), checked and traced to their parents
     cli          the command line
 """

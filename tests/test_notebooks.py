@@ -3,12 +3,14 @@
 import ast
 import importlib.util
 import json
+import linecache
 import re
 from pathlib import Path
 
 import pytest
 
 from numgemma import ops
+from numgemma.exercise import StillBlank, hints
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 spec = importlib.util.spec_from_file_location("course", FOLDER / "course.py")
@@ -54,6 +56,16 @@ def test_every_exercise_has_a_blank_a_check_behind_it_and_a_solution(path):
         assert "..." in step.source
         assert (steps[i + 1].role, steps[i + 1].number) == ("check", step.number)
         assert solved[step.number].splitlines()[0] == step.source.splitlines()[0]
+        asked = re.match(
+            rf'# check {re.escape(step.number)}\nwith check\("{re.escape(step.number)}", (\w+)\):\n',
+            steps[i + 1].source,
+        )
+        assert asked, "a check begins with the question whether its exercise is still blank"
+        assert asked[1] in names(step.source)[0]
+
+
+def test_every_exercise_has_a_hint_and_no_hint_lacks_one():
+    assert sorted(hints()) == sorted(number for path in NOTEBOOKS for number in course.solutions(path))
 
 
 @each_numbered
@@ -107,15 +119,22 @@ def test_the_teachers_page_lists_every_notebook():
 
 
 def execute(source, names, where):
+    linecache.cache[where] = (len(source), None, source.splitlines(keepends=True), where)  # as Jupyter does
     exec(compile(source, where, "exec"), names)
 
 
-def blank_fails(exercise, check, names, where):
-    """Run the blank and its check beside the notebook, whose names stay as they were."""
+def blank_fails(blank, check, names, where):
+    """Run the blank and its check beside the notebook, whose names stay as they were.
+
+    The check says that it is blank; and what it checks would not hold of the blank either.
+    """
     names = dict(names)
-    execute(exercise.source, names, f"{where}, blank")
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - an assertion, or what NumPy makes of an Ellipsis
+    execute(blank.source, names, f"{where}, blank")
+    with pytest.raises(StillBlank, match=f"exercise {re.escape(check.number)} is still blank"):
         execute(check.source, names, f"{where}, check on the blank")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Exception) as caught:  # noqa: PT011, PT012 - whatever NumPy makes of an Ellipsis
+        patch.setattr("numgemma.exercise.is_blank", lambda answer: False)
+        execute(check.source, names, f"{where}, check that takes the blank for an answer")
     assert not isinstance(caught.value, NameError | ImportError | SyntaxError), caught.value
 
 
@@ -174,16 +193,27 @@ def test_filling_puts_solutions_in_place_of_the_blanks_and_nowhere_else(tmp_path
     assert "..." in course.steps(notebook)[0].source
 
 
-def test_a_blank_that_passes_its_check_is_caught():
-    blank, check = course.step("# exercise 0.1: one\nx = ..."), course.step("# check 0.1\nassert x")
+ONE = course.step("# exercise 0.1: one\nx = ...")
+CHECK = '# check 0.1\nfrom numgemma.exercise import check\nwith check("0.1", x):\n    assert '
+
+
+def test_a_blank_that_its_check_names_and_fails_is_one():
+    blank_fails(ONE, course.step(f"{CHECK}x == 1"), {}, "here")
+
+
+def test_a_check_that_does_not_ask_whether_its_exercise_is_blank_is_caught():
+    with pytest.raises(TypeError):
+        blank_fails(ONE, course.step("# check 0.1\nassert x + 1"), {}, "here")
+
+
+def test_a_check_that_the_blank_would_pass_is_caught():
     with pytest.raises(pytest.fail.Exception):
-        blank_fails(blank, check, {}, "here")
+        blank_fails(ONE, course.step(f"{CHECK}x"), {}, "here")
 
 
 def test_a_check_that_lacks_a_name_does_not_count_as_failing_on_the_blank():
-    blank, check = course.step("# exercise 0.1: one\nx = ..."), course.step("# check 0.1\nassert x == y")
     with pytest.raises(AssertionError, match="'y' is not defined"):
-        blank_fails(blank, check, {}, "here")
+        blank_fails(ONE, course.step(f"{CHECK}x == y"), {}, "here")
 
 
 def test_equations_become_mathml_and_code_stays():
@@ -202,3 +232,50 @@ def test_the_index_escapes_what_a_notebook_says():
     assert "00 · &lt;b&gt;" in page
     assert "<code>a&lt;b</code>" in page
     assert "ipynb" not in page
+
+
+@pytest.fixture
+def one_page(tmp_path):
+    """A notebook of one exercise, run, and its blanks."""
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("nbconvert")
+    pytest.importorskip("bs4")
+    pytest.importorskip("latex2mathml")
+    notebook = course.read(written(tmp_path, "# exercise 0.1: one\nx = ...", "# check 0.1\nassert x == 1"))
+    node = nbformat.v4.new_notebook()
+    for step in course.steps(course.filled(notebook, {"0.1": "# exercise 0.1: one\nx = 1"})):
+        node.cells.append(nbformat.v4.new_code_cell(step.source))
+    return node, course.blanks(notebook)
+
+
+def drawn(text):
+    """A page as a tree, without the colours of its code."""
+    from bs4 import BeautifulSoup
+
+    return BeautifulSoup(text, "html.parser")
+
+
+def test_a_page_shows_the_blank_and_folds_the_solution(one_page):
+    node, blanks = one_page
+    tree = drawn(course.render(node, "00 · sample", blanks))
+    (details,) = tree.select("details")
+    assert "x = 1" in details.get_text()
+    details.extract()
+    assert "x = ..." in tree.main.get_text()
+    assert "x = 1" not in tree.main.get_text()
+
+
+def test_a_students_page_has_no_solution_anywhere(one_page):
+    node, blanks = one_page
+    text = course.render(node, "00 · sample", blanks, solved=False)
+    assert not drawn(text).select("details")
+    assert "x = ..." in drawn(text).main.get_text()
+    assert "x = 1" not in drawn(text).main.get_text()
+
+
+def test_a_page_leads_to_the_one_before_and_the_one_after(one_page):
+    node, blanks = one_page
+    tree = drawn(course.render(node, "02", blanks, (Path("01.ipynb"), Path("03.ipynb"))))
+    targets = [a["href"] for a in tree.select("nav a")]
+    assert targets == ["index.html", "01.html", "03.html"] * 2
+    assert [a["href"] for a in drawn(course.render(node, "02", blanks)).select("nav a")] == ["index.html"] * 2

@@ -1,1 +1,1 @@
-"""The bundled checkpoint, the official configs, the settings of their processors: files, no code."""
+"""The bundled checkpoint, the official configs, their processors' settings, the course's hints: files, no code."""

@@ -52,7 +52,7 @@ def surprise(dump: Dump, tokens: Sequence[str] | None = None, ax=None):
     """How unexpected each token was, given those before it.  tokens: T texts for the axis  ->  Axes"""
     logits, ids = point(dump, "logits").astype(np.float64), np.array(token_ids(dump))
     labels = texts(dump, tokens)
-    ax = axes(ax, min(14.0, 3 + 0.13 * len(ids)), 3)
+    ax = axes(ax, min(14.0, 3 + 0.14 * len(ids)), 3)
     with np.errstate(divide="ignore"):
         chances = np.take_along_axis(definitions.softmax(logits[:-1]), ids[1:, None], -1)[:, 0]
         ax.bar(range(1, len(ids)), -np.log(chances), color=BLUE)
@@ -313,7 +313,7 @@ def name_ticks(axis, labels, **style):
     """One tick per token with its text, or where they are too many, positions."""
     if len(labels) > LABELLED:
         return
-    axis.set_ticks(range(len(labels)), labels, fontsize=8 if len(labels) < 40 else 6, **style)
+    axis.set_ticks(range(len(labels)), labels, fontsize=8, **style)
 
 
 def layer_axis(ax, layers, before):
