@@ -270,6 +270,7 @@ def fingerprint(checkpoint: Checkpoint, outline: Outline):
         "config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),
         "shards": checkpoint.header_hashes,
         "layer_kinds": outline.layer_kinds,
+        "config_json": checkpoint.config,
     }
 
 

@@ -12,15 +12,15 @@ import tiny
 
 import numgemma
 from numgemma.cli import main
-from numgemma.debug.blame import flow
 from numgemma.debug.blame.one_step import Rerun, Substitute, fed
-from numgemma.debug.blame.replay import replay, soft_points
+from numgemma.debug.blame.replay import replay, subject_of
 from numgemma.debug.blame.words import render
 from numgemma.debug.compare.result import BIT_EXACT, FAULT, INHERITED, NOISE, SUSPECT, TIE, UNMEASURED
 from numgemma.debug.faults import applied
 from numgemma.debug.readers import read_any
 from numgemma.dump import Dump
 from numgemma.errors import InputError
+from numgemma.graph import counted, graph_of
 from numgemma.prompt.media import NO_MEDIA, read_media
 
 STORED = Path(__file__).parents[1] / "reference_outputs"
@@ -199,8 +199,9 @@ def test_damage_is_a_fault_of_the_step_that_made_it(models, runs, variant, point
     dump = changed(runs[variant], point, damage)
     found = replay(models[variant], dump)
     assert found.first == point
+    graph = subject_of(models[variant], dump).graph
     # the dump's next tensors were not made from the damaged one, so they may be at fault too, and no others
-    next_ones = {name for name in dump if point in flow.step(name, dump, models[variant].config)[0]}
+    next_ones = {name for name in dump if point in graph.step(name, dump)[0]}
     assert {s.name for s in found.points if s.state == FAULT} <= {point, *next_ones}
 
 
@@ -246,7 +247,7 @@ def test_the_arrows_of_the_figure_are_those_of_the_code(models, multimodal_folde
         model, (ids, arrays) = numgemma.load(multimodal_folders[variant]), tiny.multimodal_prompt(variant)
         media = read_media(arrays)
     clean = model.record(ids, ["*"], media=media)
-    soft = soft_points(media)
+    graph = graph_of(model.checkpoint.config, *counted(media))
 
     def computed(dump):
         seen = {}
@@ -268,7 +269,7 @@ def test_the_arrows_of_the_figure_are_those_of_the_code(models, multimodal_folde
             other = changed(clean, name, lambda x: x * np.linspace(0.9, 1.2, x.shape[-1], dtype=x.dtype))
         after = computed(other)
         moved = {p for p in clean if not np.array_equal(before[p], after[p])}
-        children = {p for p in clean if name in flow.parents(p, model.config, soft)}
+        children = {p for p in clean if name in graph.parents(p)}
         assert moved <= children, name
         assert all(p.endswith("router.ids") for p in children - moved), name  # the same experts may still be best
 

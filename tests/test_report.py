@@ -21,6 +21,7 @@ from numgemma.debug.report import Subject, chart, svg, to_html, write_html, writ
 from numgemma.debug.report.equations import equation, source
 from numgemma.dump import Dump, new_meta
 from numgemma.errors import InputError
+from numgemma.graph import graph_of_dumps
 
 BAD = "layers.3.self_attn.k_norm"
 EVIL = "<script>alert('x')</script>\"&"
@@ -258,9 +259,10 @@ def test_a_constant_tensor_has_a_histogram_and_one_of_nans_has_none():
 @pytest.mark.parametrize("variant", tiny.VARIANTS)
 def test_every_text_point_has_an_equation_and_its_line_of_source(variant, tmp_path):
     dump = load(tiny.write(tmp_path / variant, tiny.VARIANTS[variant])).record([5, 6, 7], ["*"])
+    graph = graph_of_dumps(dump)
     for name in dump:
         assert equation(name), name
-        found = source(name)
+        found = source(name, graph)
         assert f'"{name.rpartition(".")[2]}"' in found.excerpt[found.line - found.first], name
 
 

@@ -19,9 +19,9 @@ from numgemma.errors import InputError
 from numgemma.families import read_config
 from numgemma.families.gemma4.layout import count, scoped, stored_name, tensor_shapes, unread_by_sharing_layers
 from numgemma.model import DATA
+from numgemma.shrink import SCALES, shrunk
 from numgemma.surgery import stack
 from numgemma.surgery.recipe import PRESETS, Recipe, Slice, of_one, parse_slices, read_recipe, recipe_yaml
-from numgemma.surgery.shrink import SCALES, shrunk
 from numgemma.surgery.synth import random_tensors
 from numgemma.surgery.writer import write_checkpoint
 

@@ -27,8 +27,8 @@ from numgemma.families import read_config
 from numgemma.families.gemma4.layout import stored_name, tensor_shapes
 from numgemma.model import DATA
 from numgemma.prompt.tokenizer import open_tokenizer
+from numgemma.shrink import SCALES, shrunk
 from numgemma.surgery import synth, writer
-from numgemma.surgery.shrink import SCALES, shrunk
 from numgemma.surgery.writer import Tensor, by_rows, copied, in_one, write_checkpoint
 from numgemma.weights.safetensors import open_safetensors, read_header, release
 

@@ -14,6 +14,7 @@ from numgemma.debug.measure.precision import coarser, of_run
 from numgemma.debug.noise.floor import beside, cache_path, cached_floor, read_floor
 from numgemma.debug.readers import read_any, summary
 from numgemma.errors import InputError
+from numgemma.graph import named
 from numgemma.model import load
 
 
@@ -57,8 +58,11 @@ def run(args):
         raise InputError(f"--tolerance is {args.tolerance}; it should be 0 or more.")
     if args.layer_map == "auto":
         return seams.from_diff(args)
-    config = load(args.ckpt).outline if args.ckpt else None
+    model = load(args.ckpt) if args.ckpt else None
+    config = model and model.outline
     a, b = (read_any(path, args.map, config) for path in (args.a, args.b))
+    if model:
+        a, b = (named(dump, model.checkpoint.config) for dump in (a, b))
     found = diff(
         a,
         b,

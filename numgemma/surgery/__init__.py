@@ -2,7 +2,6 @@
 what others built: whether it is sound, what it is made of, where it leaves its parents.
 
     writer        a checkpoint of any size, written piece by piece, whole or not at all
-    shrink        the same model, smaller
     tokens        a tokenizer for a shrunk vocabulary
     gemma3        what a Gemma 3 checkpoint holds
     synth         plausible random weights

@@ -9,6 +9,7 @@ few times, each rounding and summing in a way of its own (perturb.py).
 import math
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from numgemma.debug.measure import metrics, overlap
 from numgemma.debug.measure.precision import EPS, TOLERANCES
 from numgemma.debug.noise.perturb import perturbed
 from numgemma.dump import Dump
+from numgemma.graph import counted, graph_of
 from numgemma.model import Model
 from numgemma.prompt.media import NO_MEDIA, Media
 from numgemma.trace import Tap
@@ -68,6 +70,11 @@ class Rerun:
     ids: np.ndarray
     precision: str
     media: Media = NO_MEDIA
+
+    @cached_property
+    def graph(self):
+        """Which of the model's points comes from which."""
+        return graph_of(self.model.checkpoint.config, *counted(self.media))
 
     def run(self, dtype, look):
         twin = replace(self.model, dtype=np.dtype(dtype))

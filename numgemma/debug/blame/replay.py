@@ -5,11 +5,12 @@ with a local fault is where to look.  It needs no other engine, only the checkpo
 """
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from numgemma.debug.blame import flow
+from numgemma import ops
 from numgemma.debug.blame.one_step import RUNS, Local, Rerun, fed, local
 from numgemma.debug.compare.result import (
     BIT_EXACT,
@@ -29,8 +30,7 @@ from numgemma.debug.measure.precision import EPS, TOLERANCES, coarser, declared,
 from numgemma.debug.noise.floor import Floor, cached_floor, check_floor
 from numgemma.dump import Dump, made_by
 from numgemma.errors import InputError
-from numgemma.families.gemma4.multimodal import numbered
-from numgemma.prompt.media import NO_MEDIA, clips, frames, images
+from numgemma.prompt.media import NO_MEDIA
 from numgemma.trace import selects
 
 SCHEMA = "numgemma.replay/1"
@@ -56,7 +56,7 @@ class Step(Measure):
     @property
     def arrow(self):
         """The step by its name, with its sources where it spans several operations."""
-        return flow.arrow(self.name, self.sources) if self.between and self.sources else self.name
+        return arrow(self.name, self.sources) if self.between and self.sources else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +108,7 @@ def step_json(step):
     return tree
 
 
+@ops.using("numpy")  # whose rounding the measured noise perturbs
 def replay(model, dump, *, ids=None, media=NO_MEDIA, floor=None, points=("*",), graft=None, told=None) -> Replay:
     """Recompute each step of a dump from the dump's own inputs to it.
 
@@ -179,11 +180,11 @@ def unusable(steps):
 
 def judged(subject, base):
     """A Step for every point of the dump, by local error alone; what the model never computed comes last."""
-    c, dump, soft = subject.model.config, subject.dump, soft_points(subject.media)
+    dump = subject.dump
     order = [n for n in base.axes if n in base.errors] + [n for n in dump if n not in base.errors]
     place = {name: i for i, name in enumerate(order)}
     for name in order:
-        sources, between = flow.step(name, dump, c, soft)
+        sources, between = subject.graph.step(name, dump)
         way = {"name": name, "sources": tuple(sorted(sources, key=lambda s: place[s])), "between": tuple(between)}
         if name not in base.errors:
             reason = base.reasons.get(name, "numgemma has no such point in this model")
@@ -193,13 +194,6 @@ def judged(subject, base):
             yield Step(state=NON_FINITE, reason=reason, **way, **vars(base.errors[name]))
         else:
             yield scored(subject, base, name, way)
-
-
-def soft_points(media):
-    """The points whose tensors take the place of placeholders."""
-    pictures, clips_ = images(media) + frames(media), clips(media)
-    sides = (("vision", pictures), ("audio", clips_))
-    return [f"embed_{side}{n}.embedding_projection" for side, some in sides for n, _ in numbered(some)]
 
 
 def scored(subject, base, name, way):
@@ -317,6 +311,23 @@ def no_fault(measured):
 
 def counted(n, word):
     return f"{n} {word}{'' if n == 1 else 's'}"
+
+
+def arrow(name, sources):
+    """A step by its name: `layers.4.self_attn.{k_norm -> o_proj}`; sources in another layer keep their whole names."""
+    layer = re.match(r".*layers\.\d+\.", name)
+    near = [s for s in sources if layer and s.startswith(layer[0])]
+    depth = common_depth([p.split(".") for p in [name, *near]]) if near else 0
+    scope = "".join(f"{part}." for part in name.split(".")[:depth])
+    return f"{scope}{{{', '.join(s.removeprefix(scope) for s in sources)} -> {name.removeprefix(scope)}}}"
+
+
+def common_depth(paths):
+    """How many of their first parts all paths share, short of a whole path."""
+    shared = 0
+    while all(len(p) > shared + 1 and p[shared] == paths[0][shared] for p in paths):
+        shared += 1
+    return shared
 
 
 # -- graft

@@ -12,6 +12,7 @@ from itertools import combinations
 
 import numpy as np
 
+from numgemma import ops
 from numgemma.debug.blame.one_step import HEAD, RUNS, TOWERS, Local, Rerun, again
 from numgemma.debug.blame.replay import Replay, Step, counted, locally, size_of, subject_of
 from numgemma.debug.compare.hints import hints
@@ -82,6 +83,7 @@ class Outcome:
     left: dict[str, float]
 
 
+@ops.using("numpy")
 def whatif(model, dump, *, ids=None, media=NO_MEDIA, told=None) -> WhatIf:
     """Name the known faults that reproduce a dump.  Arguments as those of `replay`."""
     told = told or (lambda text: None)

@@ -10,14 +10,12 @@ from numgemma.prompt.media import clips, frames, images, suffixes
 
 SIDES = ("embed_vision", "embed_audio")
 
-AXES = {"patch_ln1": "O Q", "embedding_projection": "O D"}  # of our points; all others are "O W"
-
 
 class Embedders:
     """Takes apart what the embedders' modules return, and hands each piece to keep(name, tensor, axes)."""
 
-    def __init__(self, config, media, keep):
-        self.keep = keep
+    def __init__(self, config, graph, media, keep):
+        self.graph, self.keep = graph, keep
         real = {"images": media.image_position_ids, "frames": media.video_position_ids}
         self.rows = {name: [] if places is None else places[..., 0] >= 0 for name, places in real.items()}
         sound = media.input_features_mask
@@ -48,10 +46,9 @@ class Embedders:
         if not rest:
             yield module.register_forward_pre_hook(lambda *_: self.begin(side))
         elif not any(module.children()):
-            axes = AXES.get(rest.rpartition(".")[2], "O W")
-            yield module.register_forward_hook(lambda m, x, out: self.each(f"{side}*.{rest}", out, axes))
+            yield module.register_forward_hook(lambda m, x, out: self.each(f"{side}*.{rest}", out))
         if rest == "pos_norm":
-            yield module.register_forward_pre_hook(lambda m, x: self.each(f"{side}*.placed", x[0], "O W"))
+            yield module.register_forward_pre_hook(lambda m, x: self.each(f"{side}*.placed", x[0]))
 
     def begin(self, side):
         """An embedder begins on a batch of pictures, on the images or after them on the frames; or on all clips."""
@@ -60,7 +57,8 @@ class Embedders:
             batches.pop(0)
         self.batch = batches.pop(0)
 
-    def each(self, name, x, axes):
+    def each(self, name, x):
         """x: a padded batch."""
         for (suffix, real), piece in zip(self.batch, x, strict=True):
-            self.keep(name.replace("*", suffix), piece[real], axes)
+            point = name.replace("*", suffix)
+            self.keep(point, piece[real], self.graph.axes(point))

@@ -19,6 +19,7 @@ from numgemma.debug.capture.towers import Towers
 from numgemma.dump import new_meta
 from numgemma.errors import InputError
 from numgemma.families.gemma4.layout import TOWERS
+from numgemma.graph import counted, graph_of
 from numgemma.model import Model, fingerprint
 from numgemma.prompt.media import NO_MEDIA, is_empty
 from numgemma.trace import EVERYTHING_BUT_MAPS, selects
@@ -26,16 +27,6 @@ from numgemma.trace import EVERYTHING_BUT_MAPS, selects
 # By Transformers' modelling file: what watches the modules that pictures and sound pass before the decoder.
 BEFORE_TEXT = {"modeling_gemma4": Towers, "modeling_gemma4_unified": Embedders}
 
-# What a module returns, in the axes of our point.  All other leaf modules return "T D".
-AXES = {
-    **dict.fromkeys(("q_proj", "q_norm"), "T N H"),
-    **dict.fromkeys(("k_proj", "k_norm", "v_proj", "v_norm"), "T K H"),
-    **dict.fromkeys(("gate_proj", "up_proj"), "T F"),
-    **dict.fromkeys(("embed_tokens_per_layer", "per_layer_model_projection"), "T LP"),
-    "per_layer_projection_norm": "T L P",
-    "per_layer_input_gate": "T P",
-    "lm_head": "T V",
-}
 
 
 def import_hf():
@@ -58,7 +49,8 @@ def capture(
     """
     torch, _ = import_hf()
     hf = load_hf(model.checkpoint.folder, getattr(torch, dtype))
-    catcher = Catcher(model.config, len(ids), sink, points, media)
+    graph = graph_of(model.checkpoint.config, *counted(media))
+    catcher = Catcher(model.config, graph, len(ids), sink, points, media)
     given = hf_inputs(ids, media, model.family.placeholders(model.config))
     inputs = {name: torch.tensor(x) for name, x in given.items()}
     several = model.has_image_mask(media)
@@ -66,7 +58,7 @@ def capture(
         inputs["attention_mask"] = intended_mask(hf, inputs)
     with torch.no_grad(), catcher.listening(hf):
         out = hf(**inputs, use_cache=False, logits_to_keep=0)
-    catcher.keep("logits", out.logits, "T V")
+    catcher.keep("logits", out.logits)
     if several:
         sink.meta["image_mask"] = "transformers" if catcher.looked_ahead else "intended"
 
@@ -124,8 +116,8 @@ def to_numpy(x):
 class Catcher:
     """Gives what flows through a Transformers model the names of our points, and passes it on to a sink."""
 
-    def __init__(self, config, tokens, sink, points, media):
-        self.config, self.sink, self.points, self.media = config.text, sink, points, media
+    def __init__(self, config, graph, tokens, sink, points, media):
+        self.config, self.graph, self.sink, self.points, self.media = config.text, graph, sink, points, media
         self.whole: Any = config
         self.towers: Any = None  # what watches pictures and sound, once it is known which model runs
         self.looked_ahead = False  # whether some token of a full layer saw a later one
@@ -133,9 +125,10 @@ class Catcher:
         self.attention, self.to_rotate = None, []  # of the decoder layer that is running; of none in a tower
         self.full, self.after_attention = False, None  # of the layer that is running
 
-    def keep(self, name, x, axes):
+    def keep(self, name, x):
         """Without the batch axis, joined axes split."""
         if selects(self.points, name):
+            axes = self.graph.axes(name) or "T D"
             *front, _ = axes.split()
             self.sink.keep(name, to_numpy(x).reshape([*(self.sizes[a] for a in front), -1]), axes)
 
@@ -155,9 +148,8 @@ class Catcher:
                 for handle in () if short.startswith(TOWERS) else self.hook(module, short):
                     stack.callback(handle.remove)
             if not is_empty(self.media):
-                self.towers = BEFORE_TEXT[modelling.__name__.rpartition(".")[2]](
-                    self.whole, self.media, self.keep_piece
-                )
+                before = BEFORE_TEXT[modelling.__name__.rpartition(".")[2]]
+                self.towers = before(self.whole, self.graph, self.media, self.keep_piece)
                 stack.enter_context(self.towers.listening(hf))
                 stack.callback(text.register_forward_pre_hook(self.merged, with_kwargs=True).remove)
             stack.enter_context(patch.object(modelling, "apply_rotary_pos_emb", self.rotary(modelling)))
@@ -172,28 +164,27 @@ class Catcher:
         special = {"rotary_emb": self.table, "router": self.routing}
         if re.fullmatch(r"layers\.\d+", name):
             yield module.register_forward_pre_hook(lambda *_: self.enter(name))
-            yield module.register_forward_hook(lambda m, a, out: self.keep(f"{name}.out", out, "T D"))
+            yield module.register_forward_hook(lambda m, a, out: self.keep(f"{name}.out", out))
         elif leaf in special:
             yield module.register_forward_hook(lambda m, args, out: special[leaf](name, args, out))
         elif leaf == "experts" or (leaf != "act_fn" and not any(module.children())):
-            axes = "T E" if name.endswith("router.proj") else AXES.get(leaf, "T D")
-            yield module.register_forward_hook(lambda m, args, out: self.keep(name, out, axes))
+            yield module.register_forward_hook(lambda m, args, out: self.keep(name, out))
         yield from self.hook_between(module, name, leaf)
 
     def hook_between(self, module, name, leaf):
         """What no module returns, but one takes as its input."""
         layer = name.rpartition(".")[0]
         if leaf == "o_proj":
-            yield module.register_forward_pre_hook(lambda m, x: self.keep(f"{layer}.context", x[0], "T N H"))
+            yield module.register_forward_pre_hook(lambda m, x: self.keep(f"{layer}.context", x[0]))
         if leaf == "pre_feedforward_layernorm":
             yield module.register_forward_pre_hook(lambda m, x: self.between_branches(layer, x[0]))
         if leaf == "post_feedforward_layernorm":
             yield module.register_forward_hook(
-                lambda m, x, out: self.keep(f"{layer}.after_mlp", self.after_attention + out, "T D")
+                lambda m, x, out: self.keep(f"{layer}.after_mlp", self.after_attention + out)
             )
 
     def merged(self, text, args, kwargs):
-        self.keep("inputs_embeds", kwargs["inputs_embeds"], "T D")
+        self.keep("inputs_embeds", kwargs["inputs_embeds"])
 
     def enter(self, layer):
         spec = self.config.layers[int(layer.rpartition(".")[2])]
@@ -203,16 +194,16 @@ class Catcher:
 
     def between_branches(self, layer, x):
         self.after_attention = x
-        self.keep(f"{layer}.after_attention", x, "T D")
+        self.keep(f"{layer}.after_attention", x)
 
     def table(self, name, args, out):
         kind = args[2]
-        self.keep(f"{name}.{kind}.cos", out[0], "T H")
-        self.keep(f"{name}.{kind}.sin", out[1], "T H")
+        self.keep(f"{name}.{kind}.cos", out[0])
+        self.keep(f"{name}.{kind}.sin", out[1])
 
     def routing(self, name, args, out):
-        for point, x, axes in zip(("probs", "weights", "ids"), out, ("T E", "T J", "T J"), strict=True):
-            self.keep(f"{name}.{point}", x, axes)
+        for point, x in zip(("probs", "weights", "ids"), out, strict=True):
+            self.keep(f"{name}.{point}", x)
 
     def rotary(self, modelling):
         original = modelling.apply_rotary_pos_emb
@@ -222,7 +213,7 @@ class Catcher:
             if self.attention is None:
                 return y
             point = self.to_rotate.pop(0)
-            self.keep(f"{self.attention}.{point}", y, "T N H" if point == "q_rope" else "T K H")
+            self.keep(f"{self.attention}.{point}", y)
             return y
 
         return apply_rotary_pos_emb
@@ -239,8 +230,8 @@ class Catcher:
             if self.attention is None:
                 self.towers.patch_maps(scores * module.scaling, probs)
                 return y, probs
-            self.keep(f"{self.attention}.scores", scores * module.scaling, "N T S")
-            self.keep(f"{self.attention}.probs", probs, "N T S")
+            self.keep(f"{self.attention}.scores", scores * module.scaling)
+            self.keep(f"{self.attention}.probs", probs)
             return y, probs
 
         return eager_attention_forward
@@ -250,7 +241,7 @@ class Catcher:
 
         def project_per_layer_inputs(*args, **kwargs):
             y = original(*args, **kwargs)
-            self.keep("per_layer_inputs", y, "T L P")
+            self.keep("per_layer_inputs", y)
             return y
 
         return project_per_layer_inputs

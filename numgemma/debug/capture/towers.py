@@ -12,27 +12,12 @@ from numgemma.prompt.media import clips, frames, images, suffixes
 
 SKIPPED = ("act_fn", "act", "linear")  # activation functions; what a clipped linear holds
 
-# What a module returns, in the axes of our point.
-VISION_AXES = {
-    **dict.fromkeys(("q_proj", "q_norm", "q_rope", "context"), "I N H"),
-    **dict.fromkeys(("k_proj", "k_norm", "k_rope", "v_proj", "v_norm"), "I K H"),
-    **dict.fromkeys(("gate_proj", "up_proj"), "I F"),
-}
-AUDIO_AXES = {
-    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "context"), "U N H"),
-    **dict.fromkeys(("ffw_layer_1", "linear_start"), "U F"),
-    **dict.fromkeys(("conv", "layer0", "layer1"), "C U M"),
-    "norm": "U M C",
-    "depthwise_conv1d": "C U",
-    "output_proj": "O W",
-}
-
 
 class Towers:
     """Takes apart what the towers' modules return, and hands each piece to keep(name, tensor, axes)."""
 
-    def __init__(self, config, media, keep):
-        self.config, self.keep = config, keep
+    def __init__(self, config, graph, media, keep):
+        self.config, self.graph, self.keep = config, graph, keep
         self.names = {
             "vision": suffixes(len(images(media) + frames(media))),
             "audio": suffixes(len(clips(media))),
@@ -67,30 +52,36 @@ class Towers:
         elif tower == "audio_tower":
             yield from self.hook_audio(module, rest)
         elif tower == "embed_vision" and rest:
-            axes = "O D" if rest.endswith("projection") else "O W"
-            yield module.register_forward_hook(lambda m, x, out: self.split(f"embed_vision*.{rest}", out, axes))
+            yield module.register_forward_hook(lambda m, x, out: self.split(f"embed_vision*.{rest}", out))
         elif tower == "embed_audio" and rest:
-            axes = "O D" if rest.endswith("projection") else "O W"
-            yield module.register_forward_hook(lambda m, x, out: self.each(f"embed_audio*.{rest}", out, axes))
+            yield module.register_forward_hook(lambda m, x, out: self.each(f"embed_audio*.{rest}", out))
 
     # one picture or clip at a time; a * in a name is where its number stands
 
-    def each(self, name, x, axes, along=0):
-        """x: a batch; the axis `along` of a piece is padded."""
+    def each(self, name, x):
+        """x: a batch; the axis of patches or frames is padded."""
         for (suffix, real), piece in zip(self.batch, x, strict=True):
+            axes = self.axes(name, suffix)
+            along = axes.index("U") if "U" in axes else 0
             rows = real[:: self.stride(name)]
             piece = piece.movedim(along, 0)[rows].movedim(0, along)
-            self.keep(name.replace("*", suffix), self.with_heads(piece, axes), axes)
+            self.put(name, suffix, self.with_heads(piece, axes))
 
-    def split(self, name, x, axes):
+    def split(self, name, x):
         """x: soft tokens of all pictures, one after another."""
         for (suffix, _), piece in zip(self.batch, x.split(self.pooled), strict=True):
-            self.keep(name.replace("*", suffix), piece, axes)
+            self.put(name, suffix, piece)
 
-    def alike(self, name, x, axes):
+    def alike(self, name, x):
         """x: the same for all clips, with a batch axis of 1."""
         for suffix, _ in self.batch:
-            self.keep(name.replace("*", suffix), self.with_heads(x[0], axes), axes)
+            self.put(name, suffix, self.with_heads(x[0], self.axes(name, suffix)))
+
+    def put(self, name, suffix, x):
+        self.keep(name.replace("*", suffix), x, " ".join(self.axes(name, suffix)))
+
+    def axes(self, name, suffix):
+        return self.graph.axes(name.replace("*", suffix)).split()
 
     def stride(self, name):
         """How many mel frames one row of this point stands for."""
@@ -100,7 +91,7 @@ class Towers:
 
     def with_heads(self, x, axes):
         """What a projection returns has its heads side by side."""
-        if not axes.endswith(("N H", "K H")) or x.dim() == 3:
+        if axes[1:] not in (["N", "H"], ["K", "H"]) or x.dim() == 3:
             return x
         c = self.config
         if axes[0] == "I":
@@ -113,26 +104,23 @@ class Towers:
         name, leaf = f"vision_tower*.{rest}", rest.rpartition(".")[2]
         if rest == "":
             yield module.register_forward_pre_hook(self.see, with_kwargs=True)
-            yield module.register_forward_hook(
-                lambda m, x, out: self.split("vision_tower*.out", out.last_hidden_state, "O C")
-            )
+            yield module.register_forward_hook(lambda m, x, out: self.split("vision_tower*.out", out.last_hidden_state))
         elif leaf == "rotary_emb":
-            yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.cos", out[0], "I H"))
-            yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.sin", out[1], "I H"))
+            yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.cos", out[0]))
+            yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.sin", out[1]))
         elif leaf == "pooler":
             yield module.register_forward_hook(lambda m, x, out: self.pool(*out))
         elif leaf == "patch_embedder" or leaf.isdecimal():
-            yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.out", out, "I C"))
+            yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.out", out))
         elif leaf not in SKIPPED and is_leaf(module):
-            axes = VISION_AXES.get(leaf, "I C")
-            yield module.register_forward_hook(lambda m, x, out: self.each(name, out, axes))
+            yield module.register_forward_hook(lambda m, x, out: self.each(name, out))
         layer = name.rpartition(".")[0]
         if leaf == "self_attn":
             yield module.register_forward_pre_hook(lambda *_: self.enter(name))
         if leaf == "o_proj":
-            yield module.register_forward_pre_hook(lambda m, x: self.each(f"{layer}.context", x[0], "I N H"))
+            yield module.register_forward_pre_hook(lambda m, x: self.each(f"{layer}.context", x[0]))
         if leaf == "pre_feedforward_layernorm":
-            yield module.register_forward_pre_hook(lambda m, x: self.each(f"{layer}.after_attention", x[0], "I C"))
+            yield module.register_forward_pre_hook(lambda m, x: self.each(f"{layer}.after_attention", x[0]))
 
     def see(self, module, args, kwargs):
         """The tower begins on a batch of pictures: on the images, or after them on the frames of videos."""
@@ -145,12 +133,12 @@ class Towers:
     def pool(self, soft, real):
         self.pooled = real.sum(-1).tolist()
         for (suffix, _), piece, rows in zip(self.batch, soft, real, strict=True):
-            self.keep(f"vision_tower{suffix}.pooler", piece[rows], "O C")
+            self.put("vision_tower*.pooler", suffix, piece[rows])
 
     def position_embeddings(self, original):
         def _position_embeddings(*args):
             y = original(*args)
-            self.each("vision_tower*.patch_embedder.position_embedding", y, "I C")
+            self.each("vision_tower*.patch_embedder.position_embedding", y)
             return y
 
         return _position_embeddings
@@ -159,7 +147,7 @@ class Towers:
         def apply_multidimensional_rope(x, *args, **kwargs):
             y = original(x, *args, **kwargs)
             point = self.to_rotate.pop(0)
-            self.each(f"{self.layer}.{point}", y, VISION_AXES[point])
+            self.each(f"{self.layer}.{point}", y)
             return y
 
         return apply_multidimensional_rope
@@ -168,39 +156,33 @@ class Towers:
         """Both maps of one layer of the vision tower.  B N I I, padding masked"""
         for point, maps in (("scores", scores), ("probs", probs)):
             for (suffix, real), piece in zip(self.batch, maps, strict=True):
-                self.keep(f"{self.layer}.{point}".replace("*", suffix), piece[:, real][:, :, real], "N I I")
+                self.put(f"{self.layer}.{point}", suffix, piece[:, real][:, :, real])
 
     # the audio tower
 
     def hook_audio(self, module, rest):
         name, leaf = f"audio_tower*.{rest}", rest.rpartition(".")[2]
-        axes = AUDIO_AXES.get(leaf, "U C")
-        along = axes.split().index("U") if "U" in axes else 0
         if rest == "":
             yield module.register_forward_pre_hook(self.hear)
-            yield module.register_forward_hook(
-                lambda m, x, out: self.each("audio_tower*.out", out.last_hidden_state, "O W")
-            )
-        elif leaf == "rel_pos_enc":
-            yield module.register_forward_hook(lambda m, x, out: self.alike(name, out, "R C"))
-        elif leaf == "relative_k_proj":
-            yield module.register_forward_hook(lambda m, x, out: self.alike(name, out, "R N H"))
+            yield module.register_forward_hook(lambda m, x, out: self.each("audio_tower*.out", out.last_hidden_state))
+        elif leaf == "rel_pos_enc" or leaf == "relative_k_proj":
+            yield module.register_forward_hook(lambda m, x, out: self.alike(name, out))
         elif leaf in ("layer0", "layer1"):
-            yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.out", out[0], axes, along))
+            yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.out", out[0]))
         elif leaf in ("feed_forward1", "feed_forward2", "lconv1d"):
-            yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.out", out, axes))
+            yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.out", out))
         elif leaf not in SKIPPED and is_leaf(module):
-            yield module.register_forward_hook(lambda m, x, out: self.each(name, out, axes, along))
+            yield module.register_forward_hook(lambda m, x, out: self.each(name, out))
         layer = name.rpartition(".")[0]
         if leaf == "self_attn":
             yield module.register_forward_pre_hook(lambda *_: self.enter(name))
             yield module.register_forward_hook(lambda m, x, out: self.frame_map("probs", out[1]))
         if leaf == "post":
-            yield module.register_forward_pre_hook(lambda m, x: self.each(f"{layer}.context", x[0], "U N H"))
+            yield module.register_forward_pre_hook(lambda m, x: self.each(f"{layer}.context", x[0]))
         if leaf == "lconv1d":
-            yield module.register_forward_pre_hook(lambda m, x: self.each(f"{layer}.after_attention", x[0], "U C"))
+            yield module.register_forward_pre_hook(lambda m, x: self.each(f"{layer}.after_attention", x[0]))
         if leaf == "depthwise_conv1d":
-            yield module.register_forward_pre_hook(lambda m, x: self.each(f"{layer}.glu", x[0].transpose(1, 2), "U C"))
+            yield module.register_forward_pre_hook(lambda m, x: self.each(f"{layer}.glu", x[0].transpose(1, 2)))
 
     def hear(self, module, args):
         """The tower begins on the batch of all clips."""
@@ -225,7 +207,7 @@ class Towers:
         columns = [[r + back for back in range(R)] for r in range(chunk)]
         banded = blocked[:, :, :, rows, columns].flatten(2, 3)
         for (suffix, real), piece in zip(self.batch, banded, strict=True):
-            self.keep(f"{self.layer}.{point}".replace("*", suffix), piece[:, : real[::4].sum()], "N U R")
+            self.put(f"{self.layer}.{point}", suffix, piece[:, : real[::4].sum()])
 
 
 def is_leaf(module):

@@ -13,20 +13,21 @@ from dataclasses import replace
 
 from numgemma.debug.compare import hints
 from numgemma.debug.compare.name_map import NameMap, aligned
-from numgemma.debug.compare.pair import in_threads, joined, paired
+from numgemma.debug.compare.pair import in_threads, paired
 from numgemma.debug.compare.precheck import DIFFERS as OTHER
 from numgemma.debug.compare.precheck import UNKNOWN, precheck
 from numgemma.debug.compare.result import BAD, DIFFERS, FAULT, LOGITS, MISSING, UNMEASURED, Diff, PointDiff
 from numgemma.debug.compare.scoring import Bench, bench
-from numgemma.debug.compare.states import Course, by_floor, by_table, near_ties
+from numgemma.debug.compare.states import Course, by_floor, by_table, near_ties, told_by
 from numgemma.debug.compare.third_run import Truth, check_truth
 from numgemma.debug.compare.words import render, verdict
 from numgemma.debug.measure import logits, overlap
-from numgemma.debug.measure.discrete import SIGMAS, layer_of, touched
+from numgemma.debug.measure.discrete import SIGMAS, layer_of
 from numgemma.debug.measure.precision import TOLERANCES, coarser, declared, of_run
 from numgemma.debug.noise.floor import Floor
 from numgemma.dump import Dump, made_by
 from numgemma.errors import InputError
+from numgemma.graph import graph_of_dumps, joined
 from numgemma.trace import selects
 
 __all__ = ["Diff", "PointDiff", "diff", "render", "verdict"]
@@ -91,7 +92,7 @@ def compared(a, b, names, bank, truth: Truth | None, mapping, allow_missing, abo
     }
     names = [name for name in names if name not in skipped["a"] + skipped["b"]]
     told = {layer_of(name) for name in a if name.endswith("router.ids") and name in b}
-    course = Course(names, near_ties(bank), told)
+    course = Course(graph_of_dumps(a, b, config=told_by(bank)), near_ties(bank), told)
     row = TOLERANCES[bank.precision if bank else about["precision"]]
     rows = []
     for pair in in_threads(lambda name: paired(name, a, b, row.channel_floor), names):
@@ -122,7 +123,7 @@ def compare_logits(a, b, names, bank: Bench | None, course: Course):
         if compared is None:
             continue
         if bank:
-            gone = touched("logits", course.flips, compared.tokens)
+            gone = course.touched("logits", compared.tokens)
             near = [f.token for f in compared.flips if gone[f.token] or bank.sigmas("logits", f.token) < SIGMAS]
             kl = bank.kl(name)
             compared = replace(

@@ -104,15 +104,3 @@ def in_threads(work: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
     """work(name) of each, in order: NumPy lets others run while it computes, and the disk is read meanwhile."""
     with ThreadPoolExecutor(THREADS) as pool:
         yield from pool.map(work, names)
-
-
-def joined(a: Dump, b: Dump) -> list[str]:
-    """Names of both dumps in order of execution: a's order, and what only b has after its last common predecessor."""
-    after: dict[str | None, list[str]] = {}
-    last = None
-    for name in b:
-        if name in a:
-            last = name
-        else:
-            after.setdefault(last, []).append(name)
-    return after.get(None, []) + [n for name in a for n in (name, *after.get(name, ()))]

@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from numgemma.debug.blame.inherit import hands_on
 from numgemma.debug.compare.pair import Pair
 from numgemma.debug.compare.result import (
     BIT_EXACT,
@@ -28,6 +27,7 @@ from numgemma.debug.compare.scoring import Bench, Limits, from_table, score, sta
 from numgemma.debug.measure import metrics
 from numgemma.debug.measure.discrete import SIGMAS, flips_of_experts, layer_of, touched
 from numgemma.debug.measure.precision import TOLERANCES, Tolerance
+from numgemma.graph import Graph
 
 LAST = ("norm", "lm_head", "logits")
 
@@ -35,9 +35,9 @@ LAST = ("norm", "lm_head", "logits")
 class Course:
     """What has happened on the way through the points: who is at fault, and which tokens chose other experts."""
 
-    def __init__(self, names, near, told=()):
+    def __init__(self, graph: Graph, near, told=()):
         """near: layer -> tokens whose experts noise may turn.  told: layers whose experts both dumps recorded"""
-        self.names, self.near = set(names), near
+        self.graph, self.near = graph, near
         self.faults: list[str] = []
         self.flips: dict[int, list[int]] = {}
         self.possible = {layer: tokens for layer, tokens in near.items() if layer not in told}
@@ -50,16 +50,25 @@ class Course:
 
     def blame(self, name) -> str:
         """FAULT, or INHERITED where a point that is at fault hands its error on to this one."""
-        if any(hands_on(fault, name, self.names) for fault in self.faults):
+        if any(self.graph.hands_on(fault, name) for fault in self.faults):
             return INHERITED
         self.faults.append(name)
         return FAULT
+
+    def touched(self, name, tokens):
+        """Which tokens of a point a flip before it has changed."""
+        return touched(name, self.flips, tokens, self.graph)
 
     def displaced(self, name, tokens):
         """Tokens that both runs may have the same earlier flip in: their margins are not the truth's."""
         layer = layer_of(name)
         before = {where: near for where, near in self.near.items() if layer is None or where < layer}
-        return touched(name, before, tokens)
+        return touched(name, before, tokens, self.graph)
+
+
+def told_by(bank: Bench | None) -> dict | None:
+    """The config.json of the model whose floor it is."""
+    return next((floor.model.get("config_json") for floor in bank.floors), None) if bank else None
 
 
 def near_ties(bank: Bench | None) -> dict[int, list[int]]:
@@ -133,7 +142,7 @@ def of_flips(pair: Pair, bank: Bench, course: Course) -> tuple[str, str]:
     """Whether tokens that chose others were free to do so.  -> state, reason"""
     name, tokens = pair.name, len(pair.values[0])
     flips = flips_of_experts(name, *pair.values, pair.axes)
-    gone, displaced = touched(name, course.flips, tokens), course.displaced(name, tokens)
+    gone, displaced = course.touched(name, tokens), course.displaced(name, tokens)
     fresh = [t for t in flips if not gone[t] and (bank.sigmas(name, t) < SIGMAS or not displaced[t])]
     far = [t for t in fresh if bank.sigmas(name, t) >= SIGMAS]
     if name.endswith("router.ids"):
@@ -173,7 +182,7 @@ def tokens_gone(pair: Pair, bank: Bench, course: Course) -> np.ndarray:
     token, _ = metrics.split_axes(pair.axes)
     if not token or pair.part:
         return np.zeros(1, bool)
-    gone = touched(pair.name, course.flips, pair.values[0].shape[token[0]])
+    gone = course.touched(pair.name, pair.values[0].shape[token[0]])
     reach = bank.reach(pair.name)
     gone[reach:] |= reach is not None
     gone[list(pair.turned)] = True

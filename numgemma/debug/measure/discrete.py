@@ -13,12 +13,6 @@ from numgemma.debug.measure.metrics import unequal_tokens
 SIGMAS = 3  # a flip is a tie where the true margin is less than so many standard deviations of its noise
 NOTED = 6  # margins up to so many are kept in a floor
 
-# What a token's choice of experts changes in the same layer.  Attention carries it to later tokens from the next on.
-BEHIND_ROUTER = (
-    *("router.weights", "experts", "post_feedforward_layernorm_2", "post_feedforward_layernorm", "after_mlp"),
-    *("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm", "out"),
-)
-
 
 def layer_of(name) -> int | None:
     """The decoder layer of a point; None outside the layers."""
@@ -31,17 +25,17 @@ def leaf_of(name):
     return re.sub(r"^layers\.\d+\.", "", name)
 
 
-def touched(name, flips, tokens):
+def touched(name, flips, tokens, graph):
     """Which tokens of a point a flip before it has changed.  flips: layer -> token numbers  ->  T, True where touched
 
-    Attention is causal: a token sees no later one, so what lies before the first flip is untouched everywhere.
+    A layer's choice changes the same tokens alone; attention carries it to later ones from the next layer on.  It is
+    causal: what lies before the first flip is untouched everywhere.
     """
     mask = np.zeros(tokens, bool)
     for layer, where in flips.items():
-        if layer == layer_of(name):
-            mask[list(where) if leaf_of(name) in BEHIND_ROUTER else []] = True
-        else:
-            mask[min(where) :] = True
+        router = f"layers.{layer}.router"
+        if name == f"{router}.weights" or graph.hands_on(f"{router}.ids", name):
+            mask[list(where) if layer == layer_of(name) else slice(min(where), None)] = True
     return mask
 
 

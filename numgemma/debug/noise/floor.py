@@ -18,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
+from numgemma import ops
 from numgemma.atomic import write_whole
 from numgemma.debug.measure import discrete, logits, metrics
 from numgemma.debug.measure.precision import EPS, TOLERANCES
 from numgemma.debug.noise.perturb import perturbed
 from numgemma.dump import DumpWriter, hashes, read_dump
 from numgemma.errors import InputError
+from numgemma.graph import graph_of_dumps
 from numgemma.prompt.media import NO_MEDIA
 from numgemma.trace import EVERYTHING_BUT_MAPS, selects
 
@@ -69,6 +71,7 @@ class Floor:
         write_whole(path, json.dumps({"schema": SCHEMA} | asdict(self), separators=(",", ":")))
 
 
+@ops.using("numpy")  # whose rounding is perturbed
 def measure_floor(model, ids, precision, runs=RUNS, points=EVERYTHING_BUT_MAPS, told=lambda run: None, **inputs):
     """Run a model in float64, and `runs` times in a precision with perturbed rounding.  ids: T  ->  Floor
 
@@ -90,7 +93,7 @@ def measure_floor(model, ids, precision, runs=RUNS, points=EVERYTHING_BUT_MAPS, 
                 twin.record_into(collected, ids, with_choices(points), **inputs)
         return Floor(
             precision=precision,
-            model={key: truth.meta["model"].get(key) for key in ("name", "config", "shards")},
+            model={key: truth.meta["model"].get(key) for key in ("name", "config", "shards", "config_json")},
             ids=truth.meta["ids"],
             runs=runs,
             inputs=hashes(inputs.get("media", NO_MEDIA)),
@@ -117,6 +120,7 @@ class Collected:
 
     def __init__(self, truth, points, channel_floor):
         self.truth, self.points, self.channel_floor = truth, points, channel_floor
+        self.graph = graph_of_dumps(truth)
         self.start = 0
         self.clean, self.rough, self.free, self.gaps, self.kl = (defaultdict(list) for _ in range(5))
         self.margins: dict = {}
@@ -160,7 +164,7 @@ class Collected:
         if name not in self.margins:
             self.margins[name] = discrete.margins(t, chosen)
         gaps = discrete.gap(x, self.margins[name][1])
-        self.gaps[name].append(np.where(discrete.touched(name, self.flips, len(x)), np.nan, gaps))
+        self.gaps[name].append(np.where(discrete.touched(name, self.flips, len(x), self.graph), np.nan, gaps))
 
     def measure(self, name, t, x, axes):
         whole = metrics.measure(t, x, axes, self.channel_floor)
@@ -169,7 +173,7 @@ class Collected:
         if not (self.flips and token):
             self.clean[name].append(whole)
             return
-        keep = ~discrete.touched(name, self.flips, x.shape[token[0]])
+        keep = ~discrete.touched(name, self.flips, x.shape[token[0]], self.graph)
         self.free[name].append(len(keep) if keep.all() else int(keep.argmin()))
         if keep.any():
             t, x = (np.compress(keep, side, axis=token[0]) for side in (t, x))

@@ -1,62 +1,52 @@
 """Whose tensor is it: other engines' names -> our points, with their axes, batch axis dropped, joined axes split."""
 
 import re
+from functools import cache
 
 from numgemma.errors import InputError
+from numgemma.graph import joined, shallow_graphs
 
-# What each point's axes are, by the end of its name.  The axis key stands in attention.py.
-LEAVES = {
-    **dict.fromkeys(("q_proj", "q_norm", "q_rope", "context"), "T N H"),
-    **dict.fromkeys(("k_proj", "k_norm", "k_rope", "v_proj", "v_norm"), "T K H"),
-    **dict.fromkeys(("scores", "probs"), "N T S"),
-    **dict.fromkeys(("gate_proj", "up_proj"), "T F"),
-    **dict.fromkeys(("router.proj", "router.probs"), "T E"),
-    **dict.fromkeys(("router.weights", "router.ids"), "T J"),
-    "per_layer_input_gate": "T P",
-    **dict.fromkeys(("embed_tokens_per_layer", "per_layer_model_projection"), "T LP"),
-    **dict.fromkeys(("per_layer_projection_norm", "per_layer_inputs"), "T L P"),
-    **dict.fromkeys(("lm_head", "logits"), "T V"),
-    **dict.fromkeys(("cos", "sin"), "T H"),
-}
-PLAIN = (  # T D
-    *("embed_tokens", "inputs_embeds", "norm", "out", "after_attention", "after_mlp", "experts", "router.norm"),
-    *("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
-    *("post_feedforward_layernorm_1", "pre_feedforward_layernorm_2", "post_feedforward_layernorm_2"),
-    *("o_proj", "down_proj", "per_layer_projection", "post_per_layer_input_norm"),
-)
-LEAVES |= dict.fromkeys(PLAIN, "T D")
-
-TOP = {"embed_tokens", "inputs_embeds", "norm", "lm_head", "logits", "embed_tokens_per_layer"}
-TOP |= {"per_layer_model_projection", "per_layer_projection_norm", "per_layer_inputs"}
-IN_ATTENTION = r"self_attn\.([qk]_(proj|norm|rope)|v_(proj|norm)|scores|probs|context|o_proj)"
-IN_LAYER = rf"layers\.\d+\.({IN_ATTENTION}|mlp\.(gate|up|down)_proj|router\.\w+|\w+)"
-TABLES = r"rotary_emb\.(full|sliding)_attention\.(cos|sin)"
-TOWERS = r"(vision_tower|audio_tower|embed_vision|embed_audio)\.[\w.]+"
+NUMBER = re.compile(r"(?<=\blayers\.)\d+")
 
 
-ORDER = (  # of execution, within a layer
-    *("input_layernorm", "q_proj", "q_norm", "q_rope", "k_proj", "v_proj", "k_norm", "k_rope", "v_norm", "scores"),
-    *("probs", "context", "o_proj", "post_attention_layernorm", "after_attention", "pre_feedforward_layernorm"),
-    *("gate_proj", "up_proj", "down_proj", "post_feedforward_layernorm_1", "router.norm", "router.proj"),
-    *("router.probs", "router.weights", "router.ids", "pre_feedforward_layernorm_2", "experts"),
-    *("post_feedforward_layernorm_2", "post_feedforward_layernorm", "after_mlp", "per_layer_input_gate"),
-    *("per_layer_projection", "post_per_layer_input_norm", "out"),
-)
-BEFORE = (
-    *("embed_tokens", "embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm"),
-    *("per_layer_inputs", "inputs_embeds"),
-)
-AFTER = ("norm", "lm_head", "logits")
+@cache
+def known_points() -> dict[str, str]:
+    """Every point of the official models, `{}` for the number of its layer -> its axes, in order of execution."""
+    found: dict[str, str] = {}
+    for graph in shallow_graphs():
+        axes = {template(name): birth.axes for name, birth in graph.points.items()}
+        found = {name: found.get(name) or axes[name] for name in joined(found, axes)}
+    return found
+
+
+def template(name):
+    """A name without its numbers: of the picture or the sound, and of the layer."""
+    return NUMBER.sub("{}", re.sub(r"^(\w+)@\d+\.", r"\1.", name))
+
+
+@cache
+def firsts() -> dict[str, int]:
+    """Where each scope, and each point, first comes in that order."""
+    found: dict[str, int] = {}
+    for i, name in enumerate(known_points()):
+        for end in [m.start() for m in re.finditer(r"[.]", name)] + [len(name)]:
+            found.setdefault(name[:end], i)
+    return found
 
 
 def place_in_order(name):
     """A sort key: our points in the order in which a run makes them, whatever order a folder lists them in."""
-    if name in BEFORE:
-        return (1, BEFORE.index(name), 0)
-    match = re.match(r"layers\.(\d+)\.(?:self_attn\.|mlp\.)?(.+)", name)
-    if match:
-        return (2, int(match[1]), ORDER.index(match[2]) if match[2] in ORDER else len(ORDER))
-    return (3, AFTER.index(name), 0) if name in AFTER else (0, 0, 0)  # towers, rotary tables: first, as they came
+    room, _, number = name.partition(".")[0].partition("@")
+    scopes, numbers = template(name).split(".{}"), NUMBER.findall(name)
+    key = [first(room), int(number or 0)]
+    for i, layer in enumerate(numbers):
+        key += [first(".{}".join(scopes[: i + 1])), int(layer)]
+    return (*key, first(template(name)))
+
+
+def first(scope):
+    """Where a scope first comes; what is not known comes last."""
+    return firsts().get(scope, len(firsts()))
 
 
 def ours(name):
@@ -69,15 +59,8 @@ def ours(name):
 
 
 def axes_of(name):
-    """The axes of one of our points; "" where we do not know them; None for a name that is no point."""
-    if re.fullmatch(TOWERS, name):
-        return ""
-    if name in TOP or re.fullmatch(TABLES, name):
-        return LEAVES[name.rpartition(".")[2]]
-    if not re.fullmatch(IN_LAYER, name):
-        return None
-    *_, scope, leaf = name.split(".")
-    return LEAVES.get(f"router.{leaf}") if scope == "router" else LEAVES.get(leaf)
+    """The axes of one of our points; None for a name that is no point."""
+    return known_points().get(template(name))
 
 
 def sizes_for(name, config):

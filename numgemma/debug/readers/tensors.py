@@ -23,7 +23,7 @@ from numgemma.weights.safetensors import MAX_TENSORS, open_safetensors
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 LONGEST_HEADER = 1 << 14  # bytes of a .npy file's; np.load reads no longer one
 INFLATED = 1 << 31  # bytes that one compressed .npz may grow to
-IDS = re.compile(r"(prompt_)?(input_ids|tokens|token_ids)$")
+IDS = ("input_ids", "tokens", "token_ids", "prompt_input_ids", "prompt_tokens", "prompt_token_ids")
 SGLANG = re.compile(r"(\w+?)=(.*?)(?:___|$)")
 RANK = re.compile(r"(?:^|[_/])(?:rank|TP)[=_]?(\d+)", re.IGNORECASE)
 
@@ -31,18 +31,23 @@ RANK = re.compile(r"(?:^|[_/])(?:rank|TP)[=_]?(\d+)", re.IGNORECASE)
 def read_tensors(path, kind, table=None, config=None):
     """A Dump from a folder or a file of one kind: "pt", "npy", "npz" or "safetensors"."""
     named = list(LISTED[kind](path))
-    ids = next((token_ids(x, path) for name, x in named if IDS.search(name)), None)
+    ids = next((token_ids(x, path) for name, x in named if are_ids(name, x)), None)
     mapping = Mapping(table, path)
     found, unused = [], {}
     for label, x in named:
         for point, part in mapping.points(label, x, config):
             if point:
                 found.append((point, label, part))
-            elif not IDS.search(label):
+            elif not are_ids(label, x):
                 unused[label] = "no point of ours"
     arrays, axes = fitted(found, unused, mapping, config)
     engine = {"pt": "torch dump", "npy": "NumPy files", "npz": "NumPy archive", "safetensors": "safetensors"}[kind]
     return make_dump(path, engine, Haul(arrays, axes, unused=unused), ids=ids)
+
+
+def are_ids(name, x):
+    """Whether a tensor is the prompt: by the last part of its name, and integers."""
+    return name.rpartition(".")[2] in IDS and x.dtype.kind in "iu"
 
 
 def fitted(found, unused, mapping, config):

@@ -29,7 +29,7 @@ def card(p, s: Subject, opened):
     kind = chart.class_of(p.state)
     size = "" if p.rel is None else f" {p.rel:.1e}"
     head = f'<span class="state {kind}">{escape(p.state)}</span> <span class="name">{escape(p.name)}</span>{size}'
-    parts = [f"<p>{escape(reason_of(p, s))}</p>", *values_of(p, s), *meaning_of(p), command_of(p, s)]
+    parts = [f"<p>{escape(reason_of(p, s))}</p>", *values_of(p, s), *meaning_of(p, s), command_of(p, s)]
     flag = " open" if opened else ""
     return f'<details id="card-{escape(p.name)}"{flag}><summary>{head}</summary>{"".join(parts)}</details>'
 
@@ -70,11 +70,11 @@ def place(at):
     return "[" + ", ".join(map(str, at)) + "]"
 
 
-def meaning_of(p):
+def meaning_of(p, s):
     """The equation, and the line of source."""
     if text := equation(p.name):
         yield f"<h3>What it should be</h3><p><code>{escape(text)}</code></p>"
-    if found := source(p.name):
+    if found := source(p.name, s.graph):
         label = escape(f"numgemma/{found.file}, line {found.line}")
         label = f'<a href="{escape(found.link)}" rel="noreferrer">{label}</a>' if found.link else label
         lines = "\n".join(

@@ -1,14 +1,12 @@
 """What a point is, for the card of a bad one: its equation, and the line of source in which it is born."""
 
-import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, metadata
-from pathlib import Path
 
+from numgemma.graph import PACKAGE, Graph
 from numgemma.version import __version__
 
-PACKAGE = Path(__file__).parents[2]
 AROUND = 2  # lines of source shown on either side
 
 NORM = "x / √(mean(x²) + ε) · w"
@@ -47,16 +45,6 @@ EQUATIONS = {
 }
 EQUATIONS["k_rope"] = EQUATIONS["q_rope"]
 
-FILES = (  # where a point is born, by the beginning or the scope of its name; the first file that holds it
-    (r"vision_tower\.", ("layers/vision.py", "ops/definitions.py")),
-    (r"audio_tower\.", ("layers/conformer.py", "ops/definitions.py")),
-    (r"embed_(vision|audio)\.|inputs_embeds", ("families/gemma4/multimodal.py",)),
-    (r".*self_attn\.", ("layers/attention.py", "ops/definitions.py")),
-    (r".*(mlp|router)\.", ("layers/feedforward.py",)),
-    (r".*per_layer", ("layers/per_layer.py", "families/gemma4/gemma4.py")),
-    (r"", ("families/gemma4/gemma4.py",)),
-)
-
 
 @dataclass(frozen=True)
 class Source:
@@ -77,28 +65,20 @@ def equation(name) -> str:
     return EQUATIONS.get(f"{scope.rpartition('.')[2]}.{leaf}") or EQUATIONS.get(leaf, "")
 
 
+def source(name, graph: Graph) -> Source | None:
+    """Where numgemma computes a point; None where that is not known."""
+    if name not in graph or not graph.points[name].file:
+        return None
+    file, line = graph.points[name].file, graph.points[name].line
+    lines = lines_of(PACKAGE / file)
+    first = max(0, line - 1 - AROUND)
+    excerpt = "\n".join(lines[first : line + AROUND]).rstrip().split("\n")
+    return Source(file, line, first + 1, tuple(excerpt), page(file, line))
+
+
 @cache
-def source(name) -> Source | None:
-    """Where numgemma computes a point; None where that cannot be found."""
-    leaf = re.escape(name.rpartition(".")[2])
-    for prefix, files in FILES:
-        if re.match(prefix, name):
-            for file in files:
-                found = in_file(file, rf'\b(tap|norm)\(\s*"{leaf}"')
-                if found:
-                    return found
-    return None
-
-
-def in_file(file, pattern) -> Source | None:
-    path = PACKAGE / file
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for i, line in enumerate(lines):
-        if re.search(pattern, line):
-            first = max(0, i - AROUND)
-            excerpt = "\n".join(lines[first : i + AROUND + 1]).rstrip().split("\n")
-            return Source(file, i + 1, first + 1, tuple(excerpt), page(file, i + 1))
-    return None
+def lines_of(path):
+    return path.read_text(encoding="utf-8").splitlines()
 
 
 def page(file, line) -> str:

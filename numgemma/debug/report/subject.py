@@ -8,6 +8,7 @@ from typing import Any
 from numgemma.debug.compare import words
 from numgemma.debug.compare.result import Diff
 from numgemma.debug.report import chart
+from numgemma.graph import graph_of_dumps
 
 CARDS = 40  # points that get a card; the table has them all
 
@@ -58,6 +59,11 @@ class Subject:
         order = (chart.WRONG, chart.DOUBTFUL, chart.BLANK)
         ranked = [p for kind in order for p in self.points if chart.class_of(p.state) == kind]
         return ranked[:CARDS]
+
+    @cached_property
+    def graph(self):
+        """Of the model that was run, with the lines that its points are born in."""
+        return graph_of_dumps(*(dump for dump in (self.a, self.b) if dump is not None))
 
     @property
     def has_both(self):

@@ -149,13 +149,14 @@ def shrunk_vision(c, scale: Scale) -> dict[str, Any]:
     ratio = min(1, scale.tower / c.hidden_size)
     heads = min(4, c.num_attention_heads)
     D = width(c.hidden_size, ratio)
+    H = max(4, D // heads // 4 * 4)  # two pairs of lanes
     return {
         "hidden_size": D,
         "intermediate_size": width(c.intermediate_size, ratio),
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
-        "head_dim": D // heads,
-        "global_head_dim": D // heads,
+        "head_dim": H,
+        "global_head_dim": H,
         "num_hidden_layers": min(c.num_hidden_layers, scale.tower_layers),
         "position_embedding_size": min(c.position_embedding_size, scale.positions),
     }

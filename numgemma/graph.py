@@ -1,0 +1,296 @@
+"""Which points a point is computed from, in which order, with which axes, on which line: learned from a run.
+
+The forward pass tells all of that once.  Here it runs once more, on a twin of the model that is as deep and a few
+numbers wide, with arrays that remember where they come from.  A fault hands its error on along the paths of this graph
+and along nothing else.
+"""
+
+import json
+import linecache
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from numgemma.checkpoint import Weights, read_object
+from numgemma.config import Config, read_config
+from numgemma.errors import InputError
+from numgemma.families.gemma4 import layout, multimodal
+from numgemma.marks import bare, carrying, mark, marks
+from numgemma.prompt.audio import FRAMES_PER_SOFT_TOKEN, MEL_BINS
+from numgemma.prompt.media import NO_MEDIA, Media, clips, frames, images
+from numgemma.shrink import Scale, shrunk
+from numgemma.trace import Tap
+
+PACKAGE = Path(__file__).parent
+FRAMES = 8  # of Python's stack, in which the line that names a point is looked for
+
+ALL = 10**6
+TWIN = Scale(
+    hidden=8,
+    head=8,
+    per_layer=2,
+    experts=2,
+    chosen=1,
+    vocab=64,
+    window=2,
+    full_layers=ALL,
+    full_layers_sharing=ALL,
+    tower=16,
+    tower_layers=ALL,
+    channels=1,
+    positions=8,
+)
+
+
+@dataclass(frozen=True)
+class Birth:
+    """How a point comes to be: its axes, the points it is computed from, and the line of source that names it."""
+
+    axes: str = ""
+    parents: tuple[str, ...] = ()
+    file: str = ""  # in the package from its top, else the whole path
+    line: int = 0  # counted from 1
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The points of a model in order of execution, each with its Birth.  Names it does not know have no parents."""
+
+    points: Mapping[str, Birth]
+
+    def __contains__(self, name):
+        return name in self.points
+
+    @cached_property
+    def order(self) -> dict[str, int]:
+        """Which point comes when."""
+        return {name: i for i, name in enumerate(self.points)}
+
+    @cached_property
+    def before(self) -> dict[str, int]:
+        """All ancestors of each point: bit i is set for the point that comes as number i."""
+        found: dict[str, int] = {}
+        for name, point in self.points.items():
+            found[name] = 0
+            for p in point.parents:
+                found[name] |= found[p] | 1 << self.order[p]
+        return found
+
+    def axes(self, name) -> str:
+        return self.points[name].axes if name in self else ""
+
+    def parents(self, name) -> tuple[str, ...]:
+        return self.points[name].parents if name in self else ()
+
+    def ancestors(self, name) -> set[str]:
+        """All points that a point is computed from, over however many steps."""
+        return {p for p in self.points if self.hands_on(p, name)} if name in self else set()
+
+    def descendants(self, name) -> set[str]:
+        """All points that change with a point."""
+        return {p for p in self.points if self.hands_on(name, p)} if name in self else set()
+
+    def hands_on(self, fault, later) -> bool:
+        """Whether a point can have its error from another.  Of a point that is not known anything is possible."""
+        if fault not in self or later not in self:
+            return True
+        return bool(self.before[later] >> self.order[fault] & 1)
+
+    def step(self, name, known) -> tuple[list[str], list[str]]:
+        """How a point is reached from known ones: (the nearest known points before it, the unknown ones between)."""
+        sources, between, open_ = [], [], [*self.parents(name)]
+        while open_:
+            p = open_.pop(0)
+            if p in known:
+                sources += [p] if p not in sources else []
+            elif p not in between:
+                between.append(p)
+                open_ += self.parents(p)
+        return sources, between
+
+
+def in_order(names: Iterable[str]) -> Graph:
+    """What is taken for a graph where none is known: a point may have its error from any point before it."""
+    names = list(names)
+    return Graph({name: Birth(parents=tuple(names[max(0, i - 1) : i])) for i, name in enumerate(names)})
+
+
+def joined(a, b):
+    """Names of both, in order of execution: a's order, and what only b has after its last common predecessor."""
+    after: dict[str | None, list[str]] = {}
+    last = None
+    for name in b:
+        if name in a:
+            last = name
+        else:
+            after.setdefault(last, []).append(name)
+    return after.get(None, []) + [n for name in a for n in (name, *after.get(name, ()))]
+
+
+# -- learning
+
+
+class Tracer(Tap):
+    """Notes how each point comes to be; what is computed from it bears its name."""
+
+    def __init__(self, points: dict[str, Birth], numbers: dict[str, int], prefix=""):
+        self.points, self.numbers, self.prefix = points, numbers, prefix
+
+    def at(self, scope):
+        return Tracer(self.points, self.numbers, f"{self.prefix}{scope}.")
+
+    def watches(self, name):
+        return True
+
+    def __call__(self, name, x, axes=""):
+        full, parents = self.prefix + name, tuple(sorted(marks(x), key=self.numbers.__getitem__))
+        self.numbers[full] = len(self.numbers)
+        self.points[full] = Birth(axes, parents, *line_of(name))
+        return mark(bare(x), frozenset([full]))
+
+
+def line_of(leaf) -> tuple[str, int]:
+    """File and line of the innermost call that has the point's name in it; of the tap's own where none has."""
+    frames = list(islice(stack(sys._getframe(2)), FRAMES))
+    found = (named_at(frame.f_code, frame.f_lasti, leaf) for frame in frames)
+    return next(filter(None, found), None) or named_at(frames[0].f_code, frames[0].f_lasti, "")
+
+
+def stack(frame):
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+@lru_cache(maxsize=4096)
+def named_at(code, instruction, leaf):
+    """File and line of an instruction, if its source has that name in quotes; None if it has not."""
+    start, end, *_ = list(code.co_positions())[instruction // 2]
+    for line in range(start or 0, (end or 0) + 1):
+        if not leaf or f'"{leaf}"' in linecache.getline(code.co_filename, line):
+            path = Path(code.co_filename)
+            return (path.relative_to(PACKAGE).as_posix() if path.is_relative_to(PACKAGE) else str(path)), line
+    return None
+
+
+def learn(run) -> Graph:
+    """The graph of what run(tap) computes."""
+    points: dict[str, Birth] = {}
+    with carrying(), np.errstate(all="ignore"):
+        run(Tracer(points, {}))
+    return Graph(points)
+
+
+def graph_of(raw: dict, pictures=0, sounds=0) -> Graph:
+    """The graph of a model with that config.json, on a prompt with so many pictures and sounds.
+
+    Learned once for each structure.  Raises InputError where numgemma cannot run such a model.
+    """
+    return learned(json.dumps(raw, sort_keys=True), pictures, sounds)
+
+
+@lru_cache(maxsize=32)
+def learned(text, pictures, sounds):
+    config = read_config(shrunk(json.loads(text), TWIN, "the config"), "the config")
+    half = np.float32(0.5)  # which points there are, and of what, depends on no number
+    weights = {name: np.broadcast_to(half, shape) for name, shape in layout.tensor_shapes(config).items()}
+    ids, media = prompt(config, pictures if config.vision else 0, sounds if config.audio else 0)
+    dtype = np.dtype(np.float32)
+    return learn(lambda tap: multimodal.forward(ids, media, Weights(weights), config, dtype, {}, 0, tap))
+
+
+def counted(media: Media) -> tuple[int, int]:
+    """How many pictures, those of videos too, and how many sounds."""
+    return len(images(media)) + len(frames(media)), len(clips(media))
+
+
+def prompt(config: Config, pictures, sounds):
+    """The shortest prompt with so many pictures and sounds, each of one soft token.  -> ids, media"""
+    c, media = config.vision, {}
+    ids = np.array([3, *[config.image_token_id] * pictures, *[config.audio_token_id] * sounds, 3])
+    if c and pictures:
+        k, pixels = c.pooling_kernel_size, 3 * c.patch_size**2
+        square = np.stack(np.divmod(np.arange(k * k), k), -1)
+        media["pixel_values"] = np.full((pictures, k * k, pixels), 0.5, np.float32)
+        media["image_position_ids"] = np.stack([square] * pictures)
+    if sounds:
+        media["input_features"] = np.ones((sounds, FRAMES_PER_SOFT_TOKEN, MEL_BINS), np.float32)
+        media["input_features_mask"] = np.ones((sounds, FRAMES_PER_SOFT_TOKEN), bool)
+    return ids, Media(**media) if media else NO_MEDIA
+
+
+# -- of a dump
+
+
+def graph_of_dumps(*dumps, config=None) -> Graph:
+    """The graph of the model that dumps of one run come from.
+
+    Told by the first config.json that is there: `config`, if the user has named a checkpoint, or the one in a dump.
+    Otherwise the graph of an official config with the same points, and where there is none, their order.
+    """
+    names = list(dict.fromkeys(name for dump in dumps for name in dump))
+    told = (config, *((dump.meta.get("model") or {}).get("config_json") for dump in dumps))
+    for raw in filter(None, told):
+        try:
+            return graph_of(raw, *media_in(names))
+        except InputError:
+            continue  # of a family that is not run here
+    return next((g for g in official_graphs(names) if all(name in g for name in names)), None) or in_order(names)
+
+
+def named(dump, raw: dict):
+    """A dump of another engine, of a checkpoint that the user names: it carries that config.json from now on."""
+    dump.meta["model"] = {"config_json": raw} | (dump.meta.get("model") or {})
+    return dump
+
+
+def media_in(names) -> tuple[int, int]:
+    """How many pictures and sounds points of these names are of."""
+    found = {"vision": 0, "audio": 0}
+    for name in names:
+        if match := re.match(r"(?:embed_)?(vision|audio)(?:_tower)?(?:@(\d+))?\.", name):
+            found[match[1]] = max(found[match[1]], int(match[2] or 0) + 1)
+    if "inputs_embeds" in names and not any(found.values()):
+        return 1, 0
+    return found["vision"], found["audio"]
+
+
+def official_graphs(names) -> Iterator[Graph]:
+    """Of the official configs that have as many layers as these points, the graphs."""
+    depth = layers_in(names)
+    for raw in official_configs():
+        text = raw.get("text_config") or raw
+        if text["num_hidden_layers"] == depth:
+            yield graph_of(raw, *media_in(names))
+
+
+def layers_in(names) -> int:
+    """How many decoder layers points of these names are of."""
+    return max((int(match[1]) + 1 for name in names if (match := re.match(r"layers\.(\d+)\.", name))), default=0)
+
+
+@lru_cache(maxsize=1)
+def official_configs() -> list[dict]:
+    """Every config.json that comes with the package and can be run."""
+    found = {}
+    for path in sorted((PACKAGE / "data" / "configs").glob("*.json")):
+        raw = read_object(path, "install numgemma again")
+        try:
+            read_config(raw, path.name)
+            found[path.stem.removesuffix("-it")] = raw  # of the same structure
+        except InputError:
+            continue
+    return list(found.values())
+
+
+@lru_cache(maxsize=1)
+def shallow_graphs() -> list[Graph]:
+    """Of every official config a graph with a layer of each kind, a picture and a sound."""
+    shallow = replace(TWIN, full_layers=1, full_layers_sharing=2, tower_layers=1)
+    return [graph_of(shrunk(raw, shallow, "an official config"), 1, 1) for raw in official_configs()]
