@@ -71,7 +71,7 @@ def clean_pairs(model, ids, hf):
 
 def transformers_run(model, ids, precision, how):
     """What Transformers computes, with that form of attention."""
-    from numgemma.debug.capture.hooks import hooks as capture
+    from numgemma.debug.capture import hooks as capture
 
     dump = Dump(capture.describe(model, ids, precision))
     with attention_form(how):
@@ -83,7 +83,7 @@ def attention_form(how):
     """For as long as this lasts, Transformers is loaded with that form of attention."""
     from unittest.mock import patch
 
-    from numgemma.debug.capture.hooks import hooks as capture
+    from numgemma.debug.capture import hooks as capture
 
     original = capture.load_hf
 

@@ -7,7 +7,6 @@ rows to take.  What is written into a marked array adds its marks.
 import inspect
 import threading
 from contextlib import ExitStack, contextmanager
-from unittest.mock import patch
 
 import numpy as np
 
@@ -62,7 +61,7 @@ def bare(x):
     if isinstance(x, tuple | list):
         return type(x)(bare(part) for part in x)
     if isinstance(x, dict):
-        return {key: bare(part) for key, part in x.items()}
+        return {key: bare(part) for key, part in x.items()} if x else x
     return x.view(np.ndarray) if isinstance(x, Marked) else x
 
 
@@ -70,9 +69,11 @@ def marks(x) -> frozenset[str]:
     """The names in an array, or in all arrays of a tuple, a list or a dict."""
     if isinstance(x, Marked):
         return x.of
-    if isinstance(x, dict):
-        return marks(tuple(x.values()))
-    return NOTHING.union(*map(marks, x)) if isinstance(x, tuple | list) else NOTHING
+    parts = x.values() if isinstance(x, dict) else x if isinstance(x, tuple | list) else ()
+    return NOTHING.union(*(marks(part) for part in parts if isinstance(part, BEARERS)))
+
+
+BEARERS = (Marked, tuple, list, dict)
 
 
 @contextmanager
@@ -84,7 +85,8 @@ def carrying():
     with ONE_AT_A_TIME, ops.using("numpy"), ExitStack() as stack:
         for name in ops.__all__:
             if name != "each" and "tap" not in inspect.signature(getattr(definitions, name)).parameters:
-                stack.enter_context(patch.object(ops, name, whole(getattr(ops, name))))
+                stack.callback(setattr, ops, name, getattr(ops, name))
+                setattr(ops, name, whole(getattr(ops, name)))
         yield
 
 

@@ -27,7 +27,7 @@ from numgemma.debug.measure.precision import TOLERANCES, coarser, declared, of_r
 from numgemma.debug.noise.floor import Floor
 from numgemma.dump import Dump, made_by
 from numgemma.errors import InputError
-from numgemma.graph import graph_of_dumps, joined
+from numgemma.graph import graph_of_dumps, in_order, joined
 from numgemma.trace import selects
 
 __all__ = ["Diff", "PointDiff", "diff", "render", "verdict"]
@@ -92,7 +92,8 @@ def compared(a, b, names, bank, truth: Truth | None, mapping, allow_missing, abo
     }
     names = [name for name in names if name not in skipped["a"] + skipped["b"]]
     told = {layer_of(name) for name in a if name.endswith("router.ids") and name in b}
-    course = Course(graph_of_dumps(a, b, config=told_by(bank)), near_ties(bank), told)
+    graph = graph_of_dumps(a, b, config=told_by(bank)) if bank else in_order(names)
+    course = Course(graph, near_ties(bank), told)
     row = TOLERANCES[bank.precision if bank else about["precision"]]
     rows = []
     for pair in in_threads(lambda name: paired(name, a, b, row.channel_floor), names):

@@ -5,7 +5,7 @@ way of its own (perturb.py).  Of their relative errors a floor keeps the median 
 tensor, of the worst token and of the worst channel; and of how far their best-fit scale is from 1.
 
 An error that a flip of experts made is kept apart, as `rough`: a flip inside the noise is no rounding error, and would
-hide a hundred of them (ties.py).
+hide a hundred of them (discrete.py).
 """
 
 import hashlib

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, metadata
+from pathlib import Path
 
 from numgemma.graph import PACKAGE, Graph
 from numgemma.version import __version__
@@ -59,7 +60,7 @@ class Source:
 
 def equation(name) -> str:
     """The equation of a text point; "" for one that has none here."""
-    if name.startswith(("vision_tower.", "audio_tower.")):
+    if "_tower" in name.partition(".")[0]:
         return ""
     scope, _, leaf = name.rpartition(".")
     return EQUATIONS.get(f"{scope.rpartition('.')[2]}.{leaf}") or EQUATIONS.get(leaf, "")
@@ -82,11 +83,12 @@ def lines_of(path):
 
 
 def page(file, line) -> str:
-    """The line on the project's own site, if its metadata names one."""
+    """The line on the project's own site, if its metadata names one and the file is the project's."""
     try:
         urls = metadata("numgemma").get_all("Project-URL") or []
     except PackageNotFoundError:
         return ""
     known = dict(url.split(", ", 1) for url in urls if ", " in url)
     site = known.get("Source") or known.get("Repository") or ""
-    return f"{site.rstrip('/')}/blob/v{__version__}/numgemma/{file}#L{line}" if site.startswith("https://") else ""
+    ours = site.startswith("https://") and not Path(file).is_absolute()
+    return f"{site.rstrip('/')}/blob/v{__version__}/numgemma/{file}#L{line}" if ours else ""
