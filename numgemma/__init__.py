@@ -22,7 +22,6 @@ The files, in the order in which they read best:
     official     the official configs, by name
     notebook     what a notebook shows of a result
     generate     sampling, the loops
-    shrink       the same model, smaller
     dump         a recorded run, in memory or in a file
     marks        arrays that remember what they were computed from
     graph        which point comes from which, with which axes, from which line: learned from a run

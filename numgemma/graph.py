@@ -10,7 +10,7 @@ import linecache
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
@@ -18,34 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from numgemma.checkpoint import Weights, read_object
-from numgemma.config import Config, read_config
 from numgemma.errors import InputError
-from numgemma.families.gemma4 import layout, multimodal
+from numgemma.families import Run, find, read_config
 from numgemma.marks import bare, carrying, mark, marks
-from numgemma.prompt.audio import FRAMES_PER_SOFT_TOKEN, MEL_BINS
-from numgemma.prompt.media import NO_MEDIA, Media, clips, frames, images
-from numgemma.shrink import Scale, shrunk
+from numgemma.prompt.media import Media, clips, frames, images
 from numgemma.trace import Tap
 
 PACKAGE = Path(__file__).parent
+WHERE = "the config"
 FRAMES = 8  # of Python's stack, in which the line that names a point is looked for
-
-ALL = 10**6
-TWIN = Scale(
-    hidden=8,
-    head=8,
-    per_layer=2,
-    experts=2,
-    chosen=1,
-    vocab=64,
-    window=2,
-    full_layers=ALL,
-    full_layers_sharing=ALL,
-    tower=16,
-    tower_layers=ALL,
-    channels=1,
-    positions=8,
-)
 
 
 @dataclass(frozen=True)
@@ -197,32 +178,18 @@ def graph_of(raw: dict, pictures=0, sounds=0) -> Graph:
 
 @lru_cache(maxsize=32)
 def learned(text, pictures, sounds):
-    config = read_config(shrunk(json.loads(text), TWIN, "the config"), "the config")
+    raw = json.loads(text)
+    family = find(raw, WHERE)
+    config = family.read_config(family.twin(raw, WHERE), WHERE)
     half = np.float32(0.5)  # which points there are, and of what, depends on no number
-    weights = {name: np.broadcast_to(half, shape) for name, shape in layout.tensor_shapes(config).items()}
-    ids, media = prompt(config, pictures if config.vision else 0, sounds if config.audio else 0)
-    dtype = np.dtype(np.float32)
-    return learn(lambda tap: multimodal.forward(ids, media, Weights(weights), config, dtype, {}, 0, tap))
+    w = Weights({name: np.broadcast_to(half, shape) for name, shape in family.shapes(config).items()})
+    ids, media = family.sample(config, pictures, sounds)
+    return learn(lambda tap: family.part("forward")(ids, media, w, Run(config, np.dtype(np.float32)), tap))
 
 
 def counted(media: Media) -> tuple[int, int]:
     """How many pictures, those of videos too, and how many sounds."""
     return len(images(media)) + len(frames(media)), len(clips(media))
-
-
-def prompt(config: Config, pictures, sounds):
-    """The shortest prompt with so many pictures and sounds, each of one soft token.  -> ids, media"""
-    c, media = config.vision, {}
-    ids = np.array([3, *[config.image_token_id] * pictures, *[config.audio_token_id] * sounds, 3])
-    if c and pictures:
-        k, pixels = c.pooling_kernel_size, 3 * c.patch_size**2
-        square = np.stack(np.divmod(np.arange(k * k), k), -1)
-        media["pixel_values"] = np.full((pictures, k * k, pixels), 0.5, np.float32)
-        media["image_position_ids"] = np.stack([square] * pictures)
-    if sounds:
-        media["input_features"] = np.ones((sounds, FRAMES_PER_SOFT_TOKEN, MEL_BINS), np.float32)
-        media["input_features_mask"] = np.ones((sounds, FRAMES_PER_SOFT_TOKEN), bool)
-    return ids, Media(**media) if media else NO_MEDIA
 
 
 # -- of a dump
@@ -292,5 +259,4 @@ def official_configs() -> list[dict]:
 @lru_cache(maxsize=1)
 def shallow_graphs() -> list[Graph]:
     """Of every official config a graph with a layer of each kind, a picture and a sound."""
-    shallow = replace(TWIN, full_layers=1, full_layers_sharing=2, tower_layers=1)
-    return [graph_of(shrunk(raw, shallow, "an official config"), 1, 1) for raw in official_configs()]
+    return [graph_of(find(raw, WHERE).twin(raw, WHERE, shallow=True), 1, 1) for raw in official_configs()]

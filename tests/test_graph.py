@@ -11,7 +11,6 @@ import tiny
 
 import numgemma
 from numgemma import ops
-from numgemma.config import read_config
 from numgemma.debug.blame.replay import replay
 from numgemma.debug.compare.diff import diff
 from numgemma.debug.noise.floor import measure_floor
@@ -19,6 +18,7 @@ from numgemma.debug.readers import read_any
 from numgemma.debug.readers.names import ours
 from numgemma.debug.report.equations import source
 from numgemma.dump import Dump
+from numgemma.families import read_config
 from numgemma.graph import (
     PACKAGE,
     counted,
@@ -32,8 +32,9 @@ from numgemma.graph import (
 from numgemma.marks import Marked, carrying, mark, marks
 from numgemma.prompt.media import NO_MEDIA, read_media
 
-TEXT, TOWERS = list(tiny.VARIANTS), list(tiny.MULTIMODAL)
-RAW = tiny.VARIANTS | tiny.MULTIMODAL
+TEXT, TOWERS = list(tiny.VARIANTS), [*tiny.MULTIMODAL, "12b"]
+RAW = tiny.VARIANTS | tiny.MULTIMODAL | {"12b": tiny.UNIFIED}
+TWO_OF_EACH = {"images": [(2, 2), (1, 2)], "clips": [2, 3]}
 
 
 @pytest.fixture(scope="session")
@@ -115,8 +116,11 @@ def arrows(config, pictures, sounds):
     for side, count, tower_config in (("vision", pictures, config.vision), ("audio", sounds, config.audio)):
         for i in range(count):
             n = f"@{i}" if count > 1 else ""
-            found |= tower(side, n, tower_config.num_hidden_layers, sections)
-            soft.add(f"embed_{side}{n}.embedding_projection")
+            if hasattr(tower_config, "num_hidden_layers"):
+                found |= tower(side, n, tower_config.num_hidden_layers, sections)
+            else:
+                found |= numbered(sections[f"around the {side} tower of 12B"], n)
+        soft |= {name for name in found if name.endswith(".embedding_projection")}
     before = embeds = "inputs_embeds" if soft else "embed_tokens"
     around = {name: set(sources) for name, sources in sections["around"].items()}
     around["inputs_embeds"] = {"embed_tokens", *soft}

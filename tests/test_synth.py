@@ -25,9 +25,9 @@ from numgemma.cli import main
 from numgemma.errors import InputError
 from numgemma.families import read_config
 from numgemma.families.gemma4.layout import stored_name, tensor_shapes
+from numgemma.families.gemma4.shrink import SCALES, shrunk
 from numgemma.model import DATA
 from numgemma.prompt.tokenizer import open_tokenizer
-from numgemma.shrink import SCALES, shrunk
 from numgemma.surgery import synth, writer
 from numgemma.surgery.writer import Tensor, by_rows, copied, in_one, write_checkpoint
 from numgemma.weights.safetensors import open_safetensors, read_header, release

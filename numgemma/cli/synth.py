@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from numgemma.cli.building import add_output, output, summary
-from numgemma.shrink import SCALES
+from numgemma.families.gemma4.shrink import SCALES
 from numgemma.surgery.synth import DTYPES, synth
 
 

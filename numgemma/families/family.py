@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from numgemma.prompt.media import NO_MEDIA
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -88,6 +90,16 @@ def as_stored(name: str, model_type: str) -> str:
     return name if name.startswith("lm_head") else f"model.{name}"
 
 
+def as_it_is(raw: dict, where: str, shallow=False) -> dict:
+    """The twin of a model that is small already."""
+    return raw
+
+
+def some_text(config, pictures: int, sounds: int) -> tuple:
+    """A prompt for a model that takes nothing but text.  -> ids, media"""
+    return np.array([3, 3]), NO_MEDIA
+
+
 @dataclass(frozen=True, eq=False)
 class Family:
     """One kind of model.  `config` below is what its read_config returns.
@@ -108,6 +120,9 @@ class Family:
     counts: media, config -> kind of media: how many soft tokens each picture, frame and clip becomes.
     check_media: media, weights, config; raises InputError where the model cannot take them.
     image_masks: masks of pictures that a run may choose from; where there are several, config.image_mask is the choice.
+    twin: a parsed config.json, and the file's name -> one of a model with the same points, as small as may be; shallow:
+    with few layers of each kind.  graph.py runs it.
+    sample: config, number of pictures, of sounds -> ids, media: the shortest prompt with so many.
     """
 
     name: str
@@ -127,6 +142,8 @@ class Family:
     counts: Callable[[Any, Any], dict[str, list[int]]] = nothing
     check_media: Callable[[Any, Any, Any], None] = no_media
     image_masks: tuple[str, ...] = ("intended",)
+    twin: Callable[..., dict] = as_it_is
+    sample: Callable[[Any, int, int], tuple] = some_text
 
     def text_shapes(self, config) -> Shapes:
         """`shapes` without what is optional: what every token passes through."""

@@ -18,10 +18,11 @@ from numgemma.errors import InputError
 from numgemma.families import read_config
 from numgemma.families.gemma4 import layout
 from numgemma.families.gemma4.config import Config
+from numgemma.families.gemma4.shrink import SCALES, move_tokens, shrunk, token_moves
+from numgemma.json_files import parse_object, read_object
 from numgemma.incoming import parse_object, read_object
 from numgemma.official import official, unknown
 from numgemma.prompt.processor import released
-from numgemma.shrink import SCALES, move_tokens, shrunk, token_moves
 from numgemma.surgery.gemma3 import gemma3_shapes, read_gemma3
 from numgemma.surgery.tokens import byte_tokenizer, tokenizer_config
 from numgemma.surgery.writer import PIECE, Tensor, as_json, companions, write_checkpoint

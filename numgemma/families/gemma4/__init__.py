@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from numgemma import cache, masks
 from numgemma.families.family import Family
-from numgemma.families.gemma4 import config, gemma4, layout, multimodal
+from numgemma.families.gemma4 import config, gemma4, layout, multimodal, shrink
 from numgemma.prompt import media
 
 # The parts of a decoder that is this one, whatever enters it.
@@ -54,4 +54,6 @@ FAMILY = Family(
     placeholders=media.placeholders,
     counts=media.counts,
     check_media=media.check_towers,
+    twin=shrink.twin,
+    sample=shrink.sample,
 )

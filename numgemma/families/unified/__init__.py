@@ -6,6 +6,7 @@ In reading order:
     layout   every tensor's name and shape, from the config alone
     inputs   pictures and sound beside a prompt, checked
     unified  the forward pass; each patch and each frame is one soft token
+    shrink   the smallest with the same points, that its graph is learned on
 """
 
 from numgemma import cache
@@ -13,7 +14,7 @@ from numgemma.families.family import Family
 from numgemma.families.gemma4 import DECODER
 from numgemma.families.gemma4 import config as gemma4_config
 from numgemma.families.gemma4 import layout as gemma4_layout
-from numgemma.families.unified import config, inputs, layout, unified
+from numgemma.families.unified import config, inputs, layout, shrink, unified
 from numgemma.prompt import media
 
 FAMILY = Family(
@@ -38,5 +39,7 @@ FAMILY = Family(
     placeholders=media.placeholders,
     counts=inputs.counts,
     check_media=inputs.check_media,
+    twin=shrink.twin,
+    sample=shrink.sample,
     image_masks=tuple(unified.MASKS),
 )

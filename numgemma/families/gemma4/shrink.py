@@ -6,10 +6,14 @@ layers, raw keys as values, the number of key/value heads of each kind, the rati
 
 import math
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from numgemma.families import read_config
+import numpy as np
+
+from numgemma.families.gemma4.config import Config, read_config
+from numgemma.prompt.audio import FRAMES_PER_SOFT_TOKEN, MEL_BINS
+from numgemma.prompt.media import NO_MEDIA, Media
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,50 @@ SCALES = {
         positions=10240,
     ),
 }
+
+
+# As narrow as it may be and as deep as it is: a run of it takes milliseconds and has every point.
+ALL = 10**6
+TWIN = Scale(
+    hidden=8,
+    head=8,
+    per_layer=2,
+    experts=2,
+    chosen=1,
+    vocab=64,
+    window=2,
+    full_layers=ALL,
+    full_layers_sharing=ALL,
+    tower=16,
+    tower_layers=ALL,
+    channels=1,
+    positions=8,
+)
+
+
+def twin(raw: dict[str, Any], where: str, shallow=False) -> dict[str, Any]:
+    """A config.json of the same points.  shallow: with some layers of each kind alone"""
+    return shrunk(raw, narrowest(shallow), where)
+
+
+def narrowest(shallow) -> Scale:
+    return replace(TWIN, full_layers=1, full_layers_sharing=2, tower_layers=1) if shallow else TWIN
+
+
+def sample(config: Config, pictures: int, sounds: int):
+    """The shortest prompt with so many pictures and sounds, each of one soft token.  -> ids, media"""
+    c, media = config.vision, {}
+    pictures, sounds = pictures if config.vision else 0, sounds if config.audio else 0
+    ids = np.array([3, *[config.image_token_id] * pictures, *[config.audio_token_id] * sounds, 3])
+    if c and pictures:
+        k, pixels = c.pooling_kernel_size, 3 * c.patch_size**2
+        square = np.stack(np.divmod(np.arange(k * k), k), -1)
+        media["pixel_values"] = np.full((pictures, k * k, pixels), 0.5, np.float32)
+        media["image_position_ids"] = np.stack([square] * pictures)
+    if sounds:
+        media["input_features"] = np.ones((sounds, FRAMES_PER_SOFT_TOKEN, MEL_BINS), np.float32)
+        media["input_features_mask"] = np.ones((sounds, FRAMES_PER_SOFT_TOKEN), bool)
+    return ids, Media(**media) if media else NO_MEDIA
 
 
 def shrunk(raw: dict[str, Any], scale: Scale, where: str) -> dict[str, Any]:
