@@ -46,13 +46,10 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         pictures   faults of the vision tower
         sounds     faults of the audio tower
     blame      one step at a time: who made an error, and which mistake it is
-        flow_towers  which points a point of a tower is computed from
-        flow         which points a point is computed from
-        inherit      which point can have its error from which
-        one_step     every step of a dump recomputed from the dump's own tensors before it
-        replay       the first step that was computed wrongly; a graft: would the end be right without it
-        whatif       the known faults tried on that step, until one makes the same wrong numbers
-        words        all that as text
+        one_step  every step of a dump recomputed from the dump's own tensors before it
+        replay    the first step that was computed wrongly; a graft: would the end be right without it
+        whatif    the known faults tried on that step, until one makes the same wrong numbers
+        words     all that as text
     report     a page that needs nothing else, and pictures
         chart      what the pictures show, as numbers
         subject    what a report is about

@@ -28,7 +28,6 @@ from numgemma.trace import EVERYTHING_BUT_MAPS, selects
 BEFORE_TEXT = {"modeling_gemma4": Towers, "modeling_gemma4_unified": Embedders}
 
 
-
 def import_hf():
     try:
         import torch

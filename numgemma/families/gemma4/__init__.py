@@ -6,6 +6,7 @@ In reading order:
     layout      every tensor's name and shape, from the config alone
     gemma4      the forward pass of the text model, top to bottom
     multimodal  soft tokens in the place of their placeholders
+    shrink      the same model, smaller; and the smallest, that its graph is learned on
 """
 
 from collections.abc import Callable
