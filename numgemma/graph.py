@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from numgemma.trace import Tap
 
 PACKAGE = Path(__file__).parent
 WHERE = "the config"
+WIDEST, DEEPEST, MEDIA = 10**7, 10**4, 1024  # numbers and tensors of a twin, pictures or sounds of a prompt: at most
 FRAMES = 8  # of Python's stack, in which the line that names a point is looked for
 
 
@@ -171,7 +173,7 @@ def learn(run) -> Graph:
 def graph_of(raw: dict, pictures=0, sounds=0) -> Graph:
     """The graph of a model with that config.json, on a prompt with so many pictures and sounds.
 
-    Learned once for each structure.  Raises InputError where numgemma cannot run such a model.
+    Learned once for each config: not while a fault acts.  Raises InputError where numgemma runs no such model.
     """
     return learned(json.dumps(raw, sort_keys=True), pictures, sounds)
 
@@ -181,8 +183,11 @@ def learned(text, pictures, sounds):
     raw = json.loads(text)
     family = find(raw, WHERE)
     config = family.read_config(family.twin(raw, WHERE), WHERE)
+    shapes = family.shapes(config)
+    if sum(map(prod, shapes.values())) > WIDEST or len(shapes) > DEEPEST or max(pictures, sounds) > MEDIA:
+        raise InputError(f"{WHERE}: is of no model that a graph can be learned of; name the checkpoint with --ckpt.")
     half = np.float32(0.5)  # which points there are, and of what, depends on no number
-    w = Weights({name: np.broadcast_to(half, shape) for name, shape in family.shapes(config).items()})
+    w = Weights({name: np.broadcast_to(half, shape) for name, shape in shapes.items()})
     ids, media = family.sample(config, pictures, sounds)
     return learn(lambda tap: family.part("forward")(ids, media, w, Run(config, np.dtype(np.float32)), tap))
 
@@ -203,7 +208,7 @@ def graph_of_dumps(*dumps, config=None) -> Graph:
     """
     names = list(dict.fromkeys(name for dump in dumps for name in dump))
     told = (config, *((dump.meta.get("model") or {}).get("config_json") for dump in dumps))
-    for raw in filter(None, told):
+    for raw in (raw for raw in told if isinstance(raw, dict)):
         try:
             return graph_of(raw, *media_in(names))
         except InputError:
@@ -233,7 +238,7 @@ def official_graphs(names) -> Iterator[Graph]:
     depth = layers_in(names)
     for raw in official_configs():
         text = raw.get("text_config") or raw
-        if text["num_hidden_layers"] == depth:
+        if text["num_hidden_layers"] == depth and max(media_in(names)) <= MEDIA:
             yield graph_of(raw, *media_in(names))
 
 

@@ -286,6 +286,23 @@ def test_where_no_model_has_these_points_their_order_is_all_that_is_known():
     assert not told.hands_on(names[0], names[1])
 
 
+def test_a_config_or_a_name_of_absurd_size_costs_nothing_and_leaves_the_order():
+    wide = tiny.E4B | {"text_config": tiny.E4B["text_config"] | {"num_attention_heads": 3 * 10**9}}
+    deep = tiny.E4B | {"vision_config": tiny.VISION | {"num_hidden_layers": 10**9}}
+    few, many = ["embed_tokens", "norm"], ["embed_tokens", "vision_tower@999999999.out", "norm"]
+    for raw, names in (
+        (wide, few),
+        (deep, few),
+        ({"model_type": []}, few),
+        ([1], few),
+        (None, few),
+        (tiny.E4B, many),
+        (None, many),
+    ):
+        dump = Dump({}, dict.fromkeys(names, np.zeros(1)))
+        assert graph_of_dumps(dump, config=raw).points == in_order(names).points
+
+
 # -- what a run cannot teach wrongly
 
 

@@ -70,7 +70,7 @@ SCALES = {
 
 
 # As narrow as it may be and as deep as it is: a run of it takes milliseconds and has every point.
-ALL = 10**6
+ALL = 1000  # layers of a kind
 TWIN = Scale(
     hidden=8,
     head=8,
