@@ -20,8 +20,9 @@ import numpy as np
 
 from numgemma.checkpoint import Weights, read_object
 from numgemma.errors import InputError
-from numgemma.families import Run, find, read_config
+from numgemma.families import Run, find
 from numgemma.marks import bare, carrying, mark, marks
+from numgemma.official import CONFIGS, runnable
 from numgemma.prompt.media import Media, clips, frames, images
 from numgemma.trace import Tap
 
@@ -250,15 +251,8 @@ def layers_in(names) -> int:
 @lru_cache(maxsize=1)
 def official_configs() -> list[dict]:
     """Every config.json that comes with the package and can be run."""
-    found = {}
-    for path in sorted((PACKAGE / "data" / "configs").glob("*.json")):
-        raw = read_object(path, "install numgemma again")
-        try:
-            read_config(raw, path.name)
-            found[path.stem.removesuffix("-it")] = raw  # of the same structure
-        except InputError:
-            continue
-    return list(found.values())
+    names = {name.removesuffix("-it"): name for name in runnable()}  # of the same structure
+    return [read_object(CONFIGS / f"{name}.json", "install numgemma again") for name in names.values()]
 
 
 @lru_cache(maxsize=1)

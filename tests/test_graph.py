@@ -38,7 +38,7 @@ TWO_OF_EACH = {"images": [(2, 2), (1, 2)], "clips": [2, 3]}
 
 
 @pytest.fixture(scope="session")
-def recorded(models, multimodal_folders):
+def recorded(models, multimodal_folders, tmp_path_factory):
     """By variant: the model in float64, ids, media, and all that a run records."""
 
     @cache
@@ -46,9 +46,12 @@ def recorded(models, multimodal_folders):
         if variant in models:
             model, ids, media = models[variant], tiny.prompt(tiny.VARIANTS[variant], 9), NO_MEDIA
         else:
-            model = numgemma.load(multimodal_folders[variant])
-            ids, arrays = tiny.multimodal_prompt(variant)
-            media = read_media(arrays)
+            unified = variant == "12b"
+            folder = (
+                tiny.write(tmp_path_factory.mktemp("12b"), RAW[variant]) if unified else multimodal_folders[variant]
+            )
+            ids, arrays = tiny.unified_prompt(TWO_OF_EACH) if unified else tiny.multimodal_prompt(variant)
+            model, media = numgemma.load(folder), read_media(arrays)
         model = replace(model, dtype=np.dtype("float64"))
         return model, ids, media, model.record(ids, ["*"], media=media)
 
