@@ -19,7 +19,6 @@ from numgemma.families import read_config
 from numgemma.families.gemma4 import layout
 from numgemma.families.gemma4.config import Config
 from numgemma.families.gemma4.shrink import SCALES, move_tokens, shrunk, token_moves
-from numgemma.json_files import parse_object, read_object
 from numgemma.incoming import parse_object, read_object
 from numgemma.official import official, unknown
 from numgemma.prompt.processor import released
