@@ -195,6 +195,8 @@ class Model:
         memory: Memory | None = None,
     ) -> Iterator[int]:
         """`generate`, one id at a time as it is found."""
+        if "enter" not in self.family.parts:
+            raise InputError(f"{self.checkpoint.folder}: is of {self.family.name}, which makes no text token by token.")
         if max_new_tokens < 0:
             raise InputError(f"max_new_tokens is {max_new_tokens}; it should be 0 or more.")
         sampling = sampling or self.sampling()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import numgemma
 from numgemma import families
 from numgemma.cli import main
 from numgemma.debug.faults import CATALOGUE, applied
+from numgemma.debug.faults.fault import as_defined, asks, found
 from numgemma.errors import InputError
 
 RAW = {
@@ -26,6 +28,7 @@ RAW = {
     "rms_norm_eps": 1e-6,
 }
 IDS = np.random.default_rng(1).integers(2, 61, 12)
+RECORDS = list(dict.fromkeys(families.find({"model_type": kind}, "") for kind in families.FOLDERS))
 GENERAL = {"T01", "T02", "T15-erf", "T15-silu"}  # of norms and of the MLP
 
 
@@ -48,8 +51,8 @@ def model(folder):
 
 def test_no_file_outside_a_family_names_it():
     root = Path(toy.__file__).parents[2]
-    found = subprocess.run(["git", "grep", "-ilw", "toy"], cwd=root, capture_output=True, text=True, check=True)
-    others = {line for line in found.stdout.split() if line.endswith(".py") and "toy/" not in line}
+    said = subprocess.run(["git", "grep", "-ilw", "toy"], cwd=root, capture_output=True, text=True, check=True)
+    others = {line for line in said.stdout.split() if line.endswith(".py") and "toy/" not in line}
     assert others == {"tests/test_families.py"} & others
     assert {path.name for path in Path(toy.__file__).parent.glob("*.py")} == {"__init__.py", "config.py", "toy.py"}
 
@@ -79,8 +82,7 @@ def test_it_generates_what_its_logits_say(model):
 def test_diff_finds_the_weight_that_another_run_lost(model):
     point = "layers.1.past.mean"
     broken = model.record(IDS, ["*"], {point: lambda x: 1.1 * x})
-    found = numgemma.diff(model.record(IDS, ["*"]), broken)
-    assert found.first == point
+    assert numgemma.diff(model.record(IDS, ["*"]), broken).first == point
 
 
 def test_the_general_faults_act_in_it_and_show_where_they_say(model):
@@ -101,6 +103,15 @@ def test_no_fault_stumbles_over_what_another_family_lacks(model, id):
             model.record(IDS, ["*"])
 
 
+@pytest.mark.parametrize("fault", CATALOGUE.values(), ids=CATALOGUE)
+def test_a_fault_asks_for_arguments_that_what_it_swaps_has_in_every_family(folder, fault):
+    for record in (*RECORDS, toy.FAMILY):
+        if fault.swaps and ("." in fault.swaps or fault.swaps in record.parts):
+            module, name = found(fault.swaps, record)
+            there = signature(as_defined(module, name)).parameters.keys()
+            assert set(asks(fault.change)[1:]) - {"**"} <= there, (record.name, fault.id)
+
+
 def test_inspect_tells_its_layers_and_its_parameters(folder, capsys):
     assert main(["inspect", str(folder)]) == 0
     said = capsys.readouterr().out
@@ -108,8 +119,7 @@ def test_inspect_tells_its_layers_and_its_parameters(folder, capsys):
     assert "layers: mlp" in said
 
 
-@pytest.mark.parametrize("name", families.FOLDERS.values())
-def test_every_part_stands_where_a_fault_can_swap_it(name):
-    record = next(families.find({"model_type": kind}, "") for kind, home in families.FOLDERS.items() if home == name)
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
+def test_every_part_stands_where_a_fault_can_swap_it(record):
     for part, function in record.parts.items():
         assert getattr(sys.modules[function.__module__], function.__name__) is function is record.part(part)

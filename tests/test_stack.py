@@ -16,7 +16,7 @@ import numgemma
 from numgemma.checkpoint import open_checkpoint
 from numgemma.cli import main
 from numgemma.errors import InputError
-from numgemma.families import read_config
+from numgemma.families import find, read_config
 from numgemma.families.gemma4.layout import count, scoped, stored_name, tensor_shapes, unread_by_sharing_layers
 from numgemma.families.gemma4.shrink import SCALES, shrunk
 from numgemma.model import DATA
@@ -37,7 +37,7 @@ E6B = [*range(18), *range(10, 26), *range(18, 34), *range(26, 42)]
 
 def written(folder, raw, seed=0, dtype="bfloat16", unread=True):
     """A random parent of that config."""
-    tensors = random_tensors(read_config(raw, "test"), np.dtype(dtype), seed, unread)
+    tensors = random_tensors(find(raw, "test"), read_config(raw, "test"), np.dtype(dtype), seed, unread)
     stored = {stored_name(name, raw["model_type"]): tensor for name, tensor in tensors.items()}
     write_checkpoint(folder, raw, stored, {"tokenizer.json": b"its own", "chat_template.jinja": b"{{ }}"})
     return str(folder)

@@ -23,7 +23,7 @@ import numgemma
 from numgemma.checkpoint import open_checkpoint
 from numgemma.cli import main
 from numgemma.errors import InputError
-from numgemma.families import read_config
+from numgemma.families import find, read_config
 from numgemma.families.gemma4.layout import stored_name, tensor_shapes
 from numgemma.families.gemma4.shrink import SCALES, shrunk
 from numgemma.model import DATA
@@ -33,6 +33,7 @@ from numgemma.surgery.writer import Tensor, by_rows, copied, in_one, write_check
 from numgemma.weights.safetensors import open_safetensors, read_header, release
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
+GEMMA4 = find({"model_type": "gemma4"}, "the test")
 OFFICIAL = sorted(
     path.stem for path in (DATA / "configs").glob("*.json") if json.loads(path.read_text())["model_type"] == "gemma4"
 )
@@ -73,7 +74,7 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_other_ones(tmp_path
 def test_a_tensor_depends_on_its_name_and_shape_alone():
     """Neither on the order, nor on what other tensors there are, nor on the pieces it is written in."""
     few, many = (read_config(tiny.PLE | {"num_kv_shared_layers": n}, "test") for n in (5, 4))
-    a, b = (synth.random_tensors(config, BF16, seed=3) for config in (few, many))
+    a, b = (synth.random_tensors(GEMMA4, config, BF16, seed=3) for config in (few, many))
     same = [name for name in a if name in b and a[name].shape == b[name].shape]
     assert len(same) > 100
     found = {name: bits(a[name]) for name in reversed(same)}
@@ -82,9 +83,9 @@ def test_a_tensor_depends_on_its_name_and_shape_alone():
 
 def test_the_size_of_the_pieces_changes_nothing(monkeypatch):
     config = read_config(tiny.MOE, "test")
-    whole = {name: bits(t) for name, t in synth.random_tensors(config, BF16, 0).items()}
+    whole = {name: bits(t) for name, t in synth.random_tensors(GEMMA4, config, BF16, 0).items()}
     monkeypatch.setattr(synth, "PIECE", 1000)
-    assert {name: bits(t) for name, t in synth.random_tensors(config, BF16, 0).items()} == whole
+    assert {name: bits(t) for name, t in synth.random_tensors(GEMMA4, config, BF16, 0).items()} == whole
 
 
 def test_no_tensor_is_left_at_a_value_that_hides_a_fault(e2b):

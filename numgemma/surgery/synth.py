@@ -15,9 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from numgemma.errors import InputError
-from numgemma.families import read_config
-from numgemma.families.gemma4 import layout
-from numgemma.families.gemma4.config import Config
+from numgemma.families import Family, find
+from numgemma.families.family import as_stored
 from numgemma.families.gemma4.shrink import SCALES, move_tokens, shrunk, token_moves
 from numgemma.incoming import parse_object, read_object
 from numgemma.official import official, unknown
@@ -85,13 +84,15 @@ def shared_bounds(name: str) -> str:
     return re.sub(r"\.(gate|up)_proj\.(input_m\w+)$", r".gate_up_proj.\2", name)
 
 
-def random_tensors(config: Config, dtype: np.dtype, seed: int, unread: bool = True) -> dict[str, Tensor]:
-    """Short name -> Tensor for all that this config calls for.
+def random_tensors(family: Family, config: Any, dtype: np.dtype, seed: int, unread: bool = True) -> dict[str, Tensor]:
+    """Short name -> Tensor for all that this config of the family calls for.
 
     unread: also the keys and values of layers that share, which released files hold and nobody reads.
     """
-    shapes = layout.tensor_shapes(config) | (layout.unread_by_sharing_layers(config.text) if unread else {})
-    P = config.text.hidden_size_per_layer_input
+    shapes = dict(family.shapes(config))
+    if unread:
+        shapes |= {name: shape for name, shape in family.besides(config).items() if name != "lm_head.weight"}
+    P = family.outline(config).per_layer
     return {name: random_tensor(name, shape, dtype, seed, P) for name, shape in shapes.items()}
 
 
@@ -118,20 +119,18 @@ def synth(name: str, target: str | Path, scale="full", seed=0, dtype="bfloat16",
     raw, where, folder = find_config(name)
     if raw.get("model_type") == "gemma3_text":
         small, tensors = raw, gemma3_tensors(raw, where, scale, DTYPES[dtype], seed)
+        stored = {as_stored(short, "gemma3_text"): tensor for short, tensor in tensors.items()}
     else:
         small = raw if scale == "full" else shrunk(raw, SCALES[scale], where)
-        tensors = random_tensors(read_config(small, where), DTYPES[dtype], seed, unread)
-    stored = {layout.stored_name(short, family(small)): tensor for short, tensor in tensors.items()}
+        family = find(small, where)
+        tensors = random_tensors(family, family.read_config(small, where), DTYPES[dtype], seed, unread)
+        stored = {family.stored_name(short, small["model_type"]): tensor for short, tensor in tensors.items()}
     files = generation(raw, small) | tokenizer(raw, small) | processor(small)
     if folder and scale == "full":
         files = {**files, **companions(folder)}
     small = with_dtype(small, dtype)
     write_checkpoint(target, small, stored, files, parents=[folder] if folder else [], **how)
     return small
-
-
-def family(raw: dict[str, Any]) -> str:
-    return "gemma4" if raw.get("text_config") else "gemma4_text"
 
 
 def vocabulary(raw: dict[str, Any]) -> int:
@@ -155,7 +154,7 @@ def with_dtype(raw: dict[str, Any], dtype: str) -> dict[str, Any]:
 def generation(raw, small) -> dict[str, bytes | Path]:
     """generation_config.json with the stop tokens of the config; instruction-tuned models also stop at 50."""
     eos = raw.get("eos_token_id") or (raw.get("text_config") or {}).get("eos_token_id") or 1
-    eos = [*eos, 50] if eos == [1, 106] and family(raw) == "gemma4" else eos
+    eos = [*eos, 50] if eos == [1, 106] and raw.get("text_config") else eos
     moved = token_moves(raw, vocabulary(small), vocabulary(raw))
     return {"generation_config.json": as_json(move_tokens(GENERATION | {"eos_token_id": eos}, moved))}
 

@@ -66,7 +66,7 @@ def entered(x, ple, masks, run, tap=Tap()):
 
 
 def layers(tokens, rows, w, run, tap=Tap()):
-    """These layers, one after another.  rows: of the layer table"""
+    """These layers, one after another.  tokens: Tokens   rows: of the layer table  ->  Tokens"""
     x = tokens.x
     for spec in rows:
         scope, rope, mask = f"layers.{spec.index}", tokens.ropes[spec.kind], tokens.masks[spec.kind]
@@ -76,7 +76,7 @@ def layers(tokens, rows, w, run, tap=Tap()):
 
 
 def leave(tokens, w, run, tap=Tap()):
-    """The last norm, when all layers are done.  ->  T D"""
+    """The last norm, when all layers are done.  tokens: Tokens  ->  T D"""
     forget(run.kvs, run.config.text.layers)
     return norm("norm", tokens.x, w, run.config.text.rms_norm_eps, tap)
 
