@@ -66,10 +66,17 @@ class Fault:
 
     def places(self, model) -> tuple:
         """The layers of this model where it can act; (None,) for a fault outside them, () where it cannot act."""
-        if any(name and "." not in name and name not in model.family.parts for name in (self.swaps, self.within)):
+        if not self.fits(model.family):
             return ()
         rows = model.outline.layers if self.layered else (None,)
         return tuple(spec.index if spec else None for spec in rows if self.can_act(spec, model))
+
+    def fits(self, family):
+        """Whether the family has the parts that this is about, with the arguments that it asks for."""
+        if any(name and "." not in name and name not in family.parts for name in (self.swaps, self.within)):
+            return False
+        there = parameters(self.swaps, family) if self.swaps else {"spec", "model"}
+        return there >= {*asks(self.change)[1 if self.swaps else 0 :]} - {"**"}
 
     def can_act(self, spec, model):
         try:
@@ -250,6 +257,11 @@ def found(path, family):
 def as_defined(module, name):
     """A function whose parameters have the names that faults use: a compiled twin may have others."""
     return getattr(definitions if module is ops else module, name)
+
+
+def parameters(path, family):
+    """The names of a function's parameters."""
+    return signature(as_defined(*found(path, family))).parameters.keys()
 
 
 def rooms(family):
