@@ -375,19 +375,6 @@ def test_without_numba_generate_runs_on_numpy(monkeypatch):
     assert ops.fastest() == "numpy"
 
 
-def test_a_place_where_nothing_may_be_written_is_said_in_words(monkeypatch, capsys):
-    def import_module(name):
-        raise RuntimeError("cannot cache function 'expand': no locator available")
-
-    monkeypatch.setattr(ops, "import_module", import_module)
-    ops.implementations.cache_clear()
-    try:
-        assert main(["generate", "tiny", "--prompt", "Once", "--backend", "numba"]) == 2
-        assert "NUMBA_CACHE_DIR" in capsys.readouterr().err
-    finally:
-        ops.implementations.cache_clear()
-
-
 @pytest.mark.parametrize("wrong", [["--threads", "0"], ["--chunk", "0"]])
 def test_numbers_without_meaning_are_refused(wrong, capsys):
     before = threads.allowed()

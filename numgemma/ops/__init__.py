@@ -11,6 +11,7 @@ context that makes it, and so in one thread; each call looks it up, which costs 
     cores        how many processors this process may use
     threads      a pool for work that is cut into parts, beside the threads of BLAS
     definitions  the operations in NumPy: what they are
+    compiled     what numba has compiled, on disk
     kernels      compiled loops
     twins        the slow operations once more, on those loops
 """
@@ -175,16 +176,11 @@ def implementations(backend: str) -> Mapping[str, Callable]:
         raise InputError(f"Backend '{backend}' is not one of {', '.join(BACKENDS)}.")
     if backend == "numpy":
         return DEFINED
-    twins = compiled()
+    twins = with_numba()
     return {name: getattr(twins, name, DEFINED[name]) for name in __all__}
 
 
-def compiled():
+def with_numba():
     package("threadpoolctl", "fast")
     package("numba", "fast")
-    try:
-        return import_module("numgemma.ops.twins")
-    except RuntimeError as error:  # what numba says where it may write nowhere
-        raise InputError(
-            f"numba has no place for compiled code ({error}); name a folder in NUMBA_CACHE_DIR, or choose numpy."
-        ) from None
+    return import_module("numgemma.ops.twins")

@@ -8,9 +8,11 @@ that numbers are finite: NaN and infinity come through.
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
+
+from numgemma.ops.compiled import kernel
 
 KEYS = 256  # whose softmax is taken together, before blocks are joined
 STEP = 512  # numbers between two looks ahead
@@ -18,11 +20,6 @@ AHEAD = 2048  # how many numbers of a matrix are asked for before their turn
 
 SUMS = {"reassoc", "contract", "nsz"}  # sums may be taken in any order, and so in many lanes
 PLAIN = {"contract"}  # an order that matters, as in `exp`
-
-
-def kernel(order):
-    """Compiled when first called, kept on disk; x / 0 is infinity, as everywhere in this package."""
-    return njit(nogil=True, cache=True, error_model="numpy", fastmath=order)
 
 
 # numbers
