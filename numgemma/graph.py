@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from numgemma.checkpoint import Weights, read_object
+from numgemma.checkpoint import Weights
 from numgemma.errors import InputError
 from numgemma.families import Run, find
+from numgemma.incoming import read_object
 from numgemma.marks import bare, carrying, mark, marks
 from numgemma.official import CONFIGS, runnable
 from numgemma.prompt.media import Media, clips, frames, images
