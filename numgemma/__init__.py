@@ -26,6 +26,7 @@ The files, in the order in which they read best:
     marks        arrays that remember what they were computed from
     graph        which point comes from which, with which axes, from which line: learned from a run
     model        what `load` returns
+    score        how likely a model finds a given text
     machine      what this machine can do at most
     colours      of all figures
     debug        capture, read other engines' dumps, compare, measure the noise, replay, name the fault, report

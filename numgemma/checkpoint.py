@@ -13,6 +13,10 @@ import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.incoming import AGAIN, explained, read_object
+from numgemma.weights.gguf import open_gguf
+from numgemma.weights.gguf_gemma import check_architecture, config_of, weights_of
+from numgemma.weights.gguf_tokenizer import tokenizer_of
+from numgemma.weights.quantised import unpacked
 from numgemma.weights.safetensors import TensorFile, open_safetensors
 
 SINGLE = "model.safetensors"
@@ -57,6 +61,7 @@ class Checkpoint:
     weights: Weights
     header_hashes: dict[str, str]  # file name -> sha256 of its header
     generation_config: dict[str, Any] | None = None
+    tokenizer: Callable[[], dict[str, Any]] | None = None  # a tokenizer.json that comes with the weights
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
@@ -93,6 +98,9 @@ def open_files(path: Path) -> dict[str, TensorFile]:
         return {SINGLE: open_safetensors(path / SINGLE)}
     if INDEX in names:
         return open_shards(path / INDEX)
+    for name in ("adapter_model.safetensors", "adapters.safetensors"):
+        if name in names:
+            raise InputError(f"{path}: is a LoRA adapter; name its base model, and this folder with --adapter.")
     for name in names:
         if name.endswith((".bin", ".pt", ".pth", ".ckpt")):
             raise InputError(f"{path}: {name} is not unpickled, as that can run any code; convert it to safetensors.")
@@ -112,15 +120,43 @@ def join_files(path: Path, files: dict[str, TensorFile]) -> Weights:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """A directory, or one .safetensors file with its config.json beside it."""
+    """A directory, one .safetensors file with its config.json beside it, or a .gguf file, which has all in itself."""
     path = Path(path)
+    file = gguf_file(path)
+    return open_folder(path) if file is None else open_gguf_file(file)
+
+
+def gguf_file(path: Path) -> Path | None:
+    """The path, if it is of a GGUF file, or the one such file of a text model in a folder without safetensors."""
+    if path.suffix == ".gguf":
+        return path
+    if not path.is_dir() or any((path / name).exists() for name in (SINGLE, INDEX)):
+        return None
+    with explained(path):
+        found = sorted(name for name in os.listdir(path) if re.fullmatch(r"(?!mmproj).+\.gguf", name))
+    first = [name for name in found if not re.search(r"-0000[2-9]-of-|-000[1-9]\d-of-", name)]
+    if len(first) > 1:
+        raise InputError(f"{path}: holds {len(first)} GGUF files; name one of them.")
+    return path / first[0] if first else None
+
+
+def open_gguf_file(path: Path) -> Checkpoint:
+    file = open_gguf(path)
+    check_architecture(path, file)
+    weights = Weights(MappingProxyType(weights_of(path, file)), path)
+    hashes = {path.name: file.header_hash}
+    return Checkpoint(path.parent, config_of(path, file), weights, hashes, tokenizer=lambda: tokenizer_of(path, file))
+
+
+def open_folder(path: Path) -> Checkpoint:
     files = open_files(path)
     folder = path if path.is_dir() else path.parent
     config = read_object(folder / "config.json", "copy config.json from the model's repository, beside the weights")
     generation = folder / "generation_config.json"
     generation_config = read_object(generation, "check its permissions") if generation.exists() else None
     hashes = {name: file.header_hash for name, file in files.items()}
-    return Checkpoint(folder, config, join_files(path, files), hashes, generation_config)
+    tensors = unpacked(path, join_files(path, files).tensors, config)
+    return Checkpoint(folder, config, Weights(MappingProxyType(tensors), path), hashes, generation_config)
 
 
 def check_tensors(weights: Weights, expected: Mapping[str, tuple[int, ...]], ignored: Iterable[str] = ()) -> None:

@@ -15,6 +15,7 @@ HARMLESS = {
     *("attention_dropout", "initializer_range", "is_encoder_decoder", "problem_type", "id2label", "label2id"),
     *("output_attentions", "output_hidden_states", "return_dict", "use_cache", "chunk_size_feed_forward"),
     *("default_output_length", "_attn_implementation", "_attn_implementation_autoset"),
+    *("quantization_config", "quantization"),  # of the storage, and read by `weights`
 }
 
 

@@ -27,6 +27,8 @@ from numgemma.prompt.tokenizer import Tokenizer, open_tokenizer
 from numgemma.streaming import streamed
 from numgemma.trace import EVERYTHING_BUT_MAPS, NONE, Recorder, Tap
 from numgemma.version import __version__
+from numgemma.weights.adapters import adapted, file_of
+from numgemma.weights.safetensors import read_header
 
 PRECISIONS = {name: np.dtype(name) for name in ("float32", "float64", "bfloat16")}  # ml_dtypes names the last
 
@@ -72,7 +74,10 @@ class Model:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Text to token ids and back.  Raises InputError where the checkpoint has no tokenizer.json."""
-        return open_tokenizer(self.checkpoint.folder)
+        path = self.checkpoint.folder / "tokenizer.json"
+        if self.checkpoint.tokenizer is None or path.exists():
+            return open_tokenizer(self.checkpoint.folder)
+        return Tokenizer(path, json.dumps(self.checkpoint.tokenizer()).encode())
 
     def prompt_ids(
         self, text: str, files: Mapping[str, Sequence] = NONE, soft_tokens: int | None = None
@@ -276,10 +281,13 @@ def fingerprint(checkpoint: Checkpoint, outline: Outline):
     }
 
 
-def load(path: str | Path, precision: str = "float32", image_mask: str = "intended") -> Model:
-    """Open a checkpoint: a directory, or one .safetensors file beside its config.json, or "tiny", the bundled one.
+def load(
+    path: str | Path, precision: str = "float32", image_mask: str = "intended", adapters: Sequence[str | Path] = ()
+) -> Model:
+    """Open a checkpoint: a directory, a .safetensors file beside its config.json, a .gguf file, or "tiny", the bundled.
 
-    precision: "float32", "float64" or "bfloat16".  Weights stay on disk until they are used.
+    precision: "float32", "float64" or "bfloat16".  Weights stay on disk until they are used, as they are stored.
+    adapters: folders of LoRA adapters, laid over the weights one after another.
     image_mask: "transformers" for what Transformers computes of a 12B, where image tokens see each other on full layers
     and past the window too.
     Raises InputError with one sentence where something does not fit.
@@ -291,8 +299,17 @@ def load(path: str | Path, precision: str = "float32", image_mask: str = "intend
     family = find(checkpoint.config, where)
     config = masked(family.read_config(checkpoint.config, where), image_mask, family, where)
     check_model_tensors(checkpoint.weights, config, family)
+    for folder in map(Path, adapters):
+        checkpoint = with_adapter(checkpoint, folder)
     weights = streamed(checkpoint.weights, len(family.outline(config).layers))
     return Model(replace(checkpoint, weights=weights), config, PRECISIONS[precision])
+
+
+def with_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """The checkpoint under a LoRA adapter, which its fingerprint names too."""
+    weights = replace(checkpoint.weights, tensors=adapted(checkpoint.weights.tensors, folder))
+    hashes = checkpoint.header_hashes | {str(folder / "adapter"): read_header(file_of(folder)).sha256}
+    return replace(checkpoint, weights=weights, header_hashes=hashes)
 
 
 def masked(config, image_mask, family: Family, where):

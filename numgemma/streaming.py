@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from numgemma.checkpoint import Weights
+from numgemma.weights.packed import parts_of
 from numgemma.weights.safetensors import release
 
 SHARE_OF_MEMORY = 0.8
@@ -37,7 +38,8 @@ def streamed(w: Weights, layers: int) -> Weights:
         if larger:
             asked.discard(i)
             for x in tensors[i - 1]:  # of the first layer, the last of the pass before
-                release(x)
+                for part in parts_of(x):
+                    release(part)
 
     return replace(w, entered=entered)
 
@@ -61,8 +63,8 @@ def will_need(tensors):
     """Have the pages of these tensors read.  Experts are left out: a token reads a few of them, by what it chooses."""
     if not hasattr(mmap, "MADV_WILLNEED"):
         return
-    for x in tensors:
-        if x.ndim < 3 and x.nbytes > mmap.PAGESIZE:
+    for x in (part for w in tensors if w.ndim < 3 for part in parts_of(w)):
+        if x.nbytes > mmap.PAGESIZE:
             start = x.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
             madvise(ctypes.c_void_p(start), ctypes.c_size_t(x.ctypes.data + x.nbytes - start), mmap.MADV_WILLNEED)
 

@@ -192,7 +192,7 @@ BROKEN = {
     "an entry without shape": (without("shape"), "'a'", "lacks"),
     "an entry without offsets": (without("data_offsets"), "'a'", "lacks"),
     "three offsets": (pack({"a": entry("F32", [2], 0, 8) | {"data_offsets": [0, 4, 8]}}, EIGHT), "'a'", "lacks"),
-    "an unknown dtype": (one("F8_E4M3", [8]), "'a'", "'F8_E4M3'", "convert it to BF16"),
+    "an unknown dtype": (one("F4", [8]), "'a'", "'F4'", "convert it to BF16"),
     "a dtype that is no string": (one(["F32"]), "'a'", "dtype"),
     "a dtype too deep to print": (pack(DEEP), "'a' has dtype"),
     "a shape that is no list": (one(shape=2), "'a'", "impossible shape"),

@@ -6,8 +6,8 @@ In reading order:
     inspect generate preprocess dump            verbs that run a model
     capture precheck floor                      before two runs are compared
     seams diff replay whatif                    where they part, whose fault it is, which
-    show bench demo                             pictures, speed, all of it on the bundled checkpoint
-    synth stack transplant lint lineage         checkpoints made and examined
+    show score bench demo                             pictures, speed, all of it on the bundled checkpoint
+    synth stack transplant lint lineage audit         checkpoints made and examined
 """
 
 import argparse
@@ -23,9 +23,9 @@ from numgemma.errors import InputError, NonFiniteError, meant
 from numgemma.incoming import STANDARD, read_text
 from numgemma.version import __version__
 
-RUN_A_MODEL = ("inspect", "generate", "preprocess", "dump", "capture", "show", "bench", "demo")
+RUN_A_MODEL = ("inspect", "generate", "preprocess", "dump", "capture", "show", "score", "bench", "demo")
 COMPARE = ("precheck", "floor", "diff", "replay", "whatif", "seams")
-MAKE = ("synth", "stack", "transplant", "lint", "lineage")
+MAKE = ("synth", "stack", "transplant", "lint", "lineage", "audit")
 VERBS = (*RUN_A_MODEL, *COMPARE, *MAKE)  # modules, each imported only where it is named: help does not wait for them
 
 EPILOG = """exit codes: 0 same or done, 1 they differ, or lint found an error, 2 wrong usage or input, 3 not comparable,

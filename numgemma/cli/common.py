@@ -69,6 +69,16 @@ def add_chat(group):
     group.add_argument("--template", metavar="NAME", help="one of the checkpoint's templates, or a .jinja file")
 
 
+def add_adapter(parser):
+    parser.add_argument(
+        "--adapter",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="a LoRA adapter of this checkpoint, laid over it unmerged; may be given more than once",
+    )
+
+
 def add_points(parser):
     parser.add_argument(
         "--points",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from numgemma.cli.common import (
     Progress,
+    add_adapter,
     add_backend,
     add_image_mask,
     add_points,
@@ -20,6 +21,7 @@ from numgemma.model import PRECISIONS, load
 
 def add_arguments(parser):
     parser.add_argument("ckpt", type=Path, metavar="CKPT")
+    add_adapter(parser)
     add_prompt(parser)
     add_points(parser)
     add_image_mask(parser)
@@ -35,7 +37,7 @@ def add_arguments(parser):
 
 def run(args):
     use_backend(args)
-    model = load(args.ckpt, args.precision, args.image_mask)
+    model = load(args.ckpt, args.precision, args.image_mask, adapters=args.adapter)
     for prompt in read_prompts(args, model):
         out = numbered(args.out, prompt.suffix)
         warn_of_length(prompt.ids, model)

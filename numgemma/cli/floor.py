@@ -7,7 +7,7 @@ measured against it.  The result is a small file, kept in a cache, that `diff --
 import sys
 from pathlib import Path
 
-from numgemma.cli.common import Prompt, add_image_mask, add_prompt, read_prompts
+from numgemma.cli.common import Prompt, add_adapter, add_image_mask, add_prompt, read_prompts
 from numgemma.debug.measure.precision import of_run
 from numgemma.debug.noise.floor import PRECISIONS, RUNS, cached_floor
 from numgemma.debug.readers import read_any
@@ -17,6 +17,7 @@ from numgemma.model import load
 
 def add_arguments(parser):
     parser.add_argument("ckpt", type=Path, metavar="CKPT")
+    add_adapter(parser)
     parser.add_argument(
         "dump", type=Path, metavar="DUMP", nargs="?", help="take the token ids and the precision from this dump"
     )
@@ -29,7 +30,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    model = load(args.ckpt, image_mask=args.image_mask)
+    model = load(args.ckpt, image_mask=args.image_mask, adapters=args.adapter)
     dump = read_any(args.dump, config=model.outline) if args.dump else None
     precisions = args.precision or [of_run(dump) if dump else "float32"]
     if args.out and len(precisions) > 1:

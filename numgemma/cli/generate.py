@@ -5,7 +5,15 @@ import time
 from pathlib import Path
 
 from numgemma import machine, ops
-from numgemma.cli.common import add_backend, add_image_mask, add_prompt, read_prompts, use_backend, warn_of_length
+from numgemma.cli.common import (
+    add_adapter,
+    add_backend,
+    add_image_mask,
+    add_prompt,
+    read_prompts,
+    use_backend,
+    warn_of_length,
+)
 from numgemma.errors import InputError
 from numgemma.generate import Memory
 from numgemma.model import PRECISIONS, load
@@ -15,6 +23,7 @@ from numgemma.surgery.loops import described, repetition
 
 def add_arguments(parser):
     parser.add_argument("ckpt", type=Path, metavar="CKPT")
+    add_adapter(parser)
     add_prompt(parser, inputs=False)
     parser.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="default: 100")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0, the default, is greedy")
@@ -50,7 +59,7 @@ def run(args):
         raise InputError("--top-k and --top-p choose among sampled tokens; give a --temperature above 0 with them.")
     memory = Memory(args.chunk, args.cache_dtype and PRECISIONS[args.cache_dtype])
     use_backend(args, ops.fastest(PRECISIONS[args.precision]))
-    model = load(args.ckpt, args.precision, args.image_mask)
+    model = load(args.ckpt, args.precision, args.image_mask, adapters=args.adapter)
     if args.verbose:
         print("\n".join([machine.engine(), *machine.warnings()]), file=sys.stderr)
     (prompt,) = read_prompts(args, model)

@@ -12,6 +12,7 @@ from numgemma.families import Family, find
 from numgemma.incoming import parse_object
 from numgemma.model import check_model_tensors, resolve
 from numgemma.official import official, unknown
+from numgemma.weights.packed import format_of
 
 LEGEND = """\
 N query heads, K key/value heads, H head width, F feed-forward width
@@ -48,13 +49,15 @@ def describe(name, context=1024):
         check_model_tensors(checkpoint.weights, config, family)
         tensors = checkpoint.weights.tensors
         shapes = in_order({name: x.shape for name, x in tensors.items()}, family.shapes(config))
-        sizes = total((str(x.dtype), x.nbytes) for x in tensors.values())
+        sizes = total((format_of(x), x.nbytes) for x in tensors.values())
+        formats = by_format(tensors)
     elif known:
         raw = parse_object(known.read_bytes(), str(known))
         family = find(raw, str(known))
         config = family.read_config(raw, str(known))
         shapes = family.shapes(config)
         sizes = {"bfloat16": 2 * sum(map(prod, shapes.values()))}
+        formats = {"bfloat16": {"tensors": len(shapes), "bits": 16.0}}
     else:
         raise unknown(str(name), "checkpoint")
     return {
@@ -63,8 +66,19 @@ def describe(name, context=1024):
         "layers": [asdict(spec) for spec in family.outline(config).layers],
         "parameters": parameter_table(shapes, unread(family, config)),
         "bytes": sizes,
+        "formats": formats,
         "memory": family.memory(config, context),
     }
+
+
+def by_format(tensors):
+    """Storage format -> how many tensors are in it, and how many bits a number takes, scales counted in."""
+    found = {}
+    for form in dict.fromkeys(map(format_of, tensors.values())):
+        some = [x for x in tensors.values() if format_of(x) == form]
+        bits = 8 * sum(x.nbytes for x in some) / max(1, sum(x.size for x in some))
+        found[form] = {"tensors": len(some), "bits": round(bits, 2)}
+    return found
 
 
 def total(pairs):
@@ -110,10 +124,14 @@ def module_of(name):
 
 def render(found):
     blocks = [found["name"], layer_table_text(found["layers"]), LEGEND, parameters_text(found["parameters"])]
-    blocks.append("\n".join(f"{kind:<12}{human(size):>12} on disk" for kind, size in found["bytes"].items()))
+    blocks.append("\n".join(format_line(kind, size, found["formats"][kind]) for kind, size in found["bytes"].items()))
     lines = [f"{what:<38}{human(size):>12}" for what, size in found["memory"].items()]
     blocks.append("\n".join(["memory of a float32 run, beside the checkpoint's pages", *lines]))
     return "\n\n".join(blocks)
+
+
+def format_line(kind, size, form):
+    return f"{kind:<12}{human(size):>12} on disk in {form['tensors']} tensors, {form['bits']:g} bits a number"
 
 
 def layer_table_text(layers):

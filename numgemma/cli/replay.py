@@ -6,7 +6,7 @@ It works with all points, with what modules return, or with the outputs of layer
 import sys
 from pathlib import Path
 
-from numgemma.cli.common import Prompt, add_ids, add_image_mask, parse_ids, read_inputs
+from numgemma.cli.common import Prompt, add_adapter, add_ids, add_image_mask, parse_ids, read_inputs
 from numgemma.cli.report import add_report, write_json, write_report
 from numgemma.debug.blame.replay import replay
 from numgemma.debug.blame.words import render
@@ -34,6 +34,7 @@ def add_arguments(parser):
 def add_subject(parser):
     """What replay and whatif are told: the checkpoint, the dump, and what the dump may lack."""
     parser.add_argument("ckpt", type=Path, metavar="CKPT")
+    add_adapter(parser)
     parser.add_argument("dump", type=Path, metavar="DUMP", help="a dump, or what another engine wrote")
     group = parser.add_mutually_exclusive_group()
     add_ids(group, "token ids, where the dump has none")
@@ -58,7 +59,7 @@ def run(args):
 
 def subject(args):
     """The arguments that `replay` and `whatif` share."""
-    model = load(args.ckpt, image_mask=args.image_mask)
+    model = load(args.ckpt, image_mask=args.image_mask, adapters=args.adapter)
     dump = read_any(args.dump, args.map, model.outline)
     if summary(dump):
         print(summary(dump))

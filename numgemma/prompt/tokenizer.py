@@ -15,10 +15,11 @@ BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # a token that stands for one byte
 class Tokenizer:
     """The tokenizer of one checkpoint."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, raw: bytes | None = None):
+        """path: of tokenizer.json; raw: its content, where it comes from elsewhere"""
         from tokenizers import Tokenizer as Rust
 
-        raw = read_bytes(path)
+        raw = read_bytes(path) if raw is None else raw
         with by_library(f"{path}: is no tokenizer.json", "copy it from the model's repository"):
             self.rust = Rust.from_buffer(raw)
         self.folder = Path(path).parent

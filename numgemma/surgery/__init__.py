@@ -22,4 +22,8 @@ what others built: whether it is sound, what it is made of, where it leaves its 
     seams         where the activations leave the parent's range
     loops         how much a text repeats itself
     pictures      the layer matrix and the seams, drawn
+    audit_why     why a tensor is not what it should be
+    audit         whether a file is a faithful copy of another, tensor by tensor
+    audit_files   the two, opened, whatever formats they are in
+    audit_page    an audit as a page
 """

@@ -22,6 +22,13 @@ from numgemma.incoming import AGAIN, explained, open_regular, parse_object
 
 CODES = {"BF16": ml_dtypes.bfloat16, "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 CODES |= {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+CODES |= {
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
 DTYPES = {name: np.dtype(code) for name, code in CODES.items()}
 
 MAX_HEADER = 100_000_000  # the format's own limit, in bytes

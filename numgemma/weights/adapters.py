@@ -1,0 +1,225 @@
+"""LoRA adapters, unmerged: a stored tensor, and what an adapter adds to it.
+
+    W' = W + s B A        s = alpha / r, or alpha / sqrt(r) with rsLoRA       (Hu et al. 2021, arXiv 2106.09685)
+    W' = m (W + s B A) / |W + s B A|, row by row                              (DoRA, Liu et al. 2024, arXiv 2402.09353)
+
+A product with it is two products more, in the order of operations that PEFT has, so that an adapter that runs beside
+its base can be compared with one that was merged.  Files of PEFT (Unsloth's are such) and of MLX are read.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from numgemma.errors import InputError
+from numgemma.incoming import read_object
+from numgemma.weights.packed import parts_of
+from numgemma.weights.safetensors import open_safetensors
+
+PEFT, MLX = "adapter_model.safetensors", "adapters.safetensors"
+LEAF = re.compile(r"(.+?)\.(lora_(?:A|B|a|b|embedding_A|embedding_B|magnitude_vector))(?:\.default)?(?:\.weight)?")
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """A stored tensor under an adapter.  A: r I   B: O r   magnitude: O, of DoRA; of a stack of experts E first
+
+    table: of an embedding, whose rows are adapted; as a head that is tied to it, it stays as it is, as in PEFT.
+    """
+
+    base: Any
+    A: np.ndarray
+    B: np.ndarray
+    factor: float
+    magnitude: np.ndarray | None = None
+    table: bool = False
+
+    shape = property(lambda self: self.base.shape)
+    ndim = property(lambda self: len(self.base.shape))
+    size = property(lambda self: math.prod(self.base.shape))
+    dtype = property(lambda self: self.base.dtype)
+    nbytes = property(lambda self: sum(part.nbytes for part in self.parts))
+    parts = property(lambda self: (*parts_of(self.base), self.A, self.B))
+
+    def __len__(self):
+        return self.base.shape[0]
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, key):
+        """Rows as merged ones would be, float32; of a stack, one expert's matrix under its own adapter."""
+        if self.ndim == 3:
+            return replace(self, base=self.base[key], A=self.A[key], B=self.B[key])
+        rows = np.asarray(self.base[key], np.float32) + np.float32(self.factor) * (wide(self.B[key]) @ wide(self.A))
+        if self.magnitude is None:
+            return rows
+        return rows * (wide(self.magnitude[key]) / np.linalg.norm(rows, axis=-1))[..., None]
+
+    def astype(self, dtype, copy=True):
+        """The same, with all that is stored as that dtype holds it."""
+        magnitude = None if self.magnitude is None else self.magnitude.astype(dtype)
+        A, B = self.A.astype(dtype), self.B.astype(dtype)
+        return replace(self, base=self.base.astype(dtype), A=A, B=B, magnitude=magnitude)
+
+    def times(self, x, linear, scale):
+        """x W'^T as PEFT computes it: the base's product, and beside it x through A, then B, then the factor."""
+        if self.table:
+            return linear(x, self.base)
+        beside = scale(linear(linear(x, self.A), self.B), self.factor)
+        if self.magnitude is None:
+            return linear(x, self.base) + beside
+        plain = linear(x, self.base)
+        share = (wide(self.magnitude) / self.norms()).astype(x.dtype)
+        return plain + (share - x.dtype.type(1)) * plain + share * beside
+
+    def norms(self):
+        """|W + s B A|, row by row, a block of rows at a time.  -> O"""
+        merged, rows = replace(self, magnitude=None), max(1, (1 << 22) // self.shape[1])
+        return np.concatenate(
+            [np.linalg.norm(merged[i : i + rows], axis=-1) for i in range(0, len(self), rows)], dtype=np.float32
+        )
+
+
+def wide(x):
+    return np.asarray(x, np.float32)
+
+
+def adapted(tensors: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The tensors of a base, with one adapter laid over them.  Raises InputError where it does not fit the base."""
+    config, modules, whole = read_adapter(Path(folder))
+    found = dict(tensors)
+    for name, tensor in whole.items():
+        name = name.replace(".base_layer", "")
+        target = name if name in found else name.replace(".weight", ".linear.weight")
+        if target not in found or tuple(found[target].shape) != tensor.shape:
+            raise InputError(f"{folder}: holds {name!r:.120} whole, and the base has no such tensor of its shape.")
+        found[target] = tensor
+    for module, leaves in modules.items():
+        for target, layer in over(folder, module, leaves, found, config).items():
+            found[target] = layer
+    return found
+
+
+def file_of(folder: Path) -> Path:
+    """The file of an adapter's weights.  Raises InputError where there is none."""
+    path = next((folder / name for name in (PEFT, MLX) if (folder / name).exists()), None)
+    if path is not None:
+        return path
+    if (folder / "adapter_model.bin").exists():
+        raise InputError(f"{folder}: adapter_model.bin is not unpickled, as that can run code; save as safetensors.")
+    raise InputError(f"{folder}: has neither {PEFT} nor {MLX}; name the folder of a LoRA adapter.")
+
+
+def read_adapter(folder: Path):
+    """-> its settings, module -> leaf -> array, and tensors that it replaces"""
+    path = file_of(folder)
+    config = read_object(folder / "adapter_config.json", "copy adapter_config.json beside the adapter's weights")
+    check_kind(folder, config)
+    modules: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    whole: dict[str, np.ndarray] = {}
+    for stored, tensor in open_safetensors(path).tensors.items():
+        name = bare(stored)
+        split = LEAF.fullmatch(name)
+        if split:
+            modules[split[1]][split[2]] = tensor
+        else:
+            whole[name.replace(".modules_to_save", "").replace(".default", "")] = tensor
+    return config, dict(modules), whole
+
+
+def check_kind(folder, config):
+    kind = config.get("peft_type", config.get("fine_tune_type", "LORA"))
+    if str(kind).lower() not in ("lora", "dora"):
+        raise InputError(f"{folder}: is an adapter of the kind {kind!r:.40}, and LoRA alone is read; merge it first.")
+    if config.get("fan_in_fan_out"):
+        raise InputError(f"{folder}: fan_in_fan_out is true, and no matrix of Gemma is stored so; correct its config.")
+
+
+def bare(stored):
+    """Without the prefixes of PEFT and of the classes it was trained in."""
+    name = stored.removeprefix("base_model.model.")
+    return re.sub(r"^(model\.language_model|language_model\.model|language_model|model)\.", "", name)
+
+
+def over(folder, module, leaves, tensors, config):
+    """One module's adapter over the base's tensor: its name there -> what stands in its place."""
+    if "lora_a" in leaves:  # MLX: transposed to PEFT's, and its scale is no alpha
+        A, B = (np.ascontiguousarray(np.swapaxes(leaves[leaf], -1, -2)) for leaf in ("lora_a", "lora_b"))
+        scale = (config.get("lora_parameters") or {}).get("scale", 20.0)
+        return {target_of(folder, module, tensors, A, B): layered(folder, module, tensors, A, B, scale, None)}
+    pair = [leaves.get(f"lora_{kind}{half}") for half in "AB" for kind in ("", "embedding_")]
+    there = [x for x in pair if x is not None]
+    if len(there) != 2:
+        raise InputError(f"{folder}: {module!r:.120} lacks one of lora_A and lora_B; save the adapter again.")
+    A, B = there
+    if "lora_embedding_A" in leaves:
+        A, B = B.T, A.T  # the table is [V, D], and a row is what A has of the token, times B
+    target = target_of(folder, module, tensors, A, B)
+    if len(tensors[target].shape) == 3:
+        A, B = of_experts(folder, module, A, B, tensors[target].shape)
+    rank = A.shape[-2]
+    factor = factor_of(folder, module, config, rank)
+    found = layered(folder, module, tensors, A, B, factor, leaves.get("lora_magnitude_vector"), target)
+    return {target: replace(found, table="lora_embedding_A" in leaves)}
+
+
+def layered(folder, module, tensors, A, B, factor, magnitude, target=None):
+    target = target or target_of(folder, module, tensors, A, B)
+    base = tensors[target]
+    if (*B.shape[:-1], A.shape[-1]) != tuple(base.shape) or A.shape[-2] != B.shape[-1]:
+        told = f"A {list(A.shape)} and B {list(B.shape)}"
+        raise InputError(
+            f"{folder}: {module!r:.120} has {told} for a tensor {list(base.shape)}; it is of another base."
+        )
+    return Adapted(base, A, B, float(factor), magnitude)
+
+
+def target_of(folder, module, tensors, A, B):
+    """The base's tensor that a module's adapter is for: of experts the first parameter is in base_layer."""
+    plain = re.sub(r"(\.base_layer)+$", "", module)
+    names = [f"{plain}.weight", f"{plain}.linear.weight", plain]
+    if plain.endswith("experts"):
+        widths = {
+            name: tensors[name].shape
+            for leaf in ("gate_up_proj", "down_proj")
+            if (name := f"{plain}.{leaf}") in tensors
+        }
+        names += [name for name, shape in widths.items() if B.shape[0] == shape[1] and A.shape[1] == shape[2]]
+        names += [name for name, shape in widths.items() if B.shape[0] == shape[2] and A.shape[1] == shape[1]]
+    for name in names:
+        if name in tensors:
+            return name
+    raise InputError(
+        f"{folder}: is for a module {module!r:.120} that the base does not have; check which base it is of."
+    )
+
+
+def of_experts(folder, module, A, B, shape):
+    """PEFT's joined adapters of all experts, one by one.  A: E r, I by expert   B: O, r E by rank"""
+    E, O, I = shape
+    if A.shape[0] % E or A.shape[1] != I or B.shape[0] != O:
+        told = f"A {list(A.shape)} and B {list(B.shape)}"
+        raise InputError(f"{folder}: {module!r:.120} has {told} for experts {list(shape)}; save it with a newer PEFT.")
+    r = A.shape[0] // E
+    return A.reshape(E, r, I), np.ascontiguousarray(B.reshape(O, r, E).transpose(2, 0, 1))
+
+
+def factor_of(folder, module, config, rank) -> float:
+    """alpha / r, or alpha / sqrt(r), with what the patterns say of this module."""
+    alpha, said = config.get("lora_alpha", config.get("r", rank)), config.get("r", rank)
+    for key, value in (config.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?{key}", module):
+            alpha = value
+    for key, value in (config.get("rank_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?{key}", module):
+            said = value
+    if said != rank or not isinstance(alpha, int | float):
+        raise InputError(f"{folder}: {module!r:.120} has rank {rank}, and adapter_config.json says {said}; correct it.")
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -1,0 +1,79 @@
+"""MLX: weight U32 as a stream of b bits, scales and biases by group along the row.
+
+    affine      w = q s + b                     groups of 32, 64 or 128; b = 2 3 4 5 6 8
+    mxfp4       w = e2m1(q) 2^(s - 127)         groups of 32
+    mxfp8       w = e4m3(q) 2^(s - 127)         groups of 32
+    nvfp4       w = e2m1(q) e4m3(s)             groups of 16
+
+config.json names the group and the bits, module by module where they differ.  The widths of the tensors are believed
+before it: bits = 32 words / (groups x group).
+"""
+
+import ml_dtypes
+import numpy as np
+
+from numgemma.errors import InputError
+from numgemma.weights.bits import E2M1, grouped, nibbles, power_of_two, stream
+from numgemma.weights.packed import Packed, stacked
+
+UNREAD = ()
+MODES = {"mxfp4": 32, "mxfp8": 32, "nvfp4": 16}
+BITS = (2, 3, 4, 5, 6, 8)
+
+
+def claims(leaves) -> bool:
+    return "scales" in leaves and "weight" in leaves and leaves["weight"].dtype == np.uint32
+
+
+def read(where, leaves, settings):
+    """One module's weight, or a stack of experts'."""
+    words, scales, biases = leaves["weight"], leaves["scales"], leaves.get("biases")
+    if words.ndim == 3:
+        pick = [{name: x[e] for name, x in leaves.items()} for e in range(len(words))]
+        matrices = [read(where, some, settings) for some in pick]
+        return stacked(matrices, matrices[0].dtype)
+    if biases is not None:
+        return affine(where, words, scales, biases, settings.get("group_size"))
+    mode = settings.get("mode")
+    if mode not in MODES:
+        raise InputError(f"{where}: has scales without biases; correct config.json, which names no mode of MLX for it.")
+    return floating(words, scales, mode)
+
+
+def affine(where, words, scales, biases, said):
+    groups = scales.shape[1]
+    for group in [g for g in (said, 64, 32, 128, 16) if isinstance(g, int)]:
+        bits, rest = divmod(32 * words.shape[1], group * groups)
+        if not rest and bits in BITS:
+            break
+    else:
+        raise InputError(f"{where}: {words.shape[1]} words a row fit no code for {groups} groups; save it again.")
+    width = group * groups
+
+    def decode(at):
+        s, b = scales[at].astype(np.float32), biases[at].astype(np.float32)
+        return grouped(stream(words[at], bits, width).astype(np.float32), s) + np.repeat(b, group, 1)
+
+    def step(at):
+        return np.abs(np.repeat(scales[at].astype(np.float32), group, 1))
+
+    return Packed((len(words), width), f"mlx-{bits}bit", decode, (words, scales, biases), step)
+
+
+def floating(words, scales, mode):
+    width = MODES[mode] * scales.shape[1]
+
+    def decode(at):
+        raw = np.ascontiguousarray(words[at]).view(np.uint8)
+        codes = raw.view(ml_dtypes.float8_e4m3fn).astype(np.float32) if mode == "mxfp8" else E2M1[nibbles(raw)]
+        return grouped(codes, sizes(at))
+
+    def sizes(at):
+        if mode == "nvfp4":
+            return scales[at].view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+        return power_of_two(scales[at])
+
+    def step(at):
+        return 2 * np.repeat(sizes(at), MODES[mode], 1)  # the widest gap of E2M1, from 4 to 6
+
+    return Packed((len(words), width), f"mlx-{mode}", decode, (words, scales), step if mode != "mxfp8" else None)

@@ -1,0 +1,124 @@
+"""A quantised checkpoint as the model reads it: the leaves of each module become one matrix that decodes by rows.
+
+What a module is, its leaves decide; config.json is asked only where they leave something open.  What no format
+explains is refused by name: eight-bit numbers without their scales would run, and mean nothing.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from numgemma.errors import InputError
+from numgemma.weights import bnb, compressed, fp8, gptq, mlx, mobile
+from numgemma.weights.packed import Packed, format_of, joined, stacked
+
+FORMATS = (bnb, mlx, gptq, mobile, fp8, compressed)
+
+# What stands behind a module's name, of any format; `weight` itself has no suffix to be told by.
+LEAF = re.compile(
+    r"(.+?)\.(weight(?:_packed|_scale|_scale_2|_scale_inv|_shape|_zero_point|_g_idx|_global_scale|_format)?"
+    r"|weight\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)|SCB"
+    r"|qweight|qzeros|scales|biases|g_idx|embedding_quantized|embedding_scale|[kv](?:_cache)?_scale"
+    r"|(?:input|output)_(?:activation_|global_)?scale|input_zero_point|activation_scale)"
+)
+NOT_READ = {"_weight_qdata": "torchao", "weight._data": "quanto", "weight_qdata": "torchao"}
+ORIGINAL = "name the unquantised original, or dequantise it with its scales"
+
+
+def unpacked(path, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors by the model's names, each module's codes and scales as one Packed.
+
+    tensors: by short names, as they lie in the file.  Raises InputError where codes stand without what decodes them.
+    """
+    found: dict[str, Any] = {}
+    modules: dict[str, dict[str, Any]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        refuse_unread(path, name)
+        split = LEAF.fullmatch(name)
+        if split:
+            modules[split[1]][split[2]] = tensor
+        else:
+            found[name] = tensor
+    settings = config.get("quantization_config") or config.get("quantization") or {}
+    for module, leaves in modules.items():
+        found |= decoded(path, module, leaves, of_module(settings, module))
+    return with_experts(found)
+
+
+def refuse_unread(path, name):
+    for ending, kind in NOT_READ.items():
+        if name.endswith(ending):
+            raise InputError(f"{path}: tensor {name!r:.120} is quantised by {kind}, which is not read; {ORIGINAL}.")
+
+
+def decoded(path, module, leaves, settings):
+    """A module's tensors: its weight decoded where a format claims the leaves, and its plain ones as they are."""
+    where = f"{path}: {module}"
+    for form in FORMATS:
+        if form.claims(leaves):
+            check_shapes(where, leaves)
+            bias = {f"{module}.bias": leaves["bias"]} if "bias" in leaves else {}
+            return {f"{module}.weight": form.read(where, leaves, settings)} | bias
+    weight = leaves.get("weight")
+    if weight is not None and (weight.dtype.kind in "iu" or weight.dtype.itemsize == 1):
+        raise InputError(
+            f"{where}.weight is {format_of(weight)} without scales, and codes mean nothing without them; {ORIGINAL}."
+        )
+    return {f"{module}.{leaf}": tensor for leaf, tensor in leaves.items() if leaf not in UNREAD}
+
+
+UNREAD = frozenset(name for form in FORMATS for name in form.UNREAD)
+
+
+def check_shapes(where, leaves):
+    """Codes and scales have axes at all: what they are to each other the format checks."""
+    least = {"weight": 2, "weight_packed": 2, "qweight": 2, "qzeros": 2, "scales": 2, "biases": 2, "weight_scale": 0}
+    for leaf, axes in least.items():
+        if leaf in leaves and (leaves[leaf].size == 0 or leaves[leaf].ndim < axes):
+            raise InputError(f"{where}.{leaf} has the shape {list(leaves[leaf].shape)}; download it again.")
+
+
+def of_module(settings, module):
+    """What the config says of one module: its own words before those for all.  MLX's come without a mode of theirs."""
+    for key, own in settings.items():
+        if isinstance(own, dict) and re.sub(r"^(language_model\.)?(model\.)?(language_model\.)?", "", key) == module:
+            return {"mode": "affine"} | own | {"module": module}
+    return dict(settings) | {"module": module}
+
+
+def with_experts(tensors):
+    """Experts that the file holds one by one, or gate and up apart, as the two stacks that the model reads."""
+    scopes: dict[str, dict[Any, Any]] = defaultdict(dict)
+    plain: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        one = re.fullmatch(r"(.*experts)\.(?:(\d+)|switch_glu|switch_mlp)\.(gate|up|down|gate_up)_proj\.weight", name)
+        if one:
+            scopes[one[1]][one[3], one[2]] = tensor
+        else:
+            plain[name] = tensor
+    for scope, parts in scopes.items():
+        for kind, tensor in assembled(parts).items():
+            plain[f"{scope}.{kind}"] = tensor
+    return plain
+
+
+def assembled(parts):
+    """(which matrix, which expert) -> tensor, as gate_up_proj E 2F D and down_proj E D F."""
+    numbers = sorted({int(e) for _, e in parts if e is not None})
+
+    def matrices(kind):
+        if (kind, None) in parts:
+            return list(parts[kind, None])
+        return [parts[kind, str(e)] for e in numbers if (kind, str(e)) in parts]
+
+    gate, up, both, down = (matrices(kind) for kind in ("gate", "up", "gate_up", "down"))
+    found = {"gate_up_proj": both, "down_proj": down}
+    stacks = {name: stacked(some, format_of(some[0])) for name, some in found.items() if some}
+    if gate and len(gate) == len(up):
+        stacks["gate_up_proj"] = joined(list(zip(gate, up, strict=True)), format_of(gate[0]))
+    return stacks
+
+
+def is_quantised(tensors) -> bool:
+    return any(isinstance(tensor, Packed) for tensor in tensors.values())

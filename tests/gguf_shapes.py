@@ -1,0 +1,38 @@
+"""The checkpoints that tests/fixtures/gguf/ was made from: wide enough for blocks of 256 weights, and small."""
+
+import tiny
+
+KINDS = tiny.KINDS
+BASE = tiny.TEXT | {
+    "vocab_size": 608,
+    "vocab_size_per_layer_input": 608,
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "global_head_dim": 64,
+}
+PLE = BASE | {
+    "hidden_size_per_layer_input": 32,
+    "layer_types": [KINDS[letter] for letter in "sfsf"],
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "use_double_wide_mlp": True,
+}
+MOE = BASE | {
+    "enable_moe_block": True,
+    "num_experts": 4,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 96,  # no multiple of 256: its blocks fall back to smaller ones
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1,
+    "layer_types": [KINDS[letter] for letter in "sf"],
+    "num_hidden_layers": 2,
+}
+SHAPES = {"ple": PLE, "moe": MOE}
+
+
+def write(folder, name):
+    """The checkpoint of that name, always with the same numbers."""
+    return tiny.write(folder, SHAPES[name])

@@ -1,0 +1,152 @@
+"""LoRA adapters: a run beside the base is PEFT's own unmerged run, and a merge is judged by both."""
+
+import json
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file, save_file
+
+from numgemma import load, ops
+from numgemma.checkpoint import open_checkpoint
+from numgemma.errors import InputError
+from numgemma.surgery.audit import FAITHFUL
+from numgemma.surgery.audit_files import audit_files
+from numgemma.weights.adapters import Adapted, adapted
+
+ADAPTERS = Path(__file__).parent / "fixtures/adapters"
+CASES = sorted(path.name for path in ADAPTERS.iterdir())
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bases")
+    return {name: tiny.write(folder / name, tiny.VARIANTS[name]) for name in ("ple", "dense", "moe")}
+
+
+def base_of(bases, case):
+    return bases[case.partition("-")[0]]
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_with_an_adapter_has_the_logits_of_pefts_unmerged_run(bases, case, backend):
+    stored = load_file(ADAPTERS / case / "logits.safetensors")
+    with ops.using(backend):
+        plain = load(base_of(bases, case)).logits(stored["ids"])
+        found = load(base_of(bases, case), adapters=[ADAPTERS / case]).logits(stored["ids"])
+    size = np.sqrt((stored["logits"] ** 2).mean())
+    assert np.sqrt(((found - stored["logits"]) ** 2).mean()) / size < 2e-5
+    assert np.sqrt(((plain - stored["logits"]) ** 2).mean()) / size > 1e-3  # the adapter does something
+
+
+def merged(base, case, folder, change=lambda name, w: w):
+    """base + delta in float32, stored in bfloat16; change(name, tensor) spoils it."""
+    checkpoint = open_checkpoint(base)
+    tensors = adapted(checkpoint.weights.tensors, ADAPTERS / case)
+    whole = {name: np.asarray(w[:] if isinstance(w, Adapted) and w.ndim == 2 else w) for name, w in tensors.items()}
+    for name, w in tensors.items():
+        if isinstance(w, Adapted) and w.ndim == 3:
+            whole[name] = np.stack([w[e][:] for e in range(len(w))])
+    shutil.copytree(base, folder)
+    raw = json.loads((base / "config.json").read_text())
+    names = {name: tiny.stored_name(name, "model.", raw) for name in whole}
+    stored = {names[name]: np.asarray(change(name, w)).astype(ml_dtypes.bfloat16) for name, w in whole.items()}
+    save_file(stored, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("case", ["ple-lora", "ple-rslora", "ple-dora", "ple-patterns", "moe-experts"])
+def test_a_merge_in_bfloat16_is_faithful_to_base_and_adapter(bases, case, tmp_path):
+    found = audit_files(merged(base_of(bases, case), case, tmp_path / "m"), base_of(bases, case), [ADAPTERS / case])
+    assert [(v.name, v.state) for v in found.tensors if v.state != FAITHFUL] == []
+
+
+def test_a_merge_that_left_a_module_out_is_wrong_there_and_nowhere_else(bases, tmp_path):
+    base, name = bases["ple"], "layers.1.self_attn.q_proj.weight"
+    plain = open_checkpoint(base).weights
+    broken = merged(base, "ple-lora", tmp_path / "m", lambda n, w: plain[n] if n == name else w)
+    found = audit_files(broken, base, [ADAPTERS / "ple-lora"])
+    assert [v.name for v in found.tensors if v.state != FAITHFUL] == [name]
+    assert "rank 4" in found.tensors[[v.name for v in found.tensors].index(name)].causes[0]
+
+
+def spoiled(case, folder, change=None, config=None):
+    shutil.copytree(ADAPTERS / case, folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file(change(tensors) if change else tensors, folder / "adapter_model.safetensors")
+    raw = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(raw | (config or {})))
+    return folder
+
+
+def renamed(a, b):
+    return lambda tensors: {name.replace(a, b): x for name, x in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        renamed("base_model.model.model.layers", "base_model.model.model.language_model.layers"),
+        renamed("base_model.model.model.layers", "base_model.model.layers"),
+        renamed(".weight", ".default.weight"),
+    ],
+)
+def test_the_spellings_that_are_about_are_read_alike(bases, spelling, tmp_path):
+    stored = load_file(ADAPTERS / "ple-lora/logits.safetensors")
+    folder = spoiled("ple-lora", tmp_path / "a", spelling)
+    usual = load(bases["ple"], adapters=[ADAPTERS / "ple-lora"]).logits(stored["ids"])
+    np.testing.assert_array_equal(load(bases["ple"], adapters=[folder]).logits(stored["ids"]), usual)
+
+
+def test_mlx_adapters_are_transposed_and_have_a_scale_of_their_own(bases, tmp_path):
+    folder = tmp_path / "mlx"
+    folder.mkdir()
+    tensors = load_file(ADAPTERS / "ple-lora/adapter_model.safetensors")
+    turned = {
+        name.replace("base_model.model.", "")
+        .replace(".lora_A.weight", ".lora_a")
+        .replace(".lora_B.weight", ".lora_b"): np.ascontiguousarray(x.T)
+        for name, x in tensors.items()
+    }
+    save_file(turned, folder / "adapters.safetensors")
+    settings = {"fine_tune_type": "lora", "lora_parameters": {"rank": 4, "scale": 3.0}}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    stored = load_file(ADAPTERS / "ple-lora/logits.safetensors")
+    found = load(bases["ple"], adapters=[folder]).logits(stored["ids"])
+    np.testing.assert_allclose(found, stored["logits"], rtol=2e-3, atol=2e-4)
+
+
+def test_two_adapters_lie_one_over_the_other(bases):
+    both = load(bases["ple"], adapters=[ADAPTERS / "ple-lora", ADAPTERS / "ple-rslora"])
+    w = both.weights["layers.0.self_attn.q_proj.weight"]
+    deltas = []
+    for case in ("ple-lora", "ple-rslora"):
+        one = load(bases["ple"], adapters=[ADAPTERS / case]).weights["layers.0.self_attn.q_proj.weight"]
+        deltas.append(one[:] - np.asarray(one.base, np.float32))
+    np.testing.assert_allclose(w[:], np.asarray(w.base.base, np.float32) + sum(deltas), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "says"),
+    [
+        (renamed("layers.0.", "layers.70."), {}, "the base does not have"),
+        (lambda t: {n: x for n, x in t.items() if "layers.0.mlp.down_proj.lora_B" not in n}, {}, "lacks one of"),
+        (lambda t: {n: x[:, :-1].copy() if "lora_A" in n else x for n, x in t.items()}, {}, "of another base"),
+        (None, {"r": 8}, "says 8"),
+        (None, {"peft_type": "LOHA"}, "LOHA"),
+        (None, {"fan_in_fan_out": True}, "fan_in_fan_out"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_one_sentence(bases, change, config, says, tmp_path):
+    with pytest.raises(InputError, match=says) as told:
+        load(bases["ple"], adapters=[spoiled("ple-lora", tmp_path / "a", change, config)])
+    assert "\n" not in str(told.value)
+
+
+def test_an_adapter_named_as_a_checkpoint_is_one_sentence():
+    with pytest.raises(InputError, match="LoRA adapter"):
+        load(ADAPTERS / "ple-lora")

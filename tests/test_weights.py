@@ -1,0 +1,175 @@
+"""Storage formats: what a tool wrote is decoded to the bits that the tool itself decodes it to."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from numgemma.weights.quantised import unpacked
+
+FIXTURE = Path(__file__).parent / "fixtures/quantised.safetensors"
+with safe_open(FIXTURE, "np") as file:
+    SETTINGS = json.loads(file.metadata()["settings"])
+
+
+def case(name):
+    from numgemma.weights.safetensors import open_safetensors
+
+    tensors = open_safetensors(FIXTURE).tensors
+    return {key.partition("/")[2]: x for key, x in tensors.items() if key.startswith(f"{name}/")}
+
+
+def read(name):
+    """A module `m` with the leaves of a case.  -> its weight, and what the tool decodes it to"""
+    leaves = case(name)
+    decoded = leaves.pop("decoded")
+    tensors = {f"m.{leaf}": x for leaf, x in leaves.items()}
+    return unpacked("f", tensors, {"quantization_config": SETTINGS[name]})["m.weight"], decoded
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if not name.startswith("gguf")])
+def test_a_matrix_decodes_to_the_bits_of_its_own_tool(name):
+    w, decoded = read(name)
+    assert w.shape == decoded.shape
+    np.testing.assert_array_equal(w[:], decoded)
+
+
+# GPTQ and AWQ, packed here by plain loops as their papers' codes lay them out
+
+
+def packed_rows(codes, bits):
+    """Codes [n, k] as little-endian streams of bits along k, in words.  -> n words, int32"""
+    rows = []
+    for row in codes:
+        whole = sum(int(code) << (i * bits) for i, code in enumerate(row))
+        count = -(-len(row) * bits // 32)
+        rows.append([(whole >> 32 * i) & 0xFFFFFFFF for i in range(count)])
+    return np.array(rows, np.uint32).view(np.int32)
+
+
+def gptq(bits, group, stored_off, order):
+    rng = np.random.default_rng(bits)
+    O, I = 32, 96
+    q, z = rng.integers(0, 2**bits, (O, I)), rng.integers(1, 2**bits, (O, I // group))
+    s = rng.uniform(0.01, 0.1, (O, I // group)).astype(np.float16)
+    index = (rng.permutation(I) if order else np.arange(I)) // group
+    w = [[(int(q[o, i]) - int(z[o, index[i]])) * np.float32(s[o, index[i]]) for i in range(I)] for o in range(O)]
+    leaves = {
+        "m.qweight": np.ascontiguousarray(packed_rows(q, bits).T),
+        "m.qzeros": packed_rows(z.T - stored_off, bits),
+        "m.scales": np.ascontiguousarray(s.T),
+        "m.g_idx": index.astype(np.int32),
+    }
+    return leaves, np.array(w, np.float32)
+
+
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(("version", "off"), [("gptq", 1), ("gptq_v2", 0)])
+def test_gptq_in_both_versions_with_and_without_an_order_of_groups(bits, version, off, order):
+    leaves, w = gptq(bits, 32, off, order)
+    settings = {"bits": bits, "sym": False, "checkpoint_format": version}
+    np.testing.assert_array_equal(unpacked("f", leaves, {"quantization_config": settings})["m.weight"][:], w)
+
+
+def test_a_symmetric_gptq_file_that_lies_about_its_version_is_read_as_what_it_is():
+    leaves, _ = gptq(4, 32, 0, False)
+    leaves["m.qzeros"] = packed_rows(np.full((3, 32), 8), 4)
+    honest = unpacked("f", leaves, {"quantization_config": {"bits": 4, "sym": True, "checkpoint_format": "gptq_v2"}})
+    lying = unpacked("f", leaves, {"quantization_config": {"bits": 4, "sym": True}})
+    np.testing.assert_array_equal(honest["m.weight"][:], lying["m.weight"][:])
+
+
+def test_awq_with_its_own_order_of_nibbles():
+    rng = np.random.default_rng(0)
+    O, I, group = 32, 64, 32
+    q, z = rng.integers(0, 16, (O, I)), rng.integers(0, 16, (O, I // group))
+    s = rng.uniform(0.01, 0.1, (O, I // group)).astype(np.float16)
+    order = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble k of a word holds column 8 j + order[k]
+
+    def words(codes):  # rows of O codes
+        wide = [[sum(int(row[8 * j + order[k]]) << 4 * k for k in range(8)) for j in range(O // 8)] for row in codes]
+        return np.array(wide, np.uint32).view(np.int32)
+
+    leaves = {"m.qweight": words(q.T), "m.qzeros": words(z.T), "m.scales": np.ascontiguousarray(s.T)}
+    w = [[(int(q[o, i]) - int(z[o, i // group])) * np.float32(s[o, i // group]) for i in range(I)] for o in range(O)]
+    np.testing.assert_array_equal(unpacked("f", leaves, {})["m.weight"][:], np.array(w, np.float32))
+
+
+# what holds for every format
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if not name.startswith("gguf")])
+def test_rows_by_slice_by_index_and_one_by_one_are_the_same(name):
+    w, decoded = read(name)
+    np.testing.assert_array_equal(w[5:11], decoded[5:11])
+    np.testing.assert_array_equal(w[np.array([[7, 0], [23, 7]])], decoded[[[7, 0], [23, 7]]])
+    np.testing.assert_array_equal(w[-1], decoded[-1])
+    np.testing.assert_array_equal(w[:, 32:64][3:5], decoded[3:5, 32:64])
+    assert (len(w), w.ndim, w.size) == (*decoded.shape[:1], 2, decoded.size)
+    with pytest.raises(IndexError):
+        w[np.array([len(w)])]
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if not name.startswith("gguf")])
+def test_neighbouring_values_lie_a_step_apart(name):
+    w, decoded = read(name)
+    steps = w.steps(slice(None))
+    if steps is None:
+        assert name == "mlx-mxfp8"
+        return
+    steps = np.broadcast_to(steps, decoded.shape)
+    for row, step in zip(decoded, steps, strict=True):
+        for one in np.unique(step):
+            values = np.unique(row[step == one])
+            gaps = np.diff(values)
+            assert (gaps <= one * 1.001).any() or len(values) < 8  # neighbours are met, unless there are few values
+
+
+def test_experts_that_lie_one_by_one_are_read_as_one_stack():
+    rng = np.random.default_rng(0)
+    parts = {
+        (e, x): rng.normal(size=(6, 4) if x != "down" else (4, 6)).astype(np.float32)
+        for e in range(3)
+        for x in ("gate", "up", "down")
+    }
+    found = unpacked("f", {f"layers.0.experts.{e}.{x}_proj.weight": w for (e, x), w in parts.items()}, {})
+    assert {name: w.shape for name, w in found.items()} == {
+        "layers.0.experts.gate_up_proj": (3, 12, 4),
+        "layers.0.experts.down_proj": (3, 4, 6),
+    }
+    for e in range(3):
+        both = np.concatenate([parts[e, "gate"], parts[e, "up"]])
+        np.testing.assert_array_equal(found["layers.0.experts.gate_up_proj"][e][:], both)
+        np.testing.assert_array_equal(found["layers.0.experts.down_proj"][e][2:], parts[e, "down"][2:])
+
+
+CODES = np.ones((8, 32), np.int8)
+
+
+@pytest.mark.parametrize(
+    ("leaves", "says"),
+    [
+        ({"weight": CODES}, "int8 without scales"),
+        ({"weight": np.ones((8, 32), np.uint32)}, "without scales"),
+        ({"weight._data": CODES}, "quanto"),
+        ({"weight_packed": CODES.view(np.int32), "weight_scale": np.ones((8, 1))}, "no weight_shape"),
+        (
+            {"weight_packed": np.ones((8, 11), np.int32), "weight_scale": np.ones((8, 1)), "weight_shape": [8, 32]},
+            "fit no",
+        ),
+        ({"weight_packed": CODES.view(np.uint8), "weight_scale": np.ones((8, 2), "f4")}, "without their global scale"),
+        ({"weight": CODES, "weight_scale": np.ones((3, 1), "f4")}, "scales \\[3, 1\\]"),
+        ({"weight": CODES.view(np.uint32), "scales": np.ones((8, 3)), "biases": np.ones((8, 3))}, "fit no code"),
+        ({"weight": CODES.view(np.uint8), "weight.absmax": np.ones(4)}, "no readable quantisation state"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_codes_without_what_decodes_them_are_one_sentence(leaves, says):
+    from numgemma.errors import InputError
+
+    with pytest.raises(InputError, match=says) as told:
+        unpacked("f", {f"m.{leaf}": np.asarray(x) for leaf, x in leaves.items()}, {})
+    assert "\n" not in str(told.value)
