@@ -29,7 +29,7 @@ class InputError(ValueError):
     The command line prints the text and exits with 2; a caller of the library may catch it.
     """
 
-    def __init__(self, text: str):
+    def __init__(self, text: str) -> None:
         super().__init__(one_line(text))
 
 
