@@ -78,11 +78,25 @@ def open_image(path):
 
 def resized(picture, s: ImageSettings):
     """A Pillow picture at the size that the budget allows.  ->  height width 3, uint8"""
+    picture = on_white(picture)
     height, width = target_size(picture.height, picture.width, s)
     if (height, width) != (picture.height, picture.width):
         bicubic = package("PIL.Image", "media").Resampling.BICUBIC
         picture = picture.resize((width, height), bicubic)
     return np.asarray(picture)
+
+
+def on_white(picture):
+    """A picture whose format names one colour as transparent has white in its place; an alpha channel is gone already.
+
+    So Transformers' Pillow processor.  Its default one, which decodes with torchvision, keeps the colour, and so does
+    the only one of 12B.
+    """
+    if picture.info.get("transparency") is None:
+        return picture
+    image = package("PIL.Image", "media")
+    above = picture.convert("RGBA")
+    return image.alpha_composite(image.new("RGBA", above.size, (255, 255, 255, 255)), above).convert("RGB")
 
 
 def target_size(height, width, s: ImageSettings):
