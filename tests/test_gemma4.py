@@ -7,6 +7,7 @@ from closeness import assert_close, assert_same_run, relative
 
 import numgemma
 from numgemma.checkpoint import Weights
+from numgemma.cli import main
 from numgemma.families import read_config
 from numgemma.families.gemma4 import gemma4, layout
 from numgemma.model import Model
@@ -195,3 +196,15 @@ def test_a_recorder_does_not_change_what_it_watches(model, ids):
 def test_a_model_runs_where_its_weights_may_not_be_written(model):
     assert isinstance(model, Model)
     assert not any(x.flags.writeable for x in model.weights.tensors.values())
+
+
+@pytest.mark.parametrize("verb", ["generate", "dump"])
+def test_a_token_behind_the_end_of_a_short_per_layer_table_is_named(tmp_path, capsys, verb):
+    raw = tiny.PLE | {"vocab_size_per_layer_input": 48}
+    folder = tiny.write(tmp_path / "m", raw)
+    more = ["--max-new-tokens", "1", "--print-ids"] if verb == "generate" else ["-o", str(tmp_path / "x.safetensors")]
+    assert main([verb, str(folder), "--ids", "3,50,7", *more]) == 2
+    assert (
+        "Token 50 has a row in embed_tokens and none in embed_tokens_per_layer, which has 48" in capsys.readouterr().err
+    )
+    assert np.isfinite(numgemma.load(folder).logits([3, 47, 7])).all()

@@ -131,3 +131,12 @@ def test_a_capture_by_the_command_line_is_a_dump_that_diff_calls_same(folders, t
     assert main(["dump", str(folders["moe"]), "--ids", "5,6,7,8", "-o", b]) == 0
     assert main(["diff", a, b]) == 0
     assert "SAME (180 points)" in capsys.readouterr().out
+
+
+def test_transformers_that_would_run_random_weights_is_not_captured(tmp_path):
+    from numgemma.errors import InputError
+
+    folder = tiny.write(tmp_path / "m", tiny.TEXT, prefix="model.language_model.")
+    model = numgemma.load(folder)
+    with pytest.raises(InputError, match=r"does not find 86 tensors, as 'model\.embed_tokens\.weight'.*random weights"):
+        capture.capture(model, [5, 6, 7], Dump(capture.describe(model, [5, 6, 7])))

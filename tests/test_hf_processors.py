@@ -252,3 +252,13 @@ def test_a_prompt_and_its_files_give_the_same_arrays(folder, theirs, name, budge
 
 def tiny_tokenizer_id(token):
     return next(i for i, name in tiny_tokenizer.MEDIA.items() if name == token)
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("L", 60), ("RGB", (60, 60, 60)), ("P", 1), ("P", b"\0c\xff")])
+def test_a_transparent_colour_is_what_transformers_makes_of_it(tmp_path, mode, colour):
+    values = (np.arange(48 * 96).reshape(48, 96) // 7 % 4 * 60).astype(np.uint8)
+    picture = Image.fromarray(values).convert("RGB")
+    picture = picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=4) if mode == "P" else picture.convert(mode)
+    picture.save(tmp_path / "p.png", transparency=colour)
+    theirs = hf.image_processor()(str(tmp_path / "p.png"), return_tensors="np")["pixel_values"][0]
+    np.testing.assert_array_equal(images.image_arrays(tmp_path / "p.png", P.image)[0], theirs)

@@ -163,3 +163,30 @@ def test_without_the_extra_the_install_line_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(InputError, match=r"PIL is needed here .*pip install 'numgemma\[media\]'"):
         images.open_image(HOSTILE / "picture_rgb.png")
+
+
+def with_transparency(mode, colour):
+    """A picture of four colours, one of which its format calls transparent."""
+    values = (np.arange(48 * 96).reshape(48, 96) // 7 % 4 * 60).astype(np.uint8)
+    picture = Image.fromarray(values).convert("RGB")
+    picture = picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=4) if mode == "P" else picture.convert(mode)
+    picture.info["transparency"] = colour
+    return picture, values
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("L", 60), ("RGB", (60, 60, 60)), ("P", 1)])
+def test_a_transparent_colour_becomes_white_and_no_other_does(tmp_path, mode, colour):
+    picture, values = with_transparency(mode, colour)
+    picture.save(tmp_path / "p.png", transparency=colour)
+    seen = np.asarray(images.on_white(images.open_image(tmp_path / "p.png")))[..., 0]
+    hidden = values == 60 if mode != "P" else np.asarray(picture) == 1
+    assert (seen[hidden] == 255).all()
+    np.testing.assert_array_equal(seen[~hidden], values[~hidden])
+
+
+def test_the_patches_of_a_transparent_colour_are_white(tmp_path):
+    picture, values = with_transparency("L", 60)
+    picture.save(tmp_path / "p.png", transparency=60)
+    Image.fromarray(values).save(tmp_path / "q.png")
+    (with_it, _), (without, _) = (images.image_arrays(tmp_path / name, SMALL) for name in ("p.png", "q.png"))
+    assert with_it.mean() > without.mean() + 0.1

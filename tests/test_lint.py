@@ -527,3 +527,11 @@ def test_the_config_of_a_release_has_no_fault():
             config, faults = config_rules(raw, 0)
             assert faults == [], path.name
             assert config.vision is not None
+
+
+@pytest.mark.parametrize(("prefix", "quiet"), [("", True), ("model.", True), ("model.language_model.", False)])
+def test_names_that_transformers_does_not_look_for_are_told(tmp_path, prefix, quiet):
+    path = tiny.write(tmp_path / "m", tiny.PLE, prefix=prefix)
+    assert (said(path, "names") == "") == quiet
+    if not quiet:
+        assert "looks for 'model.embed_tokens.weight', not for 'model.language_model.embed" in said(path, "names")

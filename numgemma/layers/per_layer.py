@@ -7,6 +7,7 @@ embedding says in context of the whole stack (one projection to all layers at on
 import math
 
 from numgemma import ops
+from numgemma.errors import InputError
 from numgemma.trace import Tap
 
 
@@ -17,7 +18,9 @@ def per_layer_inputs(ids, x, w, config, tap=Tap()):
     """
     T, D = x.shape
     L, P = config.num_hidden_layers, config.hidden_size_per_layer_input
-    token = ops.embed(ids, w["embed_tokens_per_layer.weight"], x.dtype)
+    table = w["embed_tokens_per_layer.weight"]
+    check_rows(ids, table)
+    token = ops.embed(ids, table, x.dtype)
     # only this factor is rounded to the run's precision, as in every table of embeddings
     token = tap("embed_tokens_per_layer", ops.scale(token, x.dtype.type(math.sqrt(P))), "T LP").reshape(T, L, P)
     context = tap("per_layer_model_projection", ops.linear(x, w["per_layer_model_projection.weight"]), "T LP")
@@ -25,6 +28,15 @@ def per_layer_inputs(ids, x, w, config, tap=Tap()):
     norm = w["per_layer_projection_norm.weight"]
     context = tap("per_layer_projection_norm", ops.rms_norm(context, norm, config.rms_norm_eps), "T L P")
     return tap("per_layer_inputs", ops.scale(context + token, 2**-0.5), "T L P")  # two terms of equal variance
+
+
+def check_rows(ids, table):
+    """The table may end before the vocabulary does: only a token that is run tells.  ids: T   table: rows LP"""
+    if ids.max() >= len(table):
+        raise InputError(
+            f"Token {ids[ids >= len(table)][0]} has a row in embed_tokens and none in embed_tokens_per_layer, which "
+            f"has {len(table)}: leave it out of the prompt, or give the checkpoint the whole table."
+        )
 
 
 def per_layer_residual(x, own, w, spec, tap=Tap()):

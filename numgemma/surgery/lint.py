@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from numgemma.errors import InputError
+from numgemma.families import find
 from numgemma.model import load, resolve
-from numgemma.surgery.findings import ERROR, NOTE, WARNING, Finding, error
+from numgemma.surgery.findings import ERROR, NOTE, WARNING, Finding, error, warning
 from numgemma.surgery.lint_config import config_rules, last_word, sections, skipped
-from numgemma.surgery.lint_files import companions, read_parts
+from numgemma.surgery.lint_files import Parts, companions, read_parts
 from numgemma.surgery.lint_tensors import depth, dtype_rules, tensor_rules
 from numgemma.surgery.lint_values import tied_head, value_rules
 
@@ -23,7 +24,7 @@ def structure(path: str | Path) -> list[Finding]:
     config, more = config_rules(parts.config, depth(parts.tensors))
     found += more
     if config and parts.tensors:
-        found += tensor_rules(parts.tensors, config)
+        found += tensor_rules(parts.tensors, config) + names_of_transformers(parts)
     elif parts.tensors:
         found.append(skipped())
     part = sections(parts.config)
@@ -45,6 +46,22 @@ def values(path: str | Path, progress: Callable[[int, int], None] = lambda done,
 def lint(path: str | Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Finding]:
     """Both, the errors first."""
     return ordered(structure(path) + values(path, progress))
+
+
+def names_of_transformers(parts: Parts) -> list[Finding]:
+    """Transformers takes a tensor by its whole name, and draws at random what it does not find."""
+    assert parts.config is not None
+    family, kind = find(parts.config, "config.json"), parts.config["model_type"]
+    due = {short: family.stored_name(short, kind) for short in parts.tensors}
+    strange = [n for n, wanted in due.items() if parts.stored[n] not in (wanted, wanted.removeprefix("model."))]
+    if not strange:
+        return []
+    first = strange[0]
+    text = (
+        f"Transformers will not find {len(strange)} of {len(due)} tensors under model_type {kind}, and draws them at "
+        f"random: it looks for {due[first]!r:.100}, not for {parts.stored[first]!r:.100}."
+    )
+    return [warning("names", text, strange)]
 
 
 def refused(path: str | Path, found: list[Finding]) -> list[Finding]:

@@ -22,6 +22,7 @@ class Parts:
     config: dict[str, Any] | None = None
     generation: dict[str, Any] | None = None
     tensors: dict[str, np.ndarray] = field(default_factory=dict)  # by short name
+    stored: dict[str, str] = field(default_factory=dict)  # short name -> name in the file
 
 
 def read_parts(path: Path) -> tuple[Parts, list[Finding]]:
@@ -50,8 +51,7 @@ def tried(found: list[Finding], rule: str, read):
 def read_tensors(path: Path, parts: Parts, found: list[Finding]) -> None:
     """All tensors of all files that can be opened."""
     files, listed = tensor_files(path, found)
-    stored: dict[str, str] = {}
-    where: dict[str, str] = {}
+    stored, where = parts.stored, dict[str, str]()
     for file in files:
         opened = tried(found, "file", lambda file=file: open_safetensors(file))
         for name, x in opened.tensors.items() if opened else ():

@@ -47,7 +47,7 @@ def capture(
     makes its own.  Which one ran is noted in sink.meta.
     """
     torch, _ = import_hf()
-    hf = load_hf(model.checkpoint.folder, getattr(torch, dtype))
+    hf = load_hf(model.checkpoint.folder, getattr(torch, dtype), () if is_empty(media) else TOWERS)
     graph = graph_of(model.checkpoint.config, *counted(media))
     catcher = Catcher(model.config, graph, len(ids), sink, points, media)
     given = hf_inputs(ids, media, model.family.placeholders(model.config))
@@ -85,15 +85,36 @@ def hf_inputs(ids, media, placeholders):
     return given | {"input_ids": ids[None], "mm_token_type_ids": types[None]}
 
 
-def load_hf(folder: Path, dtype):
-    """The checkpoint as Transformers runs it: eager attention and eager experts, whose steps can be watched."""
+def load_hf(folder: Path, dtype, towers=TOWERS):
+    """The checkpoint as Transformers runs it: eager attention and eager experts, whose steps can be watched.
+
+    towers: prefixes of the towers that will run.  Raises InputError where Transformers lacks a tensor that will.
+    """
     _, transformers = import_hf()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     architecture = transformers.AutoConfig.from_pretrained(folder).architectures[0]
     kind = getattr(transformers, architecture)
-    hf = kind.from_pretrained(folder, dtype=dtype, attn_implementation="eager", experts_implementation="eager")
+    watched = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    hf, told = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **watched)
+    check_loaded(folder, told, towers)
     return hf.eval()
+
+
+def check_loaded(folder, told, towers):
+    """Transformers draws at random what it does not find, and says so on a log that nobody reads.
+
+    A head that is tied counts as missing where the table of embeddings is; a head of its own is never alone in that.
+    """
+    idle = tuple(f"model.{tower}" for tower in TOWERS if tower not in towers)
+    missing = sorted(name for name in told["missing_keys"] if not name.startswith(("lm_head", *idle)))
+    if missing:
+        unread = sorted(told["unexpected_keys"])
+        instead = f"; the file has {unread[0]!r:.100}, which it does not read" if unread else ""
+        raise InputError(
+            f"{folder}: Transformers does not find {len(missing)} tensors, as {missing[0]!r:.100}{instead}; it would "
+            "run random weights, so give it the names that `numgemma lint` tells."
+        )
 
 
 def describe(model: Model, ids, dtype="float32", points=EVERYTHING_BUT_MAPS, text=None, media=None):
