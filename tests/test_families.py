@@ -14,8 +14,11 @@ from safetensors.numpy import save_file
 import numgemma
 from numgemma import families
 from numgemma.cli import main
+from numgemma.debug.blame.replay import replay
+from numgemma.debug.blame.whatif import whatif
 from numgemma.debug.faults import CATALOGUE, applied
 from numgemma.errors import InputError
+from numgemma.graph import graph_of
 
 RAW = {
     "model_type": "toy",
@@ -107,6 +110,40 @@ def test_every_fault_fits_gemma_4_and_one_that_asks_for_what_a_block_lacks_does_
     assert not CATALOGUE["P03"].fits(toy.FAMILY)  # it asks for the layer's own per-layer input
     assert CATALOGUE["P03"].places(model) == ()
     assert not CATALOGUE["V10"].fits(toy.FAMILY)  # there is no part that merges soft tokens
+
+
+def test_its_graph_is_learned_like_any_other(model):
+    learned = graph_of(RAW)
+    assert list(learned.points) == list(model.record(IDS, ["*"]))
+    assert learned.parents("layers.1.past.mean") == ("layers.1.past.v_proj",)
+    assert learned.points["layers.1.past.mean"].file.endswith("toy/toy.py")
+
+
+def test_replay_names_the_step_that_another_run_computes_otherwise(model):
+    point = "layers.1.past.mean"
+    found = replay(model, model.record(IDS, ["*"], {point: lambda x: 1.1 * x}))
+    assert found.first == point
+    assert {step.name for step in found.points if step.state == "FAULT"} == {point}
+    assert replay(model, model.record(IDS, ["*"])).exit_code == 0
+
+
+@pytest.mark.parametrize("id", sorted(GENERAL))
+def test_whatif_finds_a_general_fault(model, id):
+    with applied(model, id):
+        broken = model.record(IDS, ["*"])
+    best, *_ = whatif(model, broken).candidates
+    assert best.faults == (id,)
+
+
+def test_the_report_shows_the_line_where_the_point_is_born(model, tmp_path):
+    broken = model.record(IDS, ["*"], {"layers.1.past.mean": lambda x: 1.1 * x})
+    for name, dump in (("ours", model.record(IDS, ["*"])), ("theirs", broken)):
+        dump.save(tmp_path / f"{name}.safetensors")
+    ours, theirs, page = (str(tmp_path / name) for name in ("ours.safetensors", "theirs.safetensors", "r.html"))
+    assert main(["diff", ours, theirs, "--html", page]) == 1
+    page = Path(page).read_text()
+    assert "layers.1.past.mean" in page
+    assert "running_mean(v, before, n)" in page
 
 
 def test_inspect_tells_its_layers_and_its_parameters(folder, capsys):

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from numgemma.cache import append
+from numgemma.cache import Kept, append
 from numgemma.debug.compare.scoring import KEYS, Limits
 from numgemma.debug.faults import swapped
 from numgemma.debug.measure import metrics, overlap
@@ -307,8 +307,9 @@ def keeping_streams(family, found):
     def block(original, spec, **given):
         y = original()
         found.streams[spec.index] = y
-        if spec.index in given.get("kvs", ()):
-            found.kvs[spec.index] = tuple(given["kvs"][spec.index])
+        kept = given.get("kvs", {}).get(spec.index)
+        if isinstance(kept, Kept):  # which another layer may read; what a family keeps otherwise is the layer's own
+            found.kvs[spec.index] = tuple(kept)
         return y
 
     def soft_tokens(original):
