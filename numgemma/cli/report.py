@@ -35,7 +35,8 @@ def write_report(args, model: Model | str | None, a, b, diff=None, replay=None):
     """What --html and --png ask for, of two dumps.  model: whose tokenizer gives the tokens their texts."""
     if not (args.html or args.png):
         return
-    paths = (args.a, args.b) if diff else (args.ckpt, args.dump)
+    first, second = (args.a, args.b) if diff else (args.ckpt, args.dump)
+    paths = str(first), str(second)
     title = f"{Path(paths[1]).name} against {Path(paths[0]).name}"
     subject = Subject(diff, a, b, replay, words(model, a, b), paths, title)
     if args.html:
