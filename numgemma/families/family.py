@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from numgemma.errors import InputError
 from numgemma.prompt.media import NO_MEDIA
 
 Shapes = dict[str, tuple[int, ...]]
@@ -76,6 +77,19 @@ class Outline:
         return max((s.window for s in self.layers if s.window is not None), default=None)
 
 
+@dataclass(frozen=True)
+class Section:
+    """One object of config.json.
+
+    cls: the dataclass of its keys.  check: such a dataclass, the file's name; raises InputError.  spelled: the object
+    as it stands there -> one with the keys of cls.
+    """
+
+    cls: type
+    check: Callable[[Any, str], None] = lambda c, where: None
+    spelled: Callable[[dict], dict] = dict
+
+
 def nothing(*args) -> dict:
     """What a family answers that has none of it."""
     return {}
@@ -83,6 +97,10 @@ def nothing(*args) -> dict:
 
 def no_media(media, w, config):
     """A text model has nothing to check."""
+
+
+def not_shrunk(raw, scale, where) -> dict:
+    raise InputError(f"{where}: a model of this kind is not shrunk; leave out --scale, or shrink its config by hand.")
 
 
 def as_stored(name: str, model_type: str) -> str:
@@ -123,6 +141,9 @@ class Family:
     twin: a parsed config.json, and the file's name -> one of a model with the same points, as small as may be; shallow:
     with few layers of each kind.  graph.py runs it.
     sample: config, number of pictures, of sounds -> ids, media: the shortest prompt with so many.
+    shrunk: a parsed config.json, a Scale, and the file's name -> one of a smaller model.
+    suppressed: config -> tokens that a released generation_config.json never samples.
+    sections: of config.json, for who reads it past its first fault: text, vision, audio, and whole for what is in none.
     """
 
     name: str
@@ -144,6 +165,9 @@ class Family:
     image_masks: tuple[str, ...] = ("intended",)
     twin: Callable[..., dict] = as_it_is
     sample: Callable[[Any, int, int], tuple] = some_text
+    shrunk: Callable[[dict, Any, str], dict] = not_shrunk
+    suppressed: Callable[[Any], list[int]] = lambda config: []
+    sections: Mapping[str, Section] = field(default_factory=dict)
 
     def text_shapes(self, config) -> Shapes:
         """`shapes` without what is optional: what every token passes through."""

@@ -24,7 +24,8 @@ def structure(path: str | Path) -> list[Finding]:
     config, more = config_rules(parts.config, depth(parts.tensors))
     found += more
     if config and parts.tensors:
-        found += tensor_rules(parts.tensors, config) + names_of_transformers(parts)
+        found += tensor_rules(parts.tensors, config, find(parts.config, "config.json").optional(config))
+        found += names_of_transformers(parts)
     elif parts.tensors:
         found.append(skipped())
     part = sections(parts.config)

@@ -9,21 +9,12 @@ from typing import Any
 
 from numgemma.config import HARMLESS, typed
 from numgemma.errors import InputError
-from numgemma.families import read_config
-from numgemma.families.gemma4.config import (
-    AudioConfig,
-    Config,
-    LayerSpec,
-    TextConfig,
-    VisionConfig,
-    check_audio_config,
-    check_rope,
-    check_vision_config,
-)
+from numgemma.families import Family, find, read_config
+from numgemma.families.family import Section
+from numgemma.families.gemma4.config import LayerSpec, TextConfig, check_rope
 from numgemma.surgery.findings import Finding, error, note, ranges, warning
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-FAMILIES = ("gemma4", "gemma4_text")
 
 # What stands in for a rope that cannot be read; the shapes of tensors do not depend on it.
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
@@ -44,21 +35,34 @@ def sections(raw: dict[str, Any]) -> Sections:
     return Sections(raw, raw)
 
 
-def config_rules(raw: dict[str, Any], depth: int) -> tuple[Config | None, list[Finding]]:
+def config_rules(raw: dict[str, Any], depth: int) -> tuple[Any, list[Finding]]:
     """The config that is meant, and what is wrong with the one that is there.  depth: layers that have tensors
 
     None where a width is missing, so that no shape of a tensor is known.
     """
-    family = raw.get("model_type")
-    if family not in FAMILIES:
-        return None, [error("family", f"model_type is {family!r:.60}, and this is about 'gemma4' and 'gemma4_text'.")]
+    family = known(raw)
+    if family is None:
+        return None, [
+            error("family", f"model_type is {raw.get('model_type')!r:.60}, of which no rules are known here.")
+        ]
     found: list[Finding] = []
-    text = draft(TextConfig, sections(raw).text, "text_config" if family == "gemma4" else "config.json", found)
+    section, where = sections(raw), "config.json" if sections(raw).text is raw else "text_config"
+    text = draft(TextConfig, family.sections["text"].spelled(section.text), where, found)
     if text is None:
         return None, found
     c = mended(text, depth, found)
     found += [*layer_rules(c), *text_rules(c)] if c else []
-    return (whole(raw, c, found) if c else None), found
+    return (whole(raw, family, c, found) if c else None), found
+
+
+def known(raw: dict[str, Any]) -> Family | None:
+    """The family, if its decoder is one that these rules are about."""
+    try:
+        family = find(raw, "config.json")
+    except InputError:
+        return None
+    text = family.sections.get("text")
+    return family if text and text.cls is TextConfig else None
 
 
 def draft(cls, raw: dict[str, Any], where: str, found: list[Finding]) -> dict[str, Any] | None:
@@ -205,28 +209,28 @@ def per_layer_vocabulary(table: int, vocab: int) -> Finding:
     return error("vocabulary", f"vocab_size_per_layer_input is {table}: tokens up to {vocab - 1} have no row there.")
 
 
-def whole(raw: dict[str, Any], text: TextConfig, found: list[Finding]) -> Config:
+def whole(raw: dict[str, Any], family: Family, text: TextConfig, found: list[Finding]):
     """The text config with the towers that can be read."""
-    if raw["model_type"] == "gemma4_text":
-        return Config(text, tie_word_embeddings=text.tie_word_embeddings)
+    cls = family.sections["whole"].cls
+    if sections(raw).text is raw:
+        return cls(text=text, tie_word_embeddings=text.tie_word_embeddings)
     top = {key: value for key, value in raw.items() if key not in ("text_config", "vision_config", "audio_config")}
-    values = draft(Config, top | {"text": text}, "config.json", found) or {"text": text}
-    vision = tower(raw, "vision_config", VisionConfig, check_vision_config, found)
-    audio = tower(raw, "audio_config", AudioConfig, check_audio_config, found)
-    return Config(**values | {"vision": vision, "audio": audio})
+    values = draft(cls, top | {"text": text}, "config.json", found) or {"text": text}
+    towers = {name: tower(raw, f"{name}_config", family.sections[name], found) for name in ("vision", "audio")}
+    return cls(**values | towers)
 
 
-def tower(raw: dict[str, Any], name: str, cls, check, found: list[Finding]):
+def tower(raw: dict[str, Any], name: str, section: Section, found: list[Finding]):
     """The config of a tower; None where there is none, or none that shapes could be known from."""
-    section = raw.get(name) or {}
-    if not isinstance(section, dict):
-        found.append(error("key", f"{name} should be an object, it is {section!r:.40}."))
+    there, cls = raw.get(name) or {}, section.cls
+    if not isinstance(there, dict):
+        found.append(error("key", f"{name} should be an object, it is {there!r:.40}."))
         return None
-    values = draft(cls, section, name, found) if section else None
+    values = draft(cls, section.spelled(there), name, found) if there else None
     if values is None or {f.name for f in fields(cls) if f.default is MISSING} - values.keys():
         return None
     try:
-        check(cls(**values), name)
+        section.check(cls(**values), name)
     except InputError as problem:
         found.append(error("tower", str(problem)))
         return None

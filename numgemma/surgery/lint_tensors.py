@@ -7,11 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from numgemma.families.gemma4 import layout
-from numgemma.families.gemma4.config import Config, LayerSpec
+from numgemma.families.gemma4.config import LayerSpec
 from numgemma.surgery.findings import Finding, error, leaf, note, ranges, spelled, warning
 
 TABLE, PROJECTION = "embed_tokens_per_layer.weight", "per_layer_model_projection.weight"
-TOWERS = {"vision": layout.vision_part, "audio": layout.audio_part}
 
 Tensors = Mapping[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
@@ -23,8 +22,8 @@ def depth(tensors: Tensors) -> int:
     return max(numbers, default=-1) + 1 if max(numbers, default=0) < 4096 else len(numbers)
 
 
-def tensor_rules(tensors: Tensors, config: Config) -> list[Finding]:
-    """Every tensor in its place.  What one fault explains is said once."""
+def tensor_rules(tensors: Tensors, config, towers: Mapping[str, Shapes]) -> list[Finding]:
+    """Every tensor in its place.  What one fault explains is said once.  towers: a family's `optional`"""
     expected = layout.text_shapes(config.text)
     if not config.tie_word_embeddings:
         expected["lm_head.weight"] = (config.text.vocab_size, config.text.hidden_size)
@@ -35,12 +34,12 @@ def tensor_rules(tensors: Tensors, config: Config) -> list[Finding]:
         for finding in rule(shapes, expected, config):
             found.append(finding)
             explained |= set(finding.tensors)
-    for tower, part in TOWERS.items():
-        found += tower_rule(tower, shapes, part(config), expected)
+    for tower, part in towers.items():
+        found += tower_rule(tower, shapes, part, expected)
     return [*found, *remaining(shapes, expected, explained)]
 
 
-def per_layer_width(shapes: Shapes, expected: Shapes, config: Config):
+def per_layer_width(shapes: Shapes, expected: Shapes, config):
     """The table and the projection of per-layer inputs are as wide as the model is deep."""
     P, L = config.text.hidden_size_per_layer_input or 0, config.text.num_hidden_layers
     for name, axis, what in ((TABLE, 1, "columns"), (PROJECTION, 0, "rows")):
@@ -55,7 +54,7 @@ def per_layer_width(shapes: Shapes, expected: Shapes, config: Config):
             yield error("per-layer width", text, [name])
 
 
-def wrong_kind(shapes: Shapes, expected: Shapes, config: Config):
+def wrong_kind(shapes: Shapes, expected: Shapes, config):
     """Layers whose tensors are those of the other kind."""
     kinds = config.text.kinds
     if len(kinds) < 2 or len({(s.H, s.K) for s in kinds.values()}) < 2:
@@ -84,7 +83,7 @@ def looks_like(other: LayerSpec, spec: LayerSpec, shapes: Shapes) -> bool:
     return k is not None and k[0] == other.K * other.H != spec.K * spec.H
 
 
-def keys_and_values(shapes: Shapes, expected: Shapes, config: Config):
+def keys_and_values(shapes: Shapes, expected: Shapes, config):
     """Who makes keys, and what their values are."""
     lacking, extra, unread = [], [], []
     for spec in config.text.layers:
@@ -123,7 +122,7 @@ def keys_and_values(shapes: Shapes, expected: Shapes, config: Config):
         yield error("v_proj", text, missing)
 
 
-def wide_mlp(shapes: Shapes, expected: Shapes, config: Config):
+def wide_mlp(shapes: Shapes, expected: Shapes, config):
     """Sharing layers, and they alone, may have an MLP of double width."""
     F, strays = config.text.intermediate_size, []
     for spec in config.text.layers:
@@ -143,7 +142,7 @@ def wide_mlp(shapes: Shapes, expected: Shapes, config: Config):
 
 def tower_rule(tower: str, shapes: Shapes, part: Shapes, expected: Shapes) -> list[Finding]:
     """A tower is there, whole, or it is not; what is half there is left to `remaining`."""
-    there = [name for name in shapes if re.match(rf"({tower}_tower|embed_{tower})\.", name)]
+    there = [name for name in shapes if re.match(rf"({tower}_tower|{tower}_embedder|embed_{tower})\.", name)]
     if there and part:
         expected |= part
     elif part:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from numgemma.errors import InputError
-from numgemma.families import read_config
+from numgemma.families import find, read_config
 from numgemma.families.gemma4 import layout
 from numgemma.families.gemma4.config import Config, LayerSpec, TextConfig
 from numgemma.model import Model, load
@@ -88,8 +88,8 @@ def plan(recipe: Recipe, shared: int | None = None, kv_from_donor: bool = False)
 
 def write(stack: Stack, target: str | Path, **how) -> None:
     """Write the child.  how: shard, force, progress of `write_checkpoint`."""
-    family = stack.raw["model_type"]
-    stored = {layout.stored_name(name, family): tensor for name, tensor in stack.tensors.items()}
+    stored_name, kind = find(stack.raw, "the stack's config").stored_name, stack.raw["model_type"]
+    stored = {stored_name(name, kind): tensor for name, tensor in stack.tensors.items()}
     files: dict[str, bytes | Path] = {**companions(stack.folders[0])}
     files["mergekit_config.yml"] = recipe_yaml(stack.recipe).encode()
     write_checkpoint(target, stack.raw, stored, files, parents=stack.folders, **how)

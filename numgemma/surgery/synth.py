@@ -17,7 +17,7 @@ import numpy as np
 from numgemma.errors import InputError
 from numgemma.families import Family, find
 from numgemma.families.family import as_stored
-from numgemma.families.gemma4.shrink import SCALES, move_tokens, shrunk, token_moves
+from numgemma.families.gemma4.shrink import SCALES, move_tokens, token_moves
 from numgemma.incoming import parse_object, read_object
 from numgemma.official import official, unknown
 from numgemma.prompt.processor import released
@@ -48,7 +48,7 @@ def draw(name: str, shape: tuple[int, ...], per_layer: int | None):
         return lambda rng, n: sign * rng.uniform(2, 4, n)  # normed values reach them now and then
     if leaf == "k_norm":  # stands in for the scale that attention lacks: 1/8 in released models, of width 256
         return lambda rng, n: rng.uniform(1, 3, n) * shape[0] ** -0.5
-    if leaf in ("per_dim_scale", "std_bias", "bias", "position_embedding_table"):
+    if leaf in ("per_dim_scale", "std_bias", "bias", "position_embedding_table", "pos_embedding"):
         return lambda rng, n: 0.3 * normal(rng, n)
     if leaf == "layer_scalar":
         return lambda rng, n: rng.uniform(0.6, 0.95, n)
@@ -117,15 +117,18 @@ def synth(name: str, target: str | Path, scale="full", seed=0, dtype="bfloat16",
     name: of a config.json, its directory, or an official config.  how: shard, force, progress of `write_checkpoint`.
     """
     raw, where, folder = find_config(name)
+    suppressed: list[int] = []
     if raw.get("model_type") == "gemma3_text":
         small, tensors = raw, gemma3_tensors(raw, where, scale, DTYPES[dtype], seed)
         stored = {as_stored(short, "gemma3_text"): tensor for short, tensor in tensors.items()}
     else:
-        small = raw if scale == "full" else shrunk(raw, SCALES[scale], where)
-        family = find(small, where)
-        tensors = random_tensors(family, family.read_config(small, where), DTYPES[dtype], seed, unread)
+        family = find(raw, where)
+        small = raw if scale == "full" else family.shrunk(raw, SCALES[scale], where)
+        config = family.read_config(small, where)
+        suppressed = family.suppressed(config)
+        tensors = random_tensors(family, config, DTYPES[dtype], seed, unread)
         stored = {family.stored_name(short, small["model_type"]): tensor for short, tensor in tensors.items()}
-    files = generation(raw, small) | tokenizer(raw, small) | processor(small)
+    files = generation(raw, small, suppressed) | tokenizer(raw, small) | processor(small)
     if folder and scale == "full":
         files = {**files, **companions(folder)}
     small = with_dtype(small, dtype)
@@ -151,12 +154,13 @@ def with_dtype(raw: dict[str, Any], dtype: str) -> dict[str, Any]:
     return raw | parts | {"dtype": dtype}
 
 
-def generation(raw, small) -> dict[str, bytes | Path]:
+def generation(raw, small, suppressed=()) -> dict[str, bytes | Path]:
     """generation_config.json with the stop tokens of the config; instruction-tuned models also stop at 50."""
     eos = raw.get("eos_token_id") or (raw.get("text_config") or {}).get("eos_token_id") or 1
     eos = [*eos, 50] if eos == [1, 106] and raw.get("text_config") else eos
     moved = token_moves(raw, vocabulary(small), vocabulary(raw))
-    return {"generation_config.json": as_json(move_tokens(GENERATION | {"eos_token_id": eos}, moved))}
+    never = {"suppress_tokens": list(suppressed)} if suppressed else {}
+    return {"generation_config.json": as_json(move_tokens(GENERATION | {"eos_token_id": eos}, moved) | never)}
 
 
 def tokenizer(raw, small) -> dict[str, bytes | Path]:

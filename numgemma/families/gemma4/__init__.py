@@ -12,7 +12,7 @@ In reading order:
 from collections.abc import Callable
 
 from numgemma import cache, masks
-from numgemma.families.family import Family
+from numgemma.families.family import Family, Section
 from numgemma.families.gemma4 import config, gemma4, layout, multimodal, shrink
 from numgemma.prompt import media
 
@@ -57,4 +57,11 @@ FAMILY = Family(
     check_media=media.check_towers,
     twin=shrink.twin,
     sample=shrink.sample,
+    shrunk=shrink.shrunk,
+    sections={
+        "whole": Section(config.Config),
+        "text": Section(config.TextConfig, config.check_text_config),
+        "vision": Section(config.VisionConfig, config.check_vision_config),
+        "audio": Section(config.AudioConfig, config.check_audio_config),
+    },
 )

@@ -6,11 +6,11 @@ In reading order:
     layout   every tensor's name and shape, from the config alone
     inputs   pictures and sound beside a prompt, checked
     unified  the forward pass; each patch and each frame is one soft token
-    shrink   the smallest with the same points, that its graph is learned on
+    shrink   the same model, smaller; and the smallest, that its graph is learned on
 """
 
 from numgemma import cache
-from numgemma.families.family import Family
+from numgemma.families.family import Family, Section
 from numgemma.families.gemma4 import DECODER
 from numgemma.families.gemma4 import config as gemma4_config
 from numgemma.families.gemma4 import layout as gemma4_layout
@@ -42,4 +42,12 @@ FAMILY = Family(
     twin=shrink.twin,
     sample=shrink.sample,
     image_masks=tuple(unified.MASKS),
+    shrunk=shrink.shrunk,
+    sections={
+        "whole": Section(config.UnifiedConfig),
+        "text": Section(gemma4_config.TextConfig, gemma4_config.check_text_config, config.spelled_text),
+        "vision": Section(config.UnifiedVisionConfig, config.check_vision_config, config.spelled_vision),
+        "audio": Section(config.UnifiedAudioConfig, config.check_audio_config, config.spelled_audio),
+    },
+    suppressed=config.suppressed,
 )

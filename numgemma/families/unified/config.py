@@ -79,45 +79,69 @@ def read_config(raw: dict, where: str) -> UnifiedConfig:
     return build(UnifiedConfig, rest | parts, where)
 
 
+def suppressed(config: UnifiedConfig) -> list[int]:
+    """Ends of sound and pictures: unmasked, the model ranks them first on some prompts."""
+    return [i for i in (config.eoa_token_id or config.eoa_token_index, config.eoi_token_id) if i is not None]
+
+
 def read_text_config(raw, where):
     """As gemma4's, without what this family has none of."""
     for key, value in ABSENT.items():
         if raw.get(key, value) not in (value, None):
             raise InputError(f"{where}: {key} is {raw[key]!r}, which no gemma4_unified has; correct the file.")
-    spelled = {key: raw.get(key, value) for key, value in ABSENT.items()}
-    spelled["vocab_size_per_layer_input"] = raw.get("vocab_size_per_layer_input") or raw.get("vocab_size")
-    c = build(TextConfig, raw | spelled, where)
+    c = build(TextConfig, spelled_text(raw), where)
     check_text_config(c, where)
     return c
+
+
+def spelled_text(raw):
+    """With the keys of a Gemma 4 that Transformers drops here."""
+    table = raw.get("vocab_size_per_layer_input") or raw.get("vocab_size")
+    return ABSENT | raw | ({} if table is None else {"vocab_size_per_layer_input": table})
 
 
 def read_vision_config(raw, where):
     if not raw:
         return None
-    c = build(UnifiedVisionConfig, {k: v for k, v in raw.items() if k not in COMPUTED}, where)
+    c = build(UnifiedVisionConfig, spelled_vision(raw), where)
+    check_vision_config(c, where)
     side = c.patch_size * c.pooling_kernel_size
-    demand(
-        [
-            (min(c.patch_size, c.pooling_kernel_size, c.mm_embed_dim, c.mm_posemb_size) > 0, "a size is not positive"),
-            (c.mm_embed_dim == c.output_proj_dims, "mm_embed_dim and output_proj_dims disagree"),
-            (raw.get("model_patch_size", side) == side, "model_patch_size is not patch_size * pooling_kernel_size"),
-            (c.rms_norm_eps > 0, "rms_norm_eps is not positive"),
-        ],
-        where,
-    )
+    said = raw.get("model_patch_size", side) == side
+    demand([(said, "model_patch_size is not patch_size * pooling_kernel_size")], where)
     return c
+
+
+def spelled_vision(raw):
+    return {key: value for key, value in raw.items() if key not in COMPUTED}
+
+
+def check_vision_config(c: UnifiedVisionConfig, where):
+    rules = [
+        (min(c.patch_size, c.pooling_kernel_size, c.mm_embed_dim, c.mm_posemb_size) > 0, "a size is not positive"),
+        (c.mm_embed_dim == c.output_proj_dims, "mm_embed_dim and output_proj_dims disagree"),
+        (c.rms_norm_eps > 0, "rms_norm_eps is not positive"),
+    ]
+    demand(rules, where)
 
 
 def read_audio_config(raw, where):
-    """One number is spelled in four ways."""
     if not raw:
         return None
-    spelled = {key: raw[key] for key in FOUR_SPELLINGS if key in raw}
-    if len(set(map(str, spelled.values()))) > 1:
+    spelled = {key: str(raw[key]) for key in FOUR_SPELLINGS if key in raw}
+    if len(set(spelled.values())) > 1:
         raise InputError(f"{where}: {', '.join(spelled)} are one number, here they disagree; correct the file.")
-    one = {} if not spelled else {"audio_embed_dim": next(iter(spelled.values()))}
-    c = build(UnifiedAudioConfig, {k: v for k, v in raw.items() if k not in FOUR_SPELLINGS} | one, where)
-    demand(
-        [(c.audio_embed_dim > 0, "a size is not positive"), (c.rms_norm_eps > 0, "rms_norm_eps is not positive")], where
-    )
+    c = build(UnifiedAudioConfig, spelled_audio(raw), where)
+    check_audio_config(c, where)
     return c
+
+
+def spelled_audio(raw):
+    """One number is spelled in four ways: here in one."""
+    said = [raw[key] for key in FOUR_SPELLINGS if key in raw]
+    rest = {key: value for key, value in raw.items() if key not in FOUR_SPELLINGS}
+    return rest | ({"audio_embed_dim": said[0]} if said else {})
+
+
+def check_audio_config(c: UnifiedAudioConfig, where):
+    rules = [(c.audio_embed_dim > 0, "a size is not positive"), (c.rms_norm_eps > 0, "rms_norm_eps is not positive")]
+    demand(rules, where)

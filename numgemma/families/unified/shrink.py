@@ -1,20 +1,23 @@
-"""The smallest 12B with the same points, that its graph is learned on, and the shortest prompt for it."""
+"""The same 12B, smaller; the smallest with the same points, that its graph is learned on; and the shortest prompt."""
 
 from copy import deepcopy
 from typing import Any
 
 import numpy as np
 
-from numgemma.families.gemma4.shrink import move_tokens, narrowest, shrunk_text, token_moves
+from numgemma.families.gemma4.shrink import Scale, move_tokens, narrowest, shrunk_text, token_moves, width
 from numgemma.families.unified.config import UnifiedConfig, read_config
 from numgemma.prompt.media import NO_MEDIA, Media
-
-EMBEDDER = 8  # width
 
 
 def twin(raw: dict[str, Any], where: str, shallow=False) -> dict[str, Any]:
     """A config.json of the same points.  shallow: with some layers of each kind alone"""
-    whole, scale, raw = read_config(raw, where), narrowest(shallow), deepcopy(raw)
+    return shrunk(raw, narrowest(shallow), where)
+
+
+def shrunk(raw: dict[str, Any], scale: Scale, where: str) -> dict[str, Any]:
+    """A config.json like this one, for a model of that scale; patches and frames stay, for the processor makes them."""
+    whole, raw = read_config(raw, where), deepcopy(raw)
     nested = raw["model_type"] == "gemma4_unified"
     moved = token_moves(raw, scale.vocab, whole.text.vocab_size)
     text = move_tokens(raw["text_config"] if nested else raw, moved) | shrunk_text(whole.text, scale)
@@ -22,7 +25,9 @@ def twin(raw: dict[str, Any], where: str, shallow=False) -> dict[str, Any]:
         return text
     raw = move_tokens(raw, moved) | {"text_config": text}
     if whole.vision:
-        raw["vision_config"] |= {"mm_embed_dim": EMBEDDER, "output_proj_dims": EMBEDDER}
+        W = width(whole.vision.mm_embed_dim, min(1, scale.tower / whole.vision.mm_embed_dim))
+        raw["vision_config"] |= {"mm_embed_dim": W, "output_proj_dims": W}
+        raw["vision_config"]["mm_posemb_size"] = min(whole.vision.mm_posemb_size, scale.positions)
     return raw
 
 
