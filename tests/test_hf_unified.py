@@ -1,5 +1,7 @@
 """Live against Transformers: 12B, every module, several contents, both image masks, both precisions."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
@@ -8,7 +10,9 @@ from closeness import relative, worst_token
 import numgemma
 from numgemma import ops
 from numgemma.dump import Dump
+from numgemma.generate import Memory
 from numgemma.prompt.media import NO_MEDIA, read_media
+from numgemma.surgery.synth import synth
 
 pytestmark = pytest.mark.hf
 torch = pytest.importorskip("torch")
@@ -18,6 +22,7 @@ from numgemma.debug.capture import hooks as capture  # noqa: E402
 
 CASES = tiny.UNIFIED_CONTENT
 MASKS = ("intended", "transformers")
+HOSTILE = Path(__file__).parent / "hostile"
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +70,36 @@ def test_every_point_equals_transformers(folder, case, mask, backend):
     with ops.using(backend):
         ours = model.record(ids, ["*"], media=media)
     assert_as_close_as_transformers_is_to_itself(theirs, ours, exact)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_ids_equal_those_of_transformers(folder, case):
+    """Whose `generate`, with the cache it takes of itself, runs its own mask; and in parts that cut no picture."""
+    model, ids, media = prepared(folder, case)
+    hf = capture.load_hf(folder, torch.float32)
+    given = capture.hf_inputs(ids, media, model.family.placeholders(model.config))
+    with torch.no_grad():
+        out = hf.generate(
+            **{name: torch.tensor(x) for name, x in given.items()},
+            max_new_tokens=20,
+            do_sample=False,
+            eos_token_id=None,
+        )
+    theirs = out[0, len(ids) :].tolist()
+    assert model.generate(ids, 20, ignore_eos=True, media=media) == theirs
+    assert model.generate(ids, 20, ignore_eos=True, media=media, memory=Memory(chunk=4)) == theirs
+
+
+@pytest.mark.parametrize("scale", ["tiny", "pilot"])
+def test_a_synthetic_12b_loads_in_transformers_and_computes_the_same(tmp_path, scale):
+    synth("gemma-4-12B-it", tmp_path / "ckpt", scale)
+    model = numgemma.load(tmp_path / "ckpt", image_mask="transformers")
+    ids, media = model.prompt_ids(
+        "<bos>Look: <|image|> and hear <|audio|>",
+        {"image": HOSTILE / "picture_rgb.png", "audio": HOSTILE / "sound_16k.wav"},
+    )
+    theirs, exact = (captured(model, ids, media, dtype, "transformers") for dtype in ("float32", "float64"))
+    assert_as_close_as_transformers_is_to_itself(theirs, model.record(ids, ["*"], media=media), exact)
 
 
 def test_every_module_has_its_point(folder):
