@@ -18,6 +18,33 @@ HARMLESS = {
     *("quantization_config", "quantization"),  # of the storage, and read by `weights`
 }
 
+# Keys that others write beside these.  Transformers passes over them, and so does a run here; `inspect` names them.
+PASSED_OVER = {
+    # what noise training adds, and what it is paid for
+    *("dropout", "dropout_rate", "hidden_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob"),
+    *("embd_pdrop", "resid_pdrop", "resid_dropout", "classifier_dropout", "layerdrop", "gradient_checkpointing"),
+    *("router_aux_loss_coef", "router_jitter_noise", "output_router_logits", "pretraining_tp", "use_bfloat16"),
+    # who wrote the file, and from what
+    *("unsloth_fixed", "unsloth_version", "unsloth_tiled_mlp", "auto_map", "license", "language", "tags"),
+    *("tokenizer_class", "finetuning_task", "task_specific_params", "prefix", "torchscript", "tf_legacy_loss"),
+    *("tie_encoder_decoder", "cross_attention_hidden_size", "pruned_heads", "embed_dim", "model_name"),
+    # how older versions chose tokens: it stands in generation_config.json now
+    *("temperature", "top_k", "top_p", "typical_p", "do_sample", "max_length", "min_length", "early_stopping"),
+    *("num_beams", "num_beam_groups", "num_return_sequences", "diversity_penalty", "length_penalty"),
+    *("repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids"),
+    *("forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "output_scores"),
+    *("exponential_decay_length_penalty", "return_dict_in_generate", "decoder_start_token_id", "sep_token_id"),
+}
+
+
+def passed_over(raw, where="") -> list[str]:
+    """The keys of a config.json that nothing here reads and that change nothing, with their sections."""
+    found = [f"{where}{key}" for key in sorted(raw) if key in PASSED_OVER]
+    for key in sorted(raw):
+        if key.endswith("_config") and isinstance(raw[key], dict) and key not in HARMLESS:
+            found += passed_over(raw[key], f"{where}{key}.")
+    return found
+
 
 def section(raw, key, where):
     if not isinstance(raw.get(key), dict | None):
@@ -28,11 +55,11 @@ def section(raw, key, where):
 def build(cls, raw, where):
     """A dataclass from a JSON object: every key known or harmless, none missing, each of its type."""
     known = {f.name: f for f in fields(cls)}
-    unknown = sorted(raw.keys() - known.keys() - HARMLESS)
+    unknown = sorted(raw.keys() - known.keys() - HARMLESS - PASSED_OVER)
     if unknown:
-        raise InputError(
-            f"{where}: unknown key '{unknown[0]}' could change the numbers; remove it if it has no effect on them."
-        )
+        told = ", ".join(f"'{key:.40}'" for key in unknown[:5]) + (f" and {len(unknown) - 5} more" * (len(unknown) > 5))
+        keys = "key" if len(unknown) == 1 else "keys"
+        raise InputError(f"{where}: unknown {keys} {told} could change the numbers; remove what has no effect on them.")
     missing = [name for name, f in known.items() if f.default is MISSING and name not in raw]
     if missing:
         raise InputError(f"{where}: key '{missing[0]}' is missing; add it as Transformers' save_pretrained writes it.")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +22,7 @@ from numgemma.families.family import started
 from numgemma.generate import Memory, Sampling, continuation, steps
 from numgemma.ops import threads
 from numgemma.prompt.chat import chat_files, render_chat
-from numgemma.prompt.media import NO_MEDIA, Media, check_places, check_prefill, frames, images, read_media, spans
+from numgemma.prompt.media import NO_MEDIA, Media, check_places, check_prefill, clips, frames, images, read_media, spans
 from numgemma.prompt.processor import join, listed, place
 from numgemma.prompt.tokenizer import Tokenizer, open_tokenizer
 from numgemma.streaming import streamed
@@ -234,9 +235,20 @@ class Model:
         V = self.outline.vocabulary
         if ids.min() < 0 or ids.max() >= V:
             raise InputError(f"Token id {ids[(ids < 0) | (ids >= V)][0]} is outside the vocabulary of {V} tokens.")
+        for kind, given in (("vision", images(media) or frames(media)), ("audio", clips(media))):
+            if given and kind in self.incomplete:
+                there, due = self.incomplete[kind]
+                raise InputError(
+                    f"{self.weights.source}: has {there} of {due} tensors of its {kind} tower; download it."
+                )
         self.family.check_media(media, self.weights, self.config)
         check_places(ids, media, *self.soft_tokens(media))
         return ids
+
+    @cached_property
+    def incomplete(self) -> dict[str, tuple[int, int]]:
+        """Towers that are not all there, so that text alone runs: vision or audio -> tensors there are, and are due."""
+        return incomplete(self.weights, self.config, self.family)
 
     def soft_tokens(self, media: Media) -> tuple[dict[str, list[int]], dict[str, int]]:
         """Kind of media -> how many soft tokens each picture, frame and clip becomes; kind -> their placeholder."""
@@ -331,9 +343,16 @@ def resolve(path) -> Path:
 
 def check_model_tensors(weights, config, family: Family):
     """Every tensor of the model is there in its shape, and nothing is there that nobody knows."""
-    expected = family.shapes(config)
+    expected, ignored = family.shapes(config), list(family.ignored(config))
     for part in family.optional(config).values():
-        if not any(name in weights for name in part):
+        if not all(name in weights for name in part):  # text runs without a tower that is absent, or is not all there
             expected = {name: shape for name, shape in expected.items() if name not in part}
+            ignored += map(re.escape, part)
     expected |= {name: shape for name, shape in family.besides(config).items() if name in weights}
-    check_tensors(weights, expected, family.ignored(config))
+    check_tensors(weights, expected, ignored)
+
+
+def incomplete(weights, config, family: Family) -> dict[str, tuple[int, int]]:
+    """Parts of which some tensors are there and some are not: name -> how many are, of how many."""
+    parts = {kind: (sum(name in weights for name in part), len(part)) for kind, part in family.optional(config).items()}
+    return {kind: (there, due) for kind, (there, due) in parts.items() if 0 < there < due}

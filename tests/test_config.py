@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from numgemma.cli.inspect import describe, layer_table_text
+from numgemma.config import passed_over
 from numgemma.errors import InputError
 from numgemma.families import FOLDERS, read_config
 from numgemma.families.gemma4 import layout
@@ -144,3 +145,17 @@ def test_a_config_is_refused_with_the_reason(case):
 def test_what_is_no_gemma_is_refused(raw):
     with pytest.raises(InputError, match=r"config\.json"):
         read_config(raw, "config.json")
+
+
+def test_keys_of_training_and_bookkeeping_change_nothing_and_are_told():
+    raw = tiny.VARIANTS["ple"] | {"unsloth_fixed": True, "hidden_dropout": 0.1, "temperature": 0.7}
+    assert read_config(raw, "f") == read_config(tiny.VARIANTS["ple"], "f")
+    assert passed_over(raw) == ["hidden_dropout", "temperature", "unsloth_fixed"]
+    nested = {"vision_config": {"embed_dim": 96, "hidden_size": 4}, "quantization_config": {"temperature": 1}}
+    assert passed_over(nested) == ["vision_config.embed_dim"]
+
+
+def test_all_unknown_keys_are_named_at_once():
+    raw = tiny.VARIANTS["ple"] | {f"strange_{i}": i for i in range(7)}
+    with pytest.raises(InputError, match=r"'strange_0', .*'strange_4' and 2 more could change"):
+        read_config(raw, "f")

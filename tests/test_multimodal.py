@@ -725,3 +725,24 @@ def test_a_prompt_of_pictures_and_sound_in_chunks_ends_in_the_same_stream(multim
     run = model.run(cache.empty(model.outline.layers, model.dtype))
     x = prefill(ids, inputs, model.weights, model.family, run, chunk)
     assert np.linalg.norm(x - whole[-1:]) < 1e-4 * np.linalg.norm(whole[-1:])
+
+
+def test_a_tower_that_is_not_all_there_blocks_pictures_and_not_text(tmp_path, capsys):
+    from safetensors.numpy import load_file, save_file
+
+    from numgemma.cli import main
+
+    folder = tiny.write(tmp_path / "m", tiny.MULTIMODAL["e4b"])
+    whole = numgemma.load(folder).logits([5, 9, 4])
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: x for name, x in tensors.items() if "vision_tower.encoder.layers.1" not in name}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    model = numgemma.load(folder)
+    np.testing.assert_array_equal(model.logits([5, 9, 4]), whole)
+    there, due = model.incomplete["vision"]
+    assert due - there == len(tensors) - len(kept) > 0
+    ids, arrays = tiny.multimodal_prompt("e4b")
+    with pytest.raises(InputError, match=f"{there} of {due} tensors of its vision tower"):
+        model.logits(ids, read_media(arrays))
+    assert main(["generate", str(folder), "--ids", "5,9,4", "--max-new-tokens", "1", "--print-ids"]) == 0
+    assert "only text runs" in capsys.readouterr().err

@@ -208,7 +208,9 @@ def check_kept(writer, points):
 
 
 def warn_of_length(ids, model, more=0):
-    """A remark where a run leaves the positions that the model was made for; Transformers runs it, and so do we."""
+    """Remarks where a run leaves the positions that the model was made for, or where a tower is not all there."""
+    for kind, (there, due) in model.incomplete.items():
+        print(f"numgemma: the {kind} tower has {there} of its {due} tensors; only text runs.", file=sys.stderr)
     longest = model.outline.longest
     if len(ids) + more > longest:
         print(f"numgemma: {len(ids) + more} tokens, but the model was made for {longest}.", file=sys.stderr)

@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 
 from numgemma.checkpoint import open_checkpoint
+from numgemma.config import passed_over
 from numgemma.errors import InputError
 from numgemma.families import Family, find
 from numgemma.incoming import parse_object
@@ -44,8 +45,8 @@ def describe(name, context=1024):
     if path.exists():
         checkpoint = open_checkpoint(path)
         where = str(checkpoint.folder / "config.json")
-        family = find(checkpoint.config, where)
-        config = family.read_config(checkpoint.config, where)
+        raw, family = checkpoint.config, find(checkpoint.config, where)
+        config = family.read_config(raw, where)
         check_model_tensors(checkpoint.weights, config, family)
         tensors = checkpoint.weights.tensors
         shapes = in_order({name: x.shape for name, x in tensors.items()}, family.shapes(config))
@@ -67,6 +68,7 @@ def describe(name, context=1024):
         "parameters": parameter_table(shapes, unread(family, config)),
         "bytes": sizes,
         "formats": formats,
+        "passed_over": passed_over(raw),
         "memory": family.memory(config, context),
     }
 
@@ -127,6 +129,8 @@ def render(found):
     blocks.append("\n".join(format_line(kind, size, found["formats"][kind]) for kind, size in found["bytes"].items()))
     lines = [f"{what:<38}{human(size):>12}" for what, size in found["memory"].items()]
     blocks.append("\n".join(["memory of a float32 run, beside the checkpoint's pages", *lines]))
+    if found["passed_over"]:
+        blocks.append(f"keys that are passed over, since they change nothing: {', '.join(found['passed_over'])}")
     return "\n\n".join(blocks)
 
 

@@ -7,7 +7,7 @@ be looked at all the same.
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from numgemma.config import HARMLESS, typed
+from numgemma.config import HARMLESS, PASSED_OVER, typed
 from numgemma.errors import InputError
 from numgemma.families import Family, find, read_config
 from numgemma.families.family import Section
@@ -68,7 +68,9 @@ def known(raw: dict[str, Any]) -> Family | None:
 def draft(cls, raw: dict[str, Any], where: str, found: list[Finding]) -> dict[str, Any] | None:
     """The keys of a section that are of their type; every other is a finding.  None where one without default lacks."""
     known = {f.name: f for f in fields(cls)}
-    for key in sorted(raw.keys() - known.keys() - HARMLESS - {"vision_config", "audio_config", "text_config"}):
+    for key in sorted(
+        raw.keys() - known.keys() - HARMLESS - PASSED_OVER - {"vision_config", "audio_config", "text_config"}
+    ):
         found.append(error("key", f"{where}: key '{key:.60}' is unknown, and could change the numbers."))
     values, lacking = {}, False
     for name, f in known.items():
