@@ -1,33 +1,43 @@
-"""Make the bundled checkpoint from a seed: stories, tokenizer, weights, and the five files of `numgemma/data/tiny/`.
+"""Make the bundled checkpoint from a seed: text, tokenizer, weights, and the five files of `numgemma/data/tiny/`.
 
-Everything in it is ours, so it may be shipped, and it is small enough to be made again on two cores in a quarter of
-an hour:
+Everything in it is ours, so it may be shipped, and it is small enough to be made again on two cores in half an hour.
+What is shipped, as it was made:
 
     python reference_outputs/train_tiny.py --out DIR --seed 0 --compile
 
+The same with far more stories, a third of them of two owners, and tokens that come twice: what a model needs to be
+taught if it is to keep its names straight (`evaluate_tiny.py` asks). Made for one GPU and some minutes:
+
+    python reference_outputs/train_tiny.py --out DIR --seed 0 --compile --parts 60 --repeats 0.0625 --weight 4 \\
+        --batch 64 --steps 20000 --floor 0.01 --precision bfloat16
+
 The model is HF's own `Gemma4ForCausalLM`, so the checkpoint is what another implementation is compared with. Same seed,
-same text and tokenizer to the byte; the weights agree up to the order in which threads add.
+same text and tokenizer to the byte; the weights agree up to the order in which threads add. `training.json` in DIR is
+the curve, `evaluation.json` what the model can do at the end, `state.pt` what `--resume` goes on from.
 """
 
 import argparse
 import json
 import math
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import corpus
+import numpy as np
 import safetensors.torch
 import torch
+from evaluate_tiny import STORIES, Examiner, report, tell, written
 from stories import stories
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma4ForCausalLM, Gemma4TextConfig
+from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 PARAMETERS = 2_597_624
-STORIES, HELD_OUT = 32_000, 200
-BATCH, LENGTH = 8, 512  # four windows: most queries have keys that a sliding layer no longer sees
-RATE, WARMUP = 3e-3, 100
+LENGTH = 512  # four windows: most queries have keys that a sliding layer no longer sees
+WARMUP = 100
 
 # the spelling of the released config.json files, shape aside
 CONFIG = {
@@ -128,7 +138,47 @@ def pack(tokenizer, texts):
             rows.append(ids)
         else:
             open_row += ids
-    return torch.tensor([row + [CONFIG["pad_token_id"]] * (LENGTH + 1 - len(row)) for row in rows])
+    padded = [row + [CONFIG["pad_token_id"]] * (LENGTH + 1 - len(row)) for row in rows]
+    return np.array(padded, np.int16)
+
+
+def mark_facts(rows, facts):
+    """Where a fact of a story stands that stood in it before: what only looking back can tell.  rows: B S -> B S"""
+    marks = np.zeros(rows.shape, bool)
+    for row, mark in zip(rows.tolist(), marks, strict=True):
+        seen = set()
+        for t, token in enumerate(row):
+            if token == CONFIG["bos_token_id"]:
+                seen.clear()
+            elif token in facts:
+                mark[t] = token in seen
+                seen.add(token)
+    return marks
+
+
+def packed_part(tokenizer, seed, number):
+    """What one worker makes.  -> rows, marks"""
+    tokenizer = Tokenizer.from_str(tokenizer)
+    return packed(tokenizer, corpus.part(seed, number))
+
+
+def packed(tokenizer, texts):
+    """Rows, and where in them a fact stands again."""
+    rows = pack(tokenizer, texts)
+    return rows, mark_facts(rows, corpus.fact_ids(tokenizer))
+
+
+def make_rows(tokenizer, first, args):
+    """All rows to train on, and how much each of their tokens counts.  -> B T+1, B T+1"""
+    with ProcessPoolExecutor() as pool:
+        jobs = [pool.submit(packed_part, tokenizer.to_str(), args.seed, number) for number in range(args.parts)]
+        pairs = [packed(tokenizer, first), *[job.result() for job in jobs]]
+    rows, marks = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    again, periods = corpus.repeats(args.seed, int(len(rows) * args.repeats), LENGTH, 3, CONFIG["vocab_size"])
+    again = np.pad(again.astype(np.int16), ((0, 0), (1, 0)), constant_values=CONFIG["bos_token_id"])
+    weights = np.where(marks, args.weight, 1).astype(np.float16) * (rows != CONFIG["pad_token_id"])
+    second = np.arange(LENGTH + 1) > periods[:, None]
+    return torch.from_numpy(np.concatenate([rows, again])), torch.from_numpy(np.concatenate([weights, second])).half()
 
 
 def build_model(seed):
@@ -148,7 +198,7 @@ def build_model(seed):
     return model
 
 
-def build_optimizer(model):
+def build_optimizer(model, pace):
     """AdamW.  Scales are not drawn to zero, and go faster: they start near 1, the matrices near 0.02."""
     scales = [weight for weight in model.parameters() if weight.ndim == 1]
     matrices = [weight for weight in model.parameters() if weight.ndim > 1]
@@ -156,66 +206,107 @@ def build_optimizer(model):
         {"params": matrices, "weight_decay": 0.05, "pace": 1.0},
         {"params": scales, "weight_decay": 0.0, "pace": 3.0},
     ]
-    return torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), fused=True)
+    return torch.optim.AdamW(groups, lr=pace, betas=(0.9, 0.98), fused=True)
 
 
-def story_loss(model, rows):
-    """Mean cross-entropy of the next token.  rows: batch T+1 -> scalar"""
-    logits = model(input_ids=rows[:, :-1], use_cache=False).logits
-    return functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), ignore_index=CONFIG["pad_token_id"])
+def masks(device):
+    """Who may look at whom in a row, by kind of layer: what HF would make anew at every step."""
+    back = torch.arange(LENGTH, device=device)[:, None] - torch.arange(LENGTH, device=device)
+    return {"full_attention": None, "sliding_attention": ((back >= 0) & (back < CONFIG["sliding_window"]))[None, None]}
 
 
-@torch.no_grad()
-def held_out_loss(model, rows):
-    """The mean over all held-out rows, in batches of the training size."""
-    return sum(story_loss(model, part).item() * len(part) for part in rows.split(BATCH)) / len(rows)
+def story_loss(model, rows, weights, mask, precision):
+    """Cross-entropy of the next token, a mean by weight; logits in float32.  rows, weights: batch T+1 -> scalar"""
+    rows, weights = rows.long(), weights[:, 1:].float().flatten()
+    with torch.autocast(rows.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        x = model.model(input_ids=rows[:, :-1], attention_mask=mask, use_cache=False).last_hidden_state
+    logits = model.lm_head(x.float())
+    cap = CONFIG["final_logit_softcapping"]
+    logits = cap * torch.tanh(logits / cap)
+    losses = functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
+    return (losses * weights).sum() / weights.sum()
 
 
-def batches(rows, seed):
+def batches(rows, weights, size, seed):
     """Epoch after epoch, each in its own order; a short last batch is left out, since it would be compiled again."""
     order = torch.Generator().manual_seed(seed)
     while True:
-        shuffled = rows[torch.randperm(len(rows), generator=order)]
-        yield from shuffled[: len(rows) // BATCH * BATCH].split(BATCH)
+        shuffled = torch.randperm(len(rows), generator=order).to(rows.device)
+        for chosen in shuffled[: len(rows) // size * size].split(size):
+            yield rows[chosen], weights[chosen]
 
 
-def rate(done):
-    """Cosine to a twentieth.  done: the share of the training behind us."""
-    return RATE * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+def rate(done, floor):
+    """Cosine from 1 to the floor.  done: the share of the training behind us."""
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def save_weights(model, folder):
+def stored(model):
     """BF16, under the names `save_pretrained` gives; the tied head is not stored twice."""
-    tensors = {name: weight.to(torch.bfloat16).contiguous() for name, weight in model.state_dict().items()}
+    tensors = {
+        name: weight.detach().to("cpu", torch.bfloat16).contiguous() for name, weight in model.state_dict().items()
+    }
     del tensors["lm_head.weight"]
-    write(folder / "model.safetensors", safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    return tensors
 
 
-def train(model, rows, held_out, folder, args):
-    """Until --steps (or --minutes) is used up, with a usable checkpoint on the way every --save-every steps."""
-    loss_of = torch.compile(story_loss) if args.compile else story_loss
-    optimizer, start, seen, step = build_optimizer(model), time.time(), 0, 0
-    for batch in batches(rows, args.seed):
-        elapsed = time.time() - start
-        done = elapsed / (60 * args.minutes) if args.minutes else step / args.steps
+def examined(model):
+    """The model as whoever loads the file gets it: weights rounded to bfloat16, arithmetic in float32."""
+    config = Gemma4TextConfig(**{key: value for key, value in CONFIG.items() if key != "dtype"})
+    twin = Gemma4ForCausalLM._from_config(config, dtype=torch.float32, attn_implementation="eager").to(model.device)
+    left_out = twin.load_state_dict(stored(model), strict=False)
+    assert left_out == (["lm_head.weight"], []), left_out
+    twin.tie_weights()
+    return twin.eval()
+
+
+def train(model, data, examiner, args):
+    """Until --steps or --minutes are used up; examined on the way, and saved each time."""
+    loss_of = torch.compile(story_loss, dynamic=False) if args.compile else story_loss
+    optimizer, mask = build_optimizer(model, args.rate), masks(args.device)
+    first, curve = resume(model, optimizer, args)
+    start, total = time.time(), torch.zeros((), device=args.device)
+    for step, (rows, weights) in enumerate(batches(*data, args.batch, args.seed)):
+        if step < first:  # the order of the rows is part of the recipe: an interrupted run goes on within it
+            continue
+        minutes = (time.time() - start) / 60
+        done = minutes / args.minutes if args.minutes else step / args.steps
+        if step > first and (step % args.log_every == 0 or done >= 1):
+            point = {"step": step, "minutes": round(minutes, 3), "loss": round(total.item() / args.log_every, 4)}
+            total.zero_()
+            if step % args.examine_every == 0 or done >= 1:
+                point |= examiner.ask(examined(model))
+            curve.append(point)
+            print(json.dumps(point), flush=True)
+            if step % args.examine_every == 0 or done >= 1:
+                save(model, optimizer, step, curve, args.out)
         if done >= 1:
-            break
-        if step and step % args.save_every == 0:
-            save_weights(model, folder)
-            print(f"held-out loss {held_out_loss(model, held_out):.4f}; saved", flush=True)
+            return
         for group in optimizer.param_groups:
-            group["lr"] = group["pace"] * rate(done) * min(1, (step + 1) / WARMUP)
-        loss = loss_of(model, batch)
+            group["lr"] = args.rate * group["pace"] * rate(done, args.floor) * min(1, (step + 1) / WARMUP)
+        loss = loss_of(model, rows, weights, mask, args.precision)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        optimizer.zero_grad()
-        step, seen = step + 1, seen + batch[:, 1:].numel()
-        if step % 50 == 0:
-            print(f"step {step}  {elapsed / 60:5.1f} min  {seen / elapsed:6.0f} tokens/s  loss {loss:.4f}", flush=True)
-    save_weights(model, folder)
-    loss = held_out_loss(model, held_out)
-    print(f"trained {step} steps, {seen} tokens, {(time.time() - start) / 60:.1f} min; held-out loss {loss:.4f}")
+        optimizer.zero_grad(set_to_none=True)
+        total += loss.detach()
+
+
+def save(model, optimizer, step, curve, folder):
+    """A usable checkpoint, the curve so far, and all that is needed to go on."""
+    write(folder / "model.safetensors", safetensors.torch.save(stored(model), metadata={"format": "pt"}))
+    write(folder / "training.json", f"{json.dumps(curve, indent=1)}\n".encode())
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, folder / "state.pt")
+
+
+def resume(model, optimizer, args):
+    """Where an interrupted run of the same recipe stopped.  -> the step, the curve so far"""
+    if not args.resume:
+        return 0, []
+    state = torch.load(args.out / "state.pt", map_location=args.device)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], json.loads((args.out / "training.json").read_text())
 
 
 def check_movement(before, after):
@@ -233,41 +324,51 @@ def check_movement(before, after):
     assert len(set(scalars)) == len(scalars), "two layers share a layer_scalar"
 
 
-def tell_some(folder):
-    """What the saved files say when transformers loads them, as any user would."""
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-    model = model.float().eval()
-    for prompt in ("Once upon", "Once upon a time, there was a shy fox", "Tom was a", "One night, a storm came."):
-        ids = tokenizer(prompt, return_tensors="pt")
-        told = model.generate(**ids, max_new_tokens=300, do_sample=False)[0]
-        print(f"\n[{len(told) - ids.input_ids.shape[1]} new tokens] {tokenizer.decode(told, skip_special_tokens=True)}")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=800, help="2000 would be one epoch: every story read once")
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--minutes", type=float, help="train for this long instead, whatever number of steps it gives")
-    parser.add_argument("--compile", action="store_true", help="needs a C++ compiler; about 1.6 times as fast")
-    parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--first", type=int, default=corpus.FIRST, help="stories the tokenizer is trained on")
+    parser.add_argument("--parts", type=int, default=0, help=f"further parts of {corpus.PART} stories each")
+    parser.add_argument("--batch", type=int, default=8, help=f"rows of {LENGTH} tokens at a step")
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--floor", type=float, default=0.05, help="what the rate falls to, as a share of it")
+    parser.add_argument("--repeats", type=float, default=0, help="rows of repeated tokens for every row of stories")
+    parser.add_argument("--weight", type=float, default=1, help="how much a fact counts where it comes again")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of the products")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="needs a C++ compiler; faster")
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json made before, to save half a minute")
+    parser.add_argument("--resume", action="store_true", help="go on from state.pt in --out")
+    parser.add_argument("--log-every", type=int, default=100)
+    parser.add_argument("--examine-every", type=int, default=400)
+    parser.add_argument("--examine", type=int, default=STORIES, help="held-out stories to ask about")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    texts = stories(STORIES + HELD_OUT, args.seed)
-    tokenizer = train_tokenizer(texts[:STORIES])
+    start = time.time()
+    first = stories(args.first, args.seed)
+    tokenizer = Tokenizer.from_file(str(args.tokenizer)) if args.tokenizer else train_tokenizer(first)
     write(args.out / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
     for name, content in (("config", CONFIG), ("generation_config", GENERATION), ("tokenizer_config", TOKENIZER)):
         write(args.out / f"{name}.json", f"{json.dumps(content, indent=2)}\n".encode())
-    rows, held_out = pack(tokenizer, texts[:STORIES]), pack(tokenizer, texts[STORIES:])
-    tokens = (rows != CONFIG["pad_token_id"]).sum()
-    print(f"{STORIES} stories, {tokens} tokens, {tokens / STORIES:.0f} each, in {len(rows)} rows", flush=True)
-
-    model = build_model(args.seed)
-    before = {name: weight.clone().float() for name, weight in model.state_dict().items()}
-    train(model, rows, held_out, args.out, args)
-    tell_some(args.out)
-    check_movement(before, model.state_dict())
+    rows, weights = make_rows(tokenizer, first, args)
+    tokens = (rows != CONFIG["pad_token_id"]).sum().item()
+    count = args.first + args.parts * corpus.PART
+    print(f"{count} stories, {tokens} tokens, {len(rows)} rows, {time.time() - start:.0f} s", flush=True)
+    model = build_model(args.seed).to(args.device)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    before = {name: weight.clone().float().cpu() for name, weight in model.state_dict().items()}
+    examiner = Examiner(tokenizer, args.seed, args.examine)
+    train(model, (rows.to(args.device), weights.to(args.device)), examiner, args)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    after = examined(model)
+    found = report(examiner, after) | {"told": tell(after, tokenizer)}
+    write(args.out / "evaluation.json", written(found).encode())
+    print(written(found), flush=True)
+    check_movement(before, {name: weight.float().cpu() for name, weight in model.state_dict().items()})
 
 
 if __name__ == "__main__":

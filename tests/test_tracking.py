@@ -1,0 +1,122 @@
+"""The text that the bundled checkpoint is trained on, and the questions whether it keeps its names straight."""
+
+import hashlib
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+import numgemma
+
+REFERENCE = Path(__file__).parents[1] / "reference_outputs"
+sys.path.insert(0, str(REFERENCE))
+
+import corpus  # noqa: E402
+import stories  # noqa: E402
+import tracking  # noqa: E402
+
+MODEL = numgemma.load("tiny")
+TOKENIZER = Tokenizer.from_file(str(MODEL.checkpoint.folder / "tokenizer.json"))
+TEXT = (
+    "Mia had a red kite, and Tom had a blue drum. Tom took his drum, and Mia took her kite. "
+    '"My kite is the best," said Mia. "I like my drum," said Tom.'
+)
+CODED = TOKENIZER.encode_batch([TEXT])
+V = TOKENIZER.get_vocab_size()
+
+
+def word(id_):
+    return TOKENIZER.id_to_token(id_).strip("Ġ")
+
+
+def test_after_said_the_speaker_is_asked_for_among_the_names_so_far():
+    asked = tracking.said(CODED, [TEXT])
+    assert [(word(q.right), [word(i) for i in q.others]) for q in asked] == [("Mia", ["Tom"]), ("Tom", ["Mia"])]
+    for q in asked:
+        assert word(CODED[0].ids[q.at - 1]) == "said"
+
+
+def test_after_her_and_his_the_object_is_asked_for_among_the_objects_so_far():
+    asked = tracking.owned(CODED, [TEXT])
+    assert [(word(q.right), [word(i) for i in q.others]) for q in asked] == [("kite", ["drum"]), ("drum", ["kite"])]
+    assert [word(CODED[0].ids[q.at - 1]) for q in asked] == ["her", "his"]
+
+
+def test_an_object_that_was_not_there_before_is_no_question():
+    text = "Tom had a drum. Mia lost her kite."
+    assert not tracking.owned(TOKENIZER.encode_batch([text]), [text])
+
+
+@pytest.mark.parametrize(("sign", "share"), [(1, 1.0), (-1, 0.0)])
+def test_who_knows_the_next_token_answers_all_and_who_shuns_it_none(sign, share):
+    logits = sign * np.eye(V)[CODED[0].ids[1:]]
+    for asked in (tracking.said(CODED, [TEXT]), tracking.owned(CODED, [TEXT])):
+        assert tracking.share_right(asked, [logits]) == share
+
+
+def test_a_mention_costs_the_logarithm_of_how_many_words_may_come():
+    ids, pairs = [CODED[0].ids], tracking.mentions(CODED, [TEXT])
+    assert len(pairs) == 2
+    flat = [np.zeros((len(ids[0]), V))]
+    names = [TOKENIZER.encode(f" {name}", add_special_tokens=False).ids[0] for name in tracking.PEOPLE]
+    _, second = tracking.mention_losses(pairs, flat, ids, names)
+    assert second == pytest.approx(np.log(29))
+    tokens = np.mean([len(pair[2]) for pair in pairs])
+    assert tracking.mention_losses(pairs, flat, ids)[1] == pytest.approx(tokens * np.log(V))
+
+
+def test_a_head_that_copies_scores_one_and_one_that_looks_back_a_step_does_not():
+    period, T = 5, 11
+    copies, steps = np.zeros((2, T, T))
+    for t in range(T):
+        copies[t, t - period + 1 if t > period else 0] = 1
+        steps[t, max(t - 1, 0)] = 1
+    assert tracking.induction(np.array([copies, steps]), period).tolist() == [1, 0]
+    assert tracking.previous(np.array([copies, steps]))[1] == 1
+
+
+def test_repeated_tokens_come_again_after_their_period():
+    rows, periods = corpus.repeats(0, 20, 200, 3, V)
+    assert rows.min() >= 3
+    for row, period in zip(rows, periods.tolist(), strict=True):
+        assert (row[period:] == row[:-period]).all()
+
+
+def test_the_text_that_the_tokenizer_was_trained_on_is_what_it_was():
+    text = "\n".join(stories.stories(100, 0))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "7e3d5dfd3cfa3b01"
+
+
+def test_a_story_of_two_owners_names_both_and_their_things():
+    for seed in range(20):
+        text, facts = corpus.told(random.Random(seed), corpus.OWNERS)
+        for fact in ("hero", "friend", "thing", "thing2"):
+            assert facts[fact] in text
+
+
+def test_the_bundled_checkpoint_does_what_its_evaluation_says():
+    """It does not track names yet: it names the speaker by chance, and a name costs as much the second time."""
+    said = json.loads((REFERENCE / "evaluation.json").read_text())
+    texts = [text for text, _ in corpus.held_out(0, said["stories"])]
+    coded = TOKENIZER.encode_batch(texts)
+    ids = [encoding.ids for encoding in coded]
+    logits = [MODEL.logits(story) for story in ids]
+    assert tracking.share_right(tracking.said(coded, texts), logits) == pytest.approx(said["said"], abs=1e-3)
+    assert tracking.share_right(tracking.owned(coded, texts), logits) == pytest.approx(said["her"], abs=1e-3)
+    first, second = tracking.mention_losses(tracking.mentions(coded, texts), logits, ids)
+    assert [first, second] == pytest.approx([said["first_mention"], said["second_mention"]], abs=2e-3)
+    assert len(tracking.said(coded, texts)) == said["questions"]["said"]
+
+
+def test_no_head_of_the_bundled_checkpoint_copies():
+    said = json.loads((REFERENCE / "evaluation.json").read_text())
+    rows = tracking.repeated(16, 60, 3, V, 0)[:4]
+    for layer, row in enumerate(said["induction"]):
+        probs = [MODEL.record(list(map(int, ids)), [f"layers.{layer}.self_attn.probs"]) for ids in rows]
+        found = np.mean([tracking.induction(dump[f"layers.{layer}.self_attn.probs"], 60) for dump in probs], axis=0)
+        assert found == pytest.approx(row, abs=0.02)
+        assert found.max() < 0.05
