@@ -3,9 +3,10 @@
 A key that is neither known nor known to be harmless is an error that names it, since it could change the numbers.
 """
 
+import reprlib
 import types
-from dataclasses import MISSING, fields
-from typing import get_args, get_origin
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, get_args, get_origin
 
 from numgemma.errors import InputError
 
@@ -46,9 +47,17 @@ def passed_over(raw, where="") -> list[str]:
     return found
 
 
+LARGEST_INT = 2**31  # the largest table of a Gemma has a thousandth of it
+LARGEST = 1e38  # what float32 holds
+
+# Counts by which something is expanded before a tensor is looked at: many times what any release has.
+MOST = {"num_hidden_layers": 1000, "num_experts": 100_000, "num_frames": 100_000, "feature_size": 10_000}
+MOST |= {"fft_length": 1 << 20, "frame_length": 1 << 20, "sampling_rate": 1_000_000, "max_soft_tokens": 100_000}
+
+
 def section(raw, key, where):
     if not isinstance(raw.get(key), dict | None):
-        raise InputError(f"{where}: {key} should be an object, it is {raw[key]!r}.")
+        raise InputError(f"{where}: {key} should be an object, it is {reprlib.repr(raw[key])}.")
     return raw.get(key) or {}
 
 
@@ -63,21 +72,66 @@ def build(cls, raw, where):
     missing = [name for name, f in known.items() if f.default is MISSING and name not in raw]
     if missing:
         raise InputError(f"{where}: key '{missing[0]}' is missing; add it as Transformers' save_pretrained writes it.")
-    return cls(**{name: typed(raw[name], f.type, f"{where}: {name}") for name, f in known.items() if name in raw})
+    return cls(**{name: of_key(raw, f, where) for name, f in known.items() if name in raw})
+
+
+def of_key(raw, f, where):
+    """The value of one key of a section, of the type and within the bound of the dataclass's field."""
+    value = typed(raw[f.name], f.type, f"{where}: {f.name}")
+    if f.name in MOST and value is not None and value > MOST[f.name]:
+        raise InputError(f"{where}: {f.name} is {value}, and at most {MOST[f.name]} are run; correct the file.")
+    return value
 
 
 def typed(value, hint, what):
-    """The value, if it is of the annotated type; a list becomes the tuple that the annotation asks for."""
+    """The value, if it is of the annotated type; a list becomes the tuple that the annotation asks for.
+
+    Understands unions, tuple[A, B] and tuple[A, ...], list[A], dict[str, A], dict[int, A] (JSON's keys are texts) and
+    dataclasses.  Numbers are finite, and no bool is one.
+    """
     options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
-        if get_origin(option) is tuple and isinstance(value, list | tuple):
-            return tuple(typed(v, get_args(option)[0], what) for v in value)
-        if option is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        plain = get_origin(option) or option
-        if isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
-            return value
-    raise InputError(f"{what} should be {getattr(hint, '__name__', hint)}, it is {value!r}.")
+        if fits(value, option):
+            return converted(value, option, what)
+    raise InputError(f"{what} should be {getattr(hint, '__name__', hint)}, it is {reprlib.repr(value)}.")
+
+
+def fits(value, option):
+    """Whether a value is of a type, as far as its outside says."""
+    plain = get_origin(option) or option
+    if plain is Any:
+        return True
+    if plain is int:
+        return type(value) is int and abs(value) < LARGEST_INT
+    if plain is float:
+        return type(value) in (int, float) and abs(value) < LARGEST
+    if plain is tuple:
+        members = get_args(option)
+        return isinstance(value, list | tuple) and (members[-1] is Ellipsis or len(value) == len(members))
+    return isinstance(value, plain) or (is_dataclass(plain) and isinstance(value, dict))
+
+
+def converted(value, option, what):
+    """A value that fits on its outside, with what it holds made to fit too."""
+    plain, members = get_origin(option) or option, get_args(option)
+    if plain is float:
+        return float(value)
+    if is_dataclass(plain) and isinstance(value, dict):
+        return build(plain, value, what)
+    if plain is tuple:
+        kinds = members[:1] * len(value) if members[-1] is Ellipsis else members
+        return tuple(typed(v, kind, what) for v, kind in zip(value, kinds, strict=True))
+    if plain is list and members:
+        return [typed(v, members[0], what) for v in value]
+    if plain is dict and members:
+        return {key_of(key, members[0], what): typed(v, members[1], f"{what}, {key:.60}") for key, v in value.items()}
+    return value
+
+
+def key_of(key, kind, what):
+    if kind is int and not (key.isascii() and key.isdecimal() and len(key) < 10):
+        raise InputError(f"{what} has the key {key!r:.60}, which is no number.")
+    return kind(key)
 
 
 def demand(rules, where):
@@ -87,4 +141,5 @@ def demand(rules, where):
 
 
 def is_positive(value):
-    return isinstance(value, int | float) and value > 0
+    """A finite number above 0; true is none."""
+    return type(value) in (int, float) and 0 < value < LARGEST

@@ -17,13 +17,34 @@ import ml_dtypes
 import numpy as np
 
 from numgemma.atomic import begin, remedy, target, umask, writing
+from numgemma.config import typed
 from numgemma.errors import InputError
+from numgemma.incoming import parse_object
 from numgemma.notebook import html_table
 from numgemma.prompt.media import Media, clips, frames, images
 from numgemma.trace import EVERYTHING_BUT_MAPS
 from numgemma.weights.safetensors import open_safetensors
 
 SCHEMA = "numgemma.dump/1"
+# What a dump's description holds, of which types; other keys are left as they are.
+META: dict[str, Any] = {
+    "axes": dict[str, str],
+    "order": list[str],
+    "ids": list[int] | None,
+    "positions": list[int] | None,
+}
+META |= {"engine": dict[str, str | int | None], "text": str | None, "precision": str | None, "fidelity": str}
+META |= {"coverage": list[str], "inputs": dict[str, str], "cache": str, "image_mask": str, "model": dict[str, Any]}
+META |= {"media": list[dict[str, str | int | None]] | None, "parts": dict[str, dict[str, Any]]}
+META |= {"unused": dict[str, str], "unused_count": int}
+MODEL: dict[str, Any] = {
+    "name": str | None,
+    "config": str | None,
+    "shards": dict[str, str] | None,
+    "layer_kinds": list[str] | None,
+}
+PART: dict[str, Any] = {"shape": list[int], "at": list[list[int] | None], "slack": dict[str, float] | None}
+PART |= dict.fromkeys(("sum", "mean", "std", "min", "max"), float | None)
 TYPES = {
     np.dtype(ml_dtypes.bfloat16): "BF16",
     np.dtype(np.float16): "F16",
@@ -197,14 +218,30 @@ def read_dump(path: str | Path) -> Dump:
     Raises InputError where the file is no dump.
     """
     arrays, metadata, _ = open_safetensors(path)
-    try:
-        meta = json.loads(metadata["numgemma"])
-        if meta["schema"] != SCHEMA:
-            raise InputError(f"{path}: is a {meta['schema']} file, this version reads {SCHEMA}; dump it again.")
-        axes = meta.pop("axes")
-        return Dump(meta, {name: arrays[name] for name in meta.pop("order")}, axes)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: is not a dump; write one with `numgemma dump` or `numgemma capture`.") from error
+    again = "write one with `numgemma dump` or `numgemma capture`"
+    if "numgemma" not in metadata:
+        raise InputError(f"{path}: is not a dump; {again}.")
+    meta = parse_object(metadata["numgemma"], f"{path}: its metadata", again)
+    if meta.get("schema") != SCHEMA:
+        raise InputError(f"{path}: is a {meta.get('schema')!s:.60} file, this version reads {SCHEMA}; dump it again.")
+    where = f"{path}: is not a dump, "
+    meta = all_typed(meta, META, where, ("axes", "order"))
+    all_typed(meta.get("model") or {}, MODEL, f"{where}model: ")
+    for part in (meta.get("parts") or {}).values():
+        all_typed(part, PART, f"{where}parts: ", ("shape", "at", "slack"))
+    axes, order = meta.pop("axes"), meta.pop("order")
+    for name in order:
+        if name not in arrays or len(axes.get(name, "").split()) not in (0, arrays[name].ndim):
+            raise InputError(f"{path}: is not a dump, {name!r:.120} is not what its axes say; {again}.")
+    if min(meta.get("ids") or [0]) < 0:
+        raise InputError(f"{path}: is not a dump, it has a negative token id; {again}.")
+    return Dump(meta, {name: arrays[name] for name in order}, axes)
+
+
+def all_typed(said, types, where, needed=()):
+    """An object whose keys, where they are known, have values of their types."""
+    wanted = [key for key in types if key in said or key in needed]
+    return said | {key: typed(said.get(key), types[key], f"{where}{key}") for key in wanted}
 
 
 def new_meta(engine, version, model, ids, precision, points=EVERYTHING_BUT_MAPS, text=None, prefill=None):

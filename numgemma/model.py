@@ -15,6 +15,7 @@ import numpy as np
 
 from numgemma import ops
 from numgemma.checkpoint import Checkpoint, Weights, check_tensors, open_checkpoint
+from numgemma.config import typed
 from numgemma.dump import Dump, hashes, new_meta
 from numgemma.errors import InputError, meant
 from numgemma.families import Family, Outline, Run, find
@@ -215,17 +216,24 @@ class Model:
 
     def sampling(self, **choices: Any) -> Sampling:
         """A Sampling that also suppresses the tokens which generation_config.json suppresses."""
-        suppress = (self.checkpoint.generation_config or {}).get("suppress_tokens") or ()
-        return Sampling(suppress=tuple(suppress), **choices)
+        return Sampling(suppress=self.told_ids("suppress_tokens"), **choices)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """From generation_config.json, or else from config.json."""
-        found = (self.checkpoint.generation_config or {}).get("eos_token_id")
-        for ids in (found, self.outline.stops):
-            if ids is not None:
+        for ids in (self.told_ids("eos_token_id"), self.config.eos_token_id, self.config.text.eos_token_id):
+            if ids not in (None, ()):
                 return frozenset([ids] if isinstance(ids, int) else ids)
         return frozenset()
+
+    def told_ids(self, key: str) -> tuple[int, ...]:
+        """The token ids that generation_config.json names under a key: one, several or none."""
+        where = f"{self.checkpoint.folder / 'generation_config.json'}: {key}"
+        found = typed((self.checkpoint.generation_config or {}).get(key), int | tuple[int, ...] | None, where)
+        ids = () if found is None else (found,) if isinstance(found, int) else found
+        if outside := [i for i in ids if not 0 <= i < self.config.text.vocab_size]:
+            raise InputError(f"{where} has {outside[0]}, no token of this vocabulary; correct the file.")
+        return ids
 
     def checked(self, ids: Ids, media: Media = NO_MEDIA) -> np.ndarray:
         """Token ids as an array T, none outside the vocabulary, and a placeholder for every soft token of media."""

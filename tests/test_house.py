@@ -180,8 +180,7 @@ def test_the_bare_name_of_a_config_is_inspected_without_what_reads_prompts_and_d
     assert sorted(found & {"numba", "matplotlib", "jinja2", "tokenizers", "PIL", "torch", "av", "soundfile"}) == []
     assert not {name for name in found if name.startswith(("numgemma.debug", "numgemma.surgery", "numgemma.plots"))}
     assert {name for name in found if name.startswith("numgemma.cli.")} == {
-        "numgemma.cli.inspect",
-        "numgemma.cli.terminal",
+        f"numgemma.cli.{name}" for name in ("inspect", "numbers", "terminal")
     }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from numgemma import generate, machine, ops
 from numgemma.cli.common import add_backend, use_backend
+from numgemma.cli.numbers import whole_number
 from numgemma.errors import InputError
 from numgemma.extras import package
 from numgemma.model import load
@@ -23,9 +24,13 @@ START = 16  # tokens before those that are decoded
 def add_arguments(parser):
     parser.add_argument("ckpt", type=Path, metavar="CKPT")
     parser.add_argument("--against", choices=("hf",), help="run Transformers beside it, in turns (extra `hf`)")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512], metavar="T", help="default: 128 512")
-    parser.add_argument("--decode", type=int, default=16, metavar="N", help="tokens to decode; default: 16")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="medians are over so many; default: 3")
+    parser.add_argument(
+        "--lengths", type=whole_number, nargs="+", default=[128, 512], metavar="T", help="default: 128 512"
+    )
+    parser.add_argument("--decode", type=whole_number, default=16, metavar="N", help="tokens to decode; default: 16")
+    parser.add_argument(
+        "--rounds", type=whole_number, default=3, metavar="N", help="medians are over so many; default: 3"
+    )
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_backend(parser, "numba where it is installed")

@@ -10,6 +10,7 @@ import numpy as np
 
 from numgemma import ops
 from numgemma.cli.files import add_files, given_files, remark
+from numgemma.cli.numbers import whole_number
 from numgemma.errors import InputError
 from numgemma.model import IMAGE_MASKS, Model
 from numgemma.prompt.chat import chat_files, read_chat, render_chat
@@ -104,7 +105,7 @@ def add_backend(parser, default):
     parser.add_argument("--backend", choices=ops.BACKENDS, help=f"what computes (default: {default})")
     parser.add_argument(
         "--threads",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="those of BLAS too, with extra `fast`; default: as many as the machine has",
     )

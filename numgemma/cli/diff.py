@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from numgemma.cli import seams
+from numgemma.cli.numbers import finite
 from numgemma.cli.report import add_report, write_json, write_report, written
 from numgemma.debug.compare.diff import diff, render
 from numgemma.debug.compare.name_map import NameMap, parse_map
@@ -35,7 +36,7 @@ def add_arguments(parser):
     parser.add_argument(
         "--truth", type=Path, metavar="T", help="a third dump, in float64 at best: says which side is off"
     )
-    parser.add_argument("--tolerance", type=float, metavar="X", help="the relative error to allow without a floor")
+    parser.add_argument("--tolerance", type=finite, metavar="X", help="the relative error to allow without a floor")
     parser.add_argument(
         "--layer-map",
         metavar="MAP",

@@ -15,6 +15,7 @@ from numgemma.cli.common import (
     use_backend,
     warn_of_length,
 )
+from numgemma.cli.numbers import whole_number
 from numgemma.dump import DumpWriter
 from numgemma.model import PRECISIONS, load
 
@@ -29,7 +30,7 @@ def add_arguments(parser):
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: float32")
     parser.add_argument(
         "--prefill",
-        type=int,
+        type=whole_number,
         metavar="K",
         help="run the first K tokens in one pass and the rest one at a time through the cache (default: all in one)",
     )

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from numgemma.cli.numbers import whole_number
 from numgemma.prompt import processor
 from numgemma.prompt.chat import KINDS
 from numgemma.prompt.images import BUDGETS
@@ -18,7 +19,7 @@ def add_files(group):
     budgets = ", ".join(map(str, BUDGETS))
     group.add_argument(
         "--soft-tokens",
-        type=int,
+        type=whole_number,
         metavar="N",
         help=f"at most so many for each picture and each frame of a clip: {budgets} (default: as the checkpoint says)",
     )

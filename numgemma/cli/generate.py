@@ -14,6 +14,7 @@ from numgemma.cli.common import (
     use_backend,
     warn_of_length,
 )
+from numgemma.cli.numbers import finite, whole_number
 from numgemma.errors import InputError
 from numgemma.generate import Memory
 from numgemma.model import PRECISIONS, load
@@ -25,11 +26,11 @@ def add_arguments(parser):
     parser.add_argument("ckpt", type=Path, metavar="CKPT")
     add_adapter(parser)
     add_prompt(parser, inputs=False)
-    parser.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="default: 100")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0, the default, is greedy")
-    parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest tokens")
-    parser.add_argument("--top-p", type=float, metavar="P", help="sample among the likeliest tokens of probability P")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the sampling; default: 0")
+    parser.add_argument("--max-new-tokens", type=whole_number, default=100, metavar="N", help="default: 100")
+    parser.add_argument("--temperature", type=finite, default=0.0, metavar="X", help="0, the default, is greedy")
+    parser.add_argument("--top-k", type=whole_number, metavar="K", help="sample among the K likeliest tokens")
+    parser.add_argument("--top-p", type=finite, metavar="P", help="sample among the likeliest tokens of probability P")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="S", help="of the sampling; default: 0")
     parser.add_argument("--ignore-eos", action="store_true", help="go on past a stop token")
     parser.add_argument("--show-special", action="store_true", help="print <|channel>, <turn|> and the like too")
     parser.add_argument("--loops", action="store_true", help="say how much the new text repeats itself")
@@ -39,7 +40,7 @@ def add_arguments(parser):
     add_backend(parser, "numba where it is installed")
     parser.add_argument(
         "--chunk",
-        type=int,
+        type=whole_number,
         metavar="N",
         default=Memory.chunk,
         help="tokens of the prompt that run at once; default: 2048",

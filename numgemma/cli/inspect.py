@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 
 from numgemma.checkpoint import open_checkpoint
+from numgemma.cli.numbers import whole_number
 from numgemma.config import passed_over
 from numgemma.errors import InputError
 from numgemma.families import Family, find
@@ -25,7 +26,7 @@ buffers, in the table below: numbers that training does not change"""
 def add_arguments(parser):
     parser.add_argument("ckpt", type=Path, metavar="CKPT", help="a checkpoint, or the bare name of an official config")
     parser.add_argument(
-        "--context", type=int, metavar="T", default=1024, help="tokens that a run's cache holds; default: 1024"
+        "--context", type=whole_number, metavar="T", default=1024, help="tokens that a run's cache holds; default: 1024"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from numgemma.cli.common import add_adapter, parse_ids
+from numgemma.cli.numbers import whole_number
 from numgemma.cli.report import write_json
 from numgemma.errors import InputError
 from numgemma.incoming import read_text
@@ -23,8 +24,10 @@ def add_arguments(parser):
     text.add_argument("--text-file", type=Path, metavar="FILE", help="the text, as UTF-8")
     text.add_argument("--ids", metavar="1,2,...", help="the text as token ids")
     parser.add_argument("--against", metavar="CKPT2", help="another checkpoint with the same tokens, e.g. the original")
-    parser.add_argument("--window", type=int, default=2048, metavar="N", help="tokens that run together (2048)")
-    parser.add_argument("--stride", type=int, metavar="N", help="from window to window (half a window)")
+    parser.add_argument(
+        "--window", type=whole_number, default=2048, metavar="N", help="tokens that run together (2048)"
+    )
+    parser.add_argument("--stride", type=whole_number, metavar="N", help="from window to window (half a window)")
     parser.add_argument("--precision", default="float32", choices=("float32", "float64", "bfloat16"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of every token as JSON")
 

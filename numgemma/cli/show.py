@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from numgemma import plots
+from numgemma.cli.numbers import whole_number
 from numgemma.dump import read_dump
 from numgemma.errors import InputError
 from numgemma.model import resolve
@@ -41,16 +42,19 @@ def add_arguments(parser):
     )
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="OUT.png", help="the drawing to write")
     parser.add_argument(
-        "--index", type=int, default=0, metavar="K", help="which, where several are as long (default: 0)"
+        "--index", type=whole_number, default=0, metavar="K", help="which, where several are as long (default: 0)"
     )
-    parser.add_argument("--token", type=int, metavar="T", help="whose attention (default: the last token's)")
+    parser.add_argument("--token", type=whole_number, metavar="T", help="whose attention (default: the last token's)")
     parser.add_argument(
-        "--layer", type=int, metavar="L", help="default: the last full-attention layer with probs; of routing, the last"
+        "--layer",
+        type=whole_number,
+        metavar="L",
+        help="default: the last full-attention layer with probs; of routing, the last",
     )
-    parser.add_argument("--head", type=int, metavar="N", help="default: the mean of all")
+    parser.add_argument("--head", type=whole_number, metavar="N", help="default: the mean of all")
     parser.add_argument(
         "--soft-tokens",
-        type=int,
+        type=whole_number,
         choices=BUDGETS,
         help="the budget at which the dump was made (default: the one that fits its ids)",
     )

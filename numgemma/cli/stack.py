@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from numgemma.cli.building import add_output, output, summary
+from numgemma.cli.numbers import whole_number
 from numgemma.errors import InputError
 from numgemma.surgery.recipe import PRESETS, of_one, parse_slices, read_recipe
 from numgemma.surgery.stack import plan, write
@@ -22,7 +23,7 @@ def add_arguments(parser):
     add_output(parser)
     parser.add_argument(
         "--shared",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="the last N slots share keys (default: the trailing run of slots whose source layers shared)",
     )

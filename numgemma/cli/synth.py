@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from numgemma.cli.building import add_output, output, summary
+from numgemma.cli.numbers import whole_number
 from numgemma.families.gemma4.shrink import SCALES
 from numgemma.surgery.synth import DTYPES, synth
 
@@ -16,7 +17,7 @@ def add_arguments(parser):
         default="full",
         help="tiny: about a million numbers; pilot: about a hundred million; full: as in the config (default)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same bytes (default: 0)")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="same seed, same bytes (default: 0)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16", help="default: bfloat16")
     parser.add_argument(
         "--resaved",

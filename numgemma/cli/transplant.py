@@ -5,6 +5,7 @@ from pathlib import Path
 
 from numgemma.cli.building import add_output, output, summary
 from numgemma.cli.inspect import parameter_table
+from numgemma.cli.numbers import finite, whole_number
 from numgemma.surgery.transplant import ROPES, Choices, plan, write
 
 HELP = "(default: %(default)s)"
@@ -25,12 +26,12 @@ def add_arguments(parser):
     add_output(parser)
     parser.add_argument("--plan", action="store_true", help="print what becomes of what and write nothing")
     recipe = parser.add_argument_group("the recipe", "the defaults are those of the published model where it says")
-    number = {"metavar": "N", "type": int}
+    number = {"metavar": "N", "type": whole_number}
     recipe.add_argument("--layers", default=usual.layers, help=f"layers taken, from the first {HELP}", **number)
     recipe.add_argument("--vocab", help="rows of the embedding; new ones are the mean (default: as many)", **number)
     recipe.add_argument("--window", default=usual.window, help=f"of sliding layers {HELP}", **number)
     recipe.add_argument("--positions", default=usual.positions, help=f"max_position_embeddings {HELP}", **number)
-    recipe.add_argument("--softcap", type=float, default=usual.softcap, help=f"of the logits, 0: none {HELP}")
+    recipe.add_argument("--softcap", type=finite, default=usual.softcap, help=f"of the logits, 0: none {HELP}")
     left_open = parser.add_argument_group("what the recipe leaves open")
     left_open.add_argument(
         "--full-scale",
@@ -46,9 +47,9 @@ def add_arguments(parser):
         default=usual.image_attention,
         help=f"vision: the tokens of an image see each other, as in 31B; causal: as in E2B {HELP}",
     )
-    left_open.add_argument("--layer-scalar", type=float, default=usual.layer_scalar, help=f"of every layer {HELP}")
+    left_open.add_argument("--layer-scalar", type=finite, default=usual.layer_scalar, help=f"of every layer {HELP}")
     left_open.add_argument(
-        "--projection-std", type=float, default=usual.projection_std, help=f"of the fresh projection {HELP}"
+        "--projection-std", type=finite, default=usual.projection_std, help=f"of the fresh projection {HELP}"
     )
     left_open.add_argument("--seed", default=usual.seed, help=f"of the fresh projection {HELP}", **number)
 

@@ -7,7 +7,7 @@ be looked at all the same.
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from numgemma.config import HARMLESS, PASSED_OVER, typed
+from numgemma.config import HARMLESS, PASSED_OVER, of_key
 from numgemma.errors import InputError
 from numgemma.families import Family, find, read_config
 from numgemma.families.family import Section
@@ -80,7 +80,7 @@ def draft(cls, raw: dict[str, Any], where: str, found: list[Finding]) -> dict[st
                 lacking |= name not in MENDABLE
             continue
         try:
-            values[name] = typed(raw[name], f.type, f"{where}: {name}")
+            values[name] = of_key(raw, f, where)
         except InputError as problem:
             found.append(error("key", f"{problem}"))
             lacking |= f.default is MISSING and name not in MENDABLE

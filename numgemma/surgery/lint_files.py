@@ -1,6 +1,5 @@
 """Lint: the files of a checkpoint, as far as they can be read; and those beside the weights, against the config."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from numgemma.checkpoint import INDEX, SINGLE, read_weight_map, short_name
+from numgemma.config import typed
 from numgemma.errors import InputError
 from numgemma.incoming import read_object
 from numgemma.surgery.findings import Finding, error, note, warning
@@ -164,11 +164,15 @@ def tokenizer_rules(folder: Path, text, top, vocab) -> list[Finding]:
 
 def read_tokens(path: Path) -> dict[str, int]:
     """Token -> id, of the vocabulary and of what was added to it."""
-    raw = json.loads(path.read_bytes())
-    vocab = raw["model"].get("vocab", {})
+    raw = read_object(path, "check its permissions")
+    where = f"{path}: is no tokenizer.json, "
+    model = typed(raw.get("model"), dict[str, Any], f"{where}model")
+    vocab = typed(model.get("vocab", {}), dict[str, int] | list[list[Any]], f"{where}vocab")
     if isinstance(vocab, list):  # unigram: pairs of a piece and its score, by id
-        vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
-    return {**vocab, **{token["content"]: token["id"] for token in raw.get("added_tokens", ())}}
+        vocab = {str(pair[0]): i for i, pair in enumerate(vocab) if pair}
+    added = typed(raw.get("added_tokens", []), list[dict[str, Any]], f"{where}added_tokens")
+    ids = {str(token.get("content")): typed(token.get("id"), int, f"{where}id of an added token") for token in added}
+    return {**vocab, **ids}
 
 
 def special_tokens(folder: Path, tokens: dict[str, int], text, top) -> list[Finding]:

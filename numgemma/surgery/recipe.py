@@ -50,7 +50,7 @@ def parse_slices(text: str) -> tuple[tuple[int, int], ...]:
     """0-17,10-25 -> ((0, 17), (10, 25)); a single layer may stand alone."""
     spans = []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", part)
+        found = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part)
         if not found:
             raise InputError(f"--slices '{text:.60}' should be first-last, ... with both included, as 0-17,10-25.")
         spans.append((int(found[1]), int(found[2] or found[1])))
@@ -84,7 +84,12 @@ def parse_slice(part: Any, what: str) -> Slice:
     if source.keys() != {"model", "layer_range"}:
         raise InputError(f"{what} should hold model and layer_range and nothing else; correct it.")
     span = source["layer_range"]
-    if not (isinstance(span, list) and len(span) == 2 and all(type(n) is int for n in span) and 0 <= span[0] < span[1]):
+    if not (
+        isinstance(span, list)
+        and len(span) == 2
+        and all(type(n) is int for n in span)
+        and 0 <= span[0] < span[1] < 10_000
+    ):
         raise InputError(f"{what} has layer_range {reprlib.repr(span)}, not [first, one after the last]; correct it.")
     return Slice(parent_of(source["model"], what), span[0], span[1] - 1)
 

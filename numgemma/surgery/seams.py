@@ -11,7 +11,6 @@ in training, from a later layer or from another model; how far that carries it i
 The first, the third and the fourth have a range in the parent, over several prompts, its envelope.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from numgemma.config import typed
 from numgemma.errors import InputError
+from numgemma.incoming import parse_object, read_bytes
 from numgemma.model import Model, load
 from numgemma.surgery.lineage import SCHEMA as LINEAGE
 from numgemma.surgery.lineage import Origin, lineage
@@ -101,16 +102,18 @@ def origins(child: str, parents: Sequence[str], how: str, progress=lambda done, 
     return read_map(Path(how), parents)
 
 
+SLOT: dict[str, Any] = {"slot": int, "parent": str | None, "layer": int | None, "relation": str}
+
+
 def read_map(path: Path, parents: Sequence[str]) -> tuple[Origin, ...]:
-    try:
-        found = json.loads(path.read_bytes())
-        if found["schema"] != LINEAGE:
-            raise ValueError("another schema")
-        slots = tuple(Origin(s["slot"], s["parent"], s["layer"], s["relation"]) for s in found["slots"])
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; write it with `numgemma lineage --json`.") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: is not what `numgemma lineage --json` writes; name such a file, or auto.") from None
+    again = "write it with `numgemma lineage --json`"
+    found = parse_object(read_bytes(path, again), f"{path}: the map", again)
+    if found.get("schema") != LINEAGE:
+        raise InputError(f"{path}: is not what `numgemma lineage --json` writes; name such a file, or auto.")
+    rows = typed(found.get("slots"), list[dict[str, Any]], f"{path}: slots")
+    slots = tuple(
+        Origin(*(typed(row.get(key), hint, f"{path}: {key} of a slot") for key, hint in SLOT.items())) for row in rows
+    )
     for slot in slots:
         if slot.parent not in (None, *parents):
             raise InputError(f"{path}: slot {slot.slot} is from {slot.parent}; name that among the parents.")

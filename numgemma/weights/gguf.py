@@ -20,7 +20,7 @@ import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.extras import package
-from numgemma.incoming import AGAIN, explained
+from numgemma.incoming import AGAIN, explained, open_regular
 from numgemma.weights.gguf_steps import steps, told
 from numgemma.weights.packed import Packed
 
@@ -151,7 +151,7 @@ def open_gguf(path: Path) -> Gguf:
 def open_part(path: Path) -> Gguf:
     import hashlib
 
-    with explained(path), open(path, "rb") as file:
+    with open_regular(path) as file, explained(path):
         if os.fstat(file.fileno()).st_size < 24 or file.read(4) != MAGIC:
             raise InputError(f"{path}: is not a GGUF file, or is cut off; {AGAIN}.")
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -60,7 +60,9 @@ def parse_map(text) -> NameMap:
 
 def read_map(path) -> NameMap:
     pairs = []
-    lines = read_text(path, "name a file with a pair of names per line, or layers as 18:10,20-22:11-13").splitlines()
+    lines = read_text(
+        path, "give --layer-map a file with a pair of names per line, or layers as 18:10,20-22:11-13"
+    ).splitlines()
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].split()
         if not words:

@@ -20,12 +20,14 @@ import numpy as np
 
 from numgemma import ops
 from numgemma.atomic import write_whole
+from numgemma.config import build
 from numgemma.debug.measure import discrete, logits, metrics
 from numgemma.debug.measure.precision import EPS, TOLERANCES
 from numgemma.debug.noise.perturb import perturbed
 from numgemma.dump import DumpWriter, hashes, read_dump
 from numgemma.errors import InputError
 from numgemma.graph import graph_of_dumps
+from numgemma.incoming import parse_object, read_bytes
 from numgemma.prompt.media import NO_MEDIA
 from numgemma.trace import EVERYTHING_BUT_MAPS, selects
 
@@ -219,30 +221,13 @@ def spread(values):
 def read_floor(path) -> Floor:
     """A floor from its file.  Raises InputError where the file is none."""
     again = "measure one with `numgemma floor`"
-    try:
-        tree = json.loads(Path(path).read_bytes())
-        if (schema := tree.pop("schema")) != SCHEMA:
-            raise InputError(f"{path}: is a {schema} file, this version reads {SCHEMA}; {again}.")
-        tree["reach"] = {name: int(n) for name, n in tree["reach"].items()}
-        for key in ("points", "rough"):
-            tree[key] = {name: Noise(**{k: pair(v) for k, v in row.items()}) for name, row in tree[key].items()}
-        tree["close"] = {name: {int(t): float(x) for t, x in row.items()} for name, row in tree["close"].items()}
-        tree["kl"] = {name: pair(row) for name, row in tree["kl"].items()}
-        tree["inputs"] = {name: str(value) for name, value in tree["inputs"].items()}
-        if tree["precision"] not in EPS:
-            raise ValueError(tree["precision"])
-        return Floor(**tree)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}; {again}.") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: is not a floor file ({error}); {again}.") from None
-
-
-def pair(values):
-    median, high = (float(v) for v in values)
-    return median, high
+    tree = parse_object(read_bytes(path, again), f"{path}: the floor", again)
+    if (schema := tree.pop("schema", None)) != SCHEMA:
+        raise InputError(f"{path}: is a {schema!s:.60} file, this version reads {SCHEMA}; {again}.")
+    floor = build(Floor, tree, f"{path}: is not a floor file")
+    if floor.precision not in EPS:
+        raise InputError(f"{path}: is a floor of the precision {floor.precision!r:.60}, which has none; {again}.")
+    return floor
 
 
 def check_floor(floor: Floor, ids, media) -> None:

@@ -21,15 +21,21 @@ from numgemma.debug.readers.common import Haul, make_dump
 from numgemma.errors import InputError
 from numgemma.incoming import open_regular
 
-HEADER = re.compile(r"(\S+(?: \([^)]*\))*) = \((\w+)\) +([\w ]+?)\((.*)\) = \{(\d+), (\d+), (\d+), (\d+)\}\s*$")
+# A tensor's line is `NAME = (TYPE) OP(SOURCES) = {a, b, c, d}`.  No pattern here tries a long line from each of its
+# places: names are looked for in the last characters before the first " = (", and runs of digits are bounded.
+NAME = re.compile(r"\S+(?: \([^)]{0,60}\)){0,4}$")
+LONGEST_NAME = 200
+HEADER = re.compile(
+    r"(\w{1,20})\) {1,9}([\w ]{1,60}?)\((.*)\) = \{(\d{1,18}), (\d{1,18}), (\d{1,18}), (\d{1,18})\}\s*$"
+)
 SOURCE = re.compile(r"([^{]*)\{[\d, ]+\}")
-VALUE = re.compile(r"-?(?:\d+\.\d+|nan|inf)")
-TOTAL = re.compile(r"\s*sum = (-?(?:\d+\.\d+|nan|inf))")
-LAYER = re.compile(r"(.+?)-(\d+)((?: \([^)]*\))*)$")
+VALUE = re.compile(r"-?(?:\d{1,60}\.\d{1,60}|nan|inf)")
+TOTAL = re.compile(r"\s*sum = (-?(?:\d{1,60}\.\d{1,60}|nan|inf))")
+LAYER = re.compile(r"(.+?)-(\d{1,9})((?: \([^)]*\))*)$")
 
-COUNT = re.compile(r"number of input tokens = (\d+)|Token ids \((\d+)\):")
-ONE_PER_LINE = re.compile(r"^(?:[\d.]+ \w)?\s+(\d+)\s*$")
-PIECE_AND_ID = re.compile(r"\((\d+)\) ")
+COUNT = re.compile(r"number of input tokens = (\d{1,9})|Token ids \((\d{1,9})\):")
+ONE_PER_LINE = re.compile(r"^(?:[\d.]{1,20} \w)?\s{1,20}(\d{1,9})\s{0,20}$")
+PIECE_AND_ID = re.compile(r"\((\d{1,9})\) ")
 
 EDGE = 3  # values shown at each end of an axis
 LONGEST = 1 << 16  # characters of a line that are looked at
@@ -136,10 +142,10 @@ def printed(lines):
     """The tensors of a log, in its order."""
     tensor = None
     for line in lines:
-        if match := HEADER.search(line):
+        if found := header(line):
             if tensor:
                 yield tensor
-            name, kind, op, sources, *sizes = match.groups()
+            name, kind, op, sources, *sizes = found
             first = SOURCE.match(sources)
             shape = tuple(int(n) for n in reversed(sizes))
             tensor = Printed(name, kind, op, first[1] if first else "", shape, [])
@@ -149,6 +155,14 @@ def printed(lines):
             tensor.values += [float(v) for v in VALUE.findall(line)]
     if tensor:
         yield tensor
+
+
+def header(line):
+    """Name, type, operation, sources and four sizes of a line that begins a tensor; None for any other."""
+    before, sign, rest = line.partition(" = (")
+    name = NAME.search(before, max(0, len(before) - LONGEST_NAME)) if sign else None
+    found = HEADER.match(rest) if name else None
+    return (name[0], *found.groups()) if name and found else None
 
 
 def runs_of(tensors):

@@ -209,10 +209,18 @@ def check_text_config(c: TextConfig, where):
         (0 <= c.num_kv_shared_layers < c.num_hidden_layers, "num_kv_shared_layers leaves no layer that makes keys"),
         (min(sizes(c)) > 0, "a size is not positive"),
         (c.rms_norm_eps > 0, "rms_norm_eps is not positive"),
+        (c.final_logit_softcapping is None or c.final_logit_softcapping > 0, "final_logit_softcapping is not positive"),
+        (c.max_position_embeddings > 0, "max_position_embeddings is not positive"),
+        ((c.hidden_size_per_layer_input or 0) >= 0, "hidden_size_per_layer_input is negative"),
     ]
     if c.enable_moe_block:
         moe = (c.num_experts, c.top_k_experts, c.moe_intermediate_size)
-        rules += [(all(moe), "enable_moe_block needs num_experts, top_k_experts and moe_intermediate_size")]
+        rules += [
+            (
+                all((n or 0) > 0 for n in moe),
+                "enable_moe_block needs num_experts, top_k_experts and moe_intermediate_size",
+            )
+        ]
         rules += [((c.top_k_experts or 0) <= (c.num_experts or 0), "top_k_experts exceeds num_experts")]
     demand(rules, where)
     for kind in dict.fromkeys(c.layer_types):
@@ -280,7 +288,7 @@ def check_rope(rope, what):
     if unknown:
         raise InputError(f"{what} have an unknown key '{min(unknown)}' that could change the numbers.")
     numbers = [rope[k] for k in rope.keys() - {"rope_type"}] if "rope_theta" in rope else [None]
-    if not all(isinstance(n, int | float) and n > 0 for n in numbers) or rope.get("partial_rotary_factor", 1) > 1:
+    if not all(map(is_positive, numbers)) or rope.get("partial_rotary_factor", 1) > 1:
         raise InputError(f"{what} need a positive rope_theta, and a partial_rotary_factor of at most 1.")
 
 
