@@ -210,7 +210,7 @@ def test_a_map_by_lineage_by_hand_and_from_a_file_are_the_same(tmp_path, family)
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[]", "lineage --json`"), ('{"schema": "x"}', "not what"), ("", "not what"), (None, "No such file")],
+    [("[]", "lineage --json`"), ('{"schema": "x"}', "not what"), ("", "lineage --json`"), (None, "No such file")],
 )
 def test_a_file_that_is_no_map_is_refused(tmp_path, family, text, message):
     path = tmp_path / "map.json"
