@@ -109,10 +109,11 @@ def test_a_limit_holds_for_blas_and_for_the_pool():
 
 
 def test_blas_has_its_threads_back_when_the_last_of_two_threads_lets_it_go():
-    before, other = blas_threads(), threading.Event()
+    before, chosen, other = blas_threads(), threading.Event(), threading.Event()
     with ops.using("numba"):
-        thread = threading.Thread(target=lambda: (ops.use("numba"), other.wait()))
+        thread = threading.Thread(target=lambda: (ops.use("numba"), chosen.set(), other.wait()))
         thread.start()
+        chosen.wait()
     assert set(blas_threads()) == {1}
     other.set()
     thread.join()  # it undoes nothing; its choice goes with it

@@ -1,13 +1,11 @@
 """BLAS, which NumPy multiplies matrices with: one library for the whole process, whose threads are counted here."""
 
 import threading
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any
 
 holders: dict[int, int] = {}  # who asks -> for how many threads
 lock = threading.RLock()  # whoever lets go may do so while another asks
-before: Any = None  # what sets BLAS back
+before: dict[int, int] = {}  # library -> its threads before anybody asked
 
 
 @cache
@@ -18,12 +16,6 @@ def libraries():
     except ImportError:
         return None
     return ThreadpoolController().select(user_api="blas")
-
-
-def held_to(threads: int) -> AbstractContextManager:
-    """BLAS uses so many threads for as long as this lasts, whoever calls it; afterwards as many as before."""
-    found = libraries()
-    return nullcontext() if found is None else found.limit(limits=threads)
 
 
 def hold(who: int, threads: int):
@@ -42,14 +34,15 @@ def free(who: int):
 
 
 def settle(most: int | None):
-    """What is asked for now, unless it is `most`, as before; whoever was first knows how many threads there were."""
-    global before
+    """What is asked for now, unless it is `most`, as before; None: as many as there were before anybody asked.
+
+    threadpoolctl lets the first thread that sets a number set the next one alone: what is counted here goes past that.
+    """
     found, least = libraries(), min(holders.values(), default=None)
     if found is None or least == most:
         return
-    if least is None:
-        before.restore_original_limits()
-        before = None
-        return
-    limiter = found.limit(limits=least)
-    before = before or limiter
+    for library in found.lib_controllers:
+        if most is None:
+            before[id(library)] = library.get_num_threads()
+        set_number = getattr(library, "_real_set_num_threads", library.set_num_threads)
+        set_number(before[id(library)] if least is None else least)
