@@ -45,6 +45,8 @@ MODEL: dict[str, Any] = {
 }
 PART: dict[str, Any] = {"shape": list[int], "at": list[list[int] | None], "slack": dict[str, float] | None}
 PART |= dict.fromkeys(("sum", "mean", "std", "min", "max"), float | None)
+# Formats whose readers would not know a dump.
+FOREIGN = (".npz", ".npy", ".pt", ".pth", ".bin", ".gguf", ".json", ".h5")
 TYPES = {
     np.dtype(ml_dtypes.bfloat16): "BF16",
     np.dtype(np.float16): "F16",
@@ -120,6 +122,8 @@ class DumpWriter:
 
     def __init__(self, path, meta):
         self.path, self.meta = target(path), meta
+        if self.path.suffix in FOREIGN:
+            raise InputError(f"{path}: a dump is a safetensors file, not {self.path.suffix}; give -o NAME.safetensors.")
         self.start, self.total = 0, len(meta.get("ids", ()))
         self.entries, self.axes = {}, {}
 

@@ -167,3 +167,15 @@ def test_the_verb_prints_writes_and_exits(tmp_path, capsys):
     assert [t["verdict"] for t in trees] == ["not comparable", "comparable"]
     assert all(t["schema"] == "numgemma.precheck/1" for t in trees)
     assert {"what", "state", "says", "fatal"} == set(trees[0]["findings"][0])
+
+
+def test_where_neither_side_says_anything_the_headline_is_unknown():
+    silent = Dump({"precision": "float32"}, {"norm": np.ones((3, 4), np.float32)}, {"norm": "T D"})
+    assert render(precheck(silent, silent)).startswith("UNKNOWN, for want of token ids, configuration and weights: ")
+
+
+def test_one_token_more_or_less_than_the_other_side_is_a_matter_of_the_bos():
+    told = Dump({"ids": [2, 5, 9]}, {}, {})
+    for rows, says in ((4, "a second <bos>"), (2, "no <bos>")):
+        silent = Dump({}, {"norm": np.ones((rows, 4), np.float32)}, {"norm": "T D"})
+        assert precheck(told, silent).reason.endswith(f"perhaps B has {says}")

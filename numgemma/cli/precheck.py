@@ -6,6 +6,7 @@ Exit code 3 where a comparison would mean nothing.  `diff` looks at the same thi
 from pathlib import Path
 
 from numgemma.cli.report import write_json
+from numgemma.debug.compare.fitted import fitted
 from numgemma.debug.compare.precheck import precheck, render
 from numgemma.debug.readers import read_any
 
@@ -17,7 +18,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    found = precheck(read_any(args.a), read_any(args.b))
+    found = precheck(*fitted(read_any(args.a), read_any(args.b)))
     print(render(found))
     if args.json:
         write_json(args.json, found)

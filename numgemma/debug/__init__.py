@@ -16,7 +16,9 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         common        what every reader ends with: a Dump that says how exact it is
         mapping       a map file, for names that are no module paths
         torch_file    what `torch.save` wrote, without torch and without unpickling
+        states        Transformers' output_hidden_states, in a list, a stack or a folder
         tensors       folders and files of .pt, .npy, .npz and .safetensors
+        golden        JSON and JSONL with logits, or with the likeliest tokens
         hf_debugger   Transformers' own debugger
         llama_text    llama.cpp's printed tensors
         llama_logits  llama.cpp's files of logits
@@ -28,6 +30,7 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         perturb  runs that are right and yet not equal: rounded, and summed, as another engine might
         floor    the noise floor: the size of that error at every point, for one checkpoint and one prompt
     compare    two dumps, point by point: what each point is called, and where they first part
+        fitted     both brought to what both can be asked: the last token, the likeliest tokens
         name_map   one dump under the other's names
         precheck   before any number: same tokens, same model, same way of running?
         result     what a comparison says

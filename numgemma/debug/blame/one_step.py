@@ -143,8 +143,9 @@ class Steps:
     def compare(self, name, y, axes):
         found = self.found
         shape = overlap.full_shape(self.dump, name)
-        if np.prod(shape) != y.size:
-            found.reasons[name] = f"shape {list(shape)} in the dump, {list(y.shape)} here"
+        if not fits(shape, y.shape):
+            turned = ": transposed" if sorted(shape) == sorted(y.shape) else ""
+            found.reasons[name] = f"shape {list(shape)} in the dump, {list(y.shape)} here{turned}"
             return
         kept = y if EPS[self.precision] <= EPS["float32"] else y.astype(np.float32)  # ample beside a coarser candidate
         found.truth[name], found.axes[name] = kept, axes
@@ -177,6 +178,11 @@ class Steps:
             self.found.errors[name] = metrics.measure(ours, given, "T J", self.channel_floor)
 
 
+def fits(shape, ours) -> bool:
+    """Whether a tensor of the dump is ours, perhaps with axes joined: of as many axes the same shape."""
+    return math.prod(shape) == math.prod(ours) and (len(shape) != len(ours) or tuple(shape) == tuple(ours))
+
+
 def measured(name, y, axes, dump, channel_floor):
     """The dump's point against what it should be.  Scores that a mask hides read as 0, as ours do."""
     if name.endswith("scores") and overlap.whole(dump, name):
@@ -190,7 +196,7 @@ def fed(dump, name, y):
 
     Chosen experts and their weights go together: an engine lists them in an order of its own.
     """
-    if name not in dump or not overlap.whole(dump, name) or dump[name].size != y.size:
+    if name not in dump or not overlap.whole(dump, name) or not fits(dump[name].shape, y.shape):
         return y
     if name.endswith(("router.ids", "router.weights")):
         scope = name.rpartition(".")[0]

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from numgemma import ops
-from numgemma.debug.blame.one_step import RUNS, Local, Rerun, fed, local
+from numgemma.debug.blame.one_step import RUNS, Local, Rerun, fed, fits, local
+from numgemma.debug.compare.fitted import last_token
 from numgemma.debug.compare.result import (
     BIT_EXACT,
     FAULT,
@@ -156,7 +157,7 @@ def subject_of(model, dump, ids=None, media=NO_MEDIA) -> Rerun:
     positions = dump.meta.get("positions")
     if positions is not None and list(positions) != list(range(len(ids))):
         raise InputError("The dump's positions do not start at 0 and count up; replay needs the whole sequence.")
-    return Rerun(model, dump, np.asarray(ids), precision_of(dump), media)
+    return Rerun(model, last_token(dump, len(ids)), np.asarray(ids), precision_of(dump), media)
 
 
 def precision_of(dump) -> str:
@@ -272,7 +273,7 @@ def global_errors(subject, judge, put_in=None):
     channel_floor = TOLERANCES[subject.precision].channel_floor
 
     def look(name, y, axes):
-        if name in dump and y.dtype.kind not in "iu" and np.prod(overlap.full_shape(dump, name)) == y.size:
+        if name in dump and y.dtype.kind not in "iu" and fits(overlap.full_shape(dump, name), y.shape):
             m = overlap.measure(name, Dump({}, {name: y}, {name: axes}), dump, channel_floor)
             limits = judge.limits(name)
             if m.rel is not None:

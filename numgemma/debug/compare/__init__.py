@@ -2,6 +2,7 @@
 
 In reading order:
 
+    fitted     both brought to what both can be asked: the last token, the likeliest tokens
     name_map   one dump under the other's names
     precheck   before any number: same tokens, same model, same way of running?
     result     what a comparison says

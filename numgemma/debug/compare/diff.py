@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from numgemma.debug.compare import hints
+from numgemma.debug.compare.fitted import fitted
 from numgemma.debug.compare.name_map import NameMap, aligned
 from numgemma.debug.compare.pair import in_threads, paired
 from numgemma.debug.compare.precheck import DIFFERS as OTHER
@@ -56,6 +57,7 @@ def diff(
     Raises InputError for a precision that has no tolerances, and for a floor of another run.
     """
     floors = (floor,) if isinstance(floor, Floor) else tuple(floor)
+    a, b = fitted(a, b)
     checked = precheck(a, b, mapped=bool(mapping))
     b, left_out = aligned(a, b, mapping) if mapping else (b, 0)
     table = coarser(*map(declared, (a, b)))

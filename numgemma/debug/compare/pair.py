@@ -69,7 +69,9 @@ def paired(name: str, a: Dump, b: Dump, channel_floor: float) -> Pair:
     x, axes, y, axes_b = overlap.both(name, a, b)
     for what, of_a, of_b in (("shape", list(x.shape), list(y.shape)), ("axes", axes, axes_b)):
         if of_a != of_b:
-            return Pair(name=name, a=x, b=y, axes=axes, apart=f"{what} {of_a} in A and {of_b} in B")
+            return Pair(
+                name=name, a=x, b=y, axes=axes, apart=f"{what} {of_a} in A and {of_b} in B{turned_in(of_a, of_b)}"
+            )
     part = any(overlap.part(dump, name) for dump in (a, b))
     turned: tuple[int, ...] = ()
     if name.endswith("router.weights") and not part:
@@ -92,6 +94,11 @@ def paired(name: str, a: Dump, b: Dump, channel_floor: float) -> Pair:
         turned=turned,
         measure=found,
     )
+
+
+def turned_in(of_a, of_b):
+    """Says so where one side's axes are the other's in another order."""
+    return ": transposed" if of_a != of_b and isinstance(of_a, list) and sorted(of_a) == sorted(of_b) else ""
 
 
 def other_experts(name, a, b):

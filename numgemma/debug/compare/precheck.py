@@ -129,6 +129,8 @@ def counted(a, b, ids, silent):
     sizes = {len(dump[n]) for n in dump if dump.axes.get(n, "").startswith("T ") and n not in parts}
     if sizes and len(ids) not in sizes:
         says = f"{silent} has {max(sizes)} tokens, the other side {len(ids)}"
+        if abs(max(sizes) - len(ids)) == 1:
+            says += f": perhaps {silent} has {'a second' if max(sizes) > len(ids) else 'no'} <bos>"
         yield Check("number of tokens", DIFFERS, says, fatal=True)
 
 
@@ -294,14 +296,27 @@ def rows(a, b):
             yield Check(f"tokens of {side}", DIFFERS, f"{says} unless logits_to_keep is 0")
 
 
+IDENTITY = ("token ids", "configuration", "weights")
+
+
+def differences(found: Precheck, counts, untold) -> str:
+    """What differs, by name where it is little."""
+    if not counts[DIFFERS]:
+        return "nothing differs" + (f" of what both tell; not told: {', '.join(untold)}" if untold else "")
+    names = [f.what for f in found.findings if f.state == DIFFERS]
+    some = f" ({', '.join(names)})" if len(names) < 4 else ""
+    return f"{counts[DIFFERS]} of {len(found.findings)} things differ{some}"
+
+
 def render(found: Precheck) -> str:
     """The findings as text: what matters first."""
     head = "COMPARABLE" if found.comparable else f"NOT COMPARABLE: {found.reason}"
     counts = {state: sum(f.state == state for f in found.findings) for state in (SAME, DIFFERS, UNKNOWN)}
+    untold = [f.what for f in found.findings if f.state == UNKNOWN and f.what in IDENTITY]
+    if found.comparable and len(untold) == len(IDENTITY):
+        head = "UNKNOWN, for want of token ids, configuration and weights"
     if found.comparable:
-        head += (
-            f": {counts[DIFFERS]} of {len(found.findings)} things differ" if counts[DIFFERS] else ": nothing differs"
-        )
+        head += f": {differences(found, counts, untold)}"
     width = max(len(f.what) for f in found.findings)
     order = sorted(found.findings, key=lambda f: (not f.fatal, f.state != DIFFERS, f.state == UNKNOWN))
     marks = {SAME: " ", DIFFERS: "x", UNKNOWN: "?"}

@@ -51,6 +51,8 @@ def both(name, a, b):
     shape_x, shape_y = full_shape(a, name), full_shape(b, name)
     if not (part(a, name) or part(b, name)) and shape_x == shape_y:
         return x, axes_x or axes_y, y, axes_y or axes_x
+    if len(shape_x) == len(shape_y) and shape_x != shape_y:
+        return x, axes_x, y, axes_y
     if not same_letters(axes_x, axes_y) or math.prod(shape_x) != math.prod(shape_y):
         return x, axes_x, y, axes_y
     if shape_x != shape_y:  # only a tensor that is there whole can take the other's shape

@@ -10,7 +10,9 @@ any other      np.save, np.savez, torch.save or safetensors, under module paths 
     common        what every reader ends with: a Dump that says how exact it is
     mapping       a map file, for names that are no module paths
     torch_file    what `torch.save` wrote, without torch and without unpickling
+    states        Transformers' output_hidden_states, in a list, a stack or a folder
     tensors       folders and files of .pt, .npy, .npz and .safetensors
+    golden        JSON and JSONL with logits, or with the likeliest tokens
     hf_debugger   Transformers' own debugger
     llama_text    llama.cpp's printed tensors
     llama_logits  llama.cpp's files of logits
@@ -18,7 +20,8 @@ any other      np.save, np.savez, torch.save or safetensors, under module paths 
 
 from pathlib import Path
 
-from numgemma.debug.readers.common import summary
+from numgemma.debug.readers.common import encoding_of, summary
+from numgemma.debug.readers.golden import is_golden, read_golden
 from numgemma.debug.readers.hf_debugger import read_hf_debugger
 from numgemma.debug.readers.llama_logits import is_logits, read_llama_logits
 from numgemma.debug.readers.llama_text import read_llama_text
@@ -32,7 +35,7 @@ __all__ = ["read_any", "summary"]
 
 READ = (
     "a dump, the folder of Transformers' debugger, a log of llama-eval-callback or llama-debug, llamacpp-*.bin, "
-    "or .pt, .npy, .npz, .safetensors"
+    "golden logits as JSON or JSONL, or .pt, .npy, .npz, .safetensors"
 )
 
 
@@ -60,6 +63,8 @@ def read_any(path, map=None, config=None) -> Dump:
         return read_llama_logits(path)
     if kind in ("pt", "npy", "npz"):
         return read_tensors(path, kind, map, config)
+    if kind == "jsonl" or (kind == "json" and is_golden(path)):
+        return read_golden(path)
     if kind == "json":
         return read_hf_debugger(path, config)
     if looks_like_text(path):
@@ -84,4 +89,4 @@ def read_folder(path, map, config):
 def looks_like_text(path):
     """Whether a file may be a log: no zero byte near its beginning."""
     with open_regular(path) as file, explained(path):
-        return b"\0" not in file.read(1 << 16)
+        return encoding_of(file) != "utf-8" or b"\0" not in file.read(1 << 16)

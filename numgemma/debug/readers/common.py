@@ -1,5 +1,6 @@
 """What every reader ends with: a Dump that says how exact it is, and what it could not use."""
 
+import codecs
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +74,13 @@ def token_ids(x, path):
     if x.ndim != 1 or x.dtype.kind not in "iu" or not 0 < x.size < 10_000_000:
         raise InputError(f"{path}: token ids should be integers of the shape [T] or [1, T], found {list(x.shape)}.")
     return [int(i) for i in x]
+
+
+def encoding_of(file) -> str:
+    """UTF-16 where a log begins as PowerShell's redirection writes one, else UTF-8.  file: binary, at its beginning"""
+    mark = file.read(2)
+    file.seek(0)
+    return "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8"
 
 
 def summary(dump):

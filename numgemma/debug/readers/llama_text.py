@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from numgemma.debug.readers.common import Haul, make_dump
+from numgemma.debug.readers.common import Haul, encoding_of, make_dump
 from numgemma.errors import InputError
 from numgemma.incoming import open_regular
 
@@ -108,7 +108,7 @@ class Printed:
 
 def read_llama_text(path):
     """A Dump from a log.  Raises InputError where it holds no printed tensor, or the prompt in parts."""
-    with open_regular(path) as raw, io.TextIOWrapper(raw, "utf-8", "replace") as file:
+    with open_regular(path) as raw, io.TextIOWrapper(raw, encoding_of(raw), "replace") as file:
         lines = LogLines(file)
         tensors = list(printed(lines))
     if not tensors:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from numgemma.debug.readers.names import axes_of, ours
+from numgemma.debug.measure.discrete import layer_of
+from numgemma.debug.readers.names import axes_of, ours, template
 from numgemma.errors import InputError
 from numgemma.incoming import read_object
 
@@ -44,6 +45,7 @@ class Mapping:
         for regex, rule in self.rules:
             if match := regex.fullmatch(label):
                 point = rule["point"].replace("{i}", str(int(match.groupdict().get("i") or 0)))
+                check_layer(self.source, label, point, config)
                 if "axes" in rule:
                     self.axes[point] = rule["axes"]
                 return [(point, self.transposed(x, rule, label))]
@@ -56,6 +58,18 @@ class Mapping:
             raise InputError(
                 f"{self.source}: 'transpose' {rule['transpose']} does not fit '{label:.60}' of {list(x.shape)}."
             ) from None
+
+
+def check_layer(source, label, point, config):
+    """A map names no layer behind the last one."""
+    layer, depth = layer_of(point), len(config.layers) if config is not None else None
+    if layer is not None and depth is not None and layer >= depth:
+        text = f"{source}: '{label:.60}' -> {point}, which is no point of a model of {depth} layers"
+        counted = layer == depth and "{}.out" in template(point)
+        more = (
+            "; the list is off by one: entry 0 is the embeddings, i the output of layer i - 1, the last one is normed"
+        )
+        raise InputError(f"{text}{more if counted else '; correct the map'}.")
 
 
 def load(table):

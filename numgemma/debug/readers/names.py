@@ -82,6 +82,8 @@ def fit(name, x, sizes, batched):
     """
     axes = axes_of(name) or ""
     letters = axes.split()
+    if axes == "T V" and x.ndim == 1:
+        x = x[None]  # of the last token alone
     if not letters:
         return (x[0] if batched and x.ndim > 2 and x.shape[0] == 1 else x), ""
     if x.ndim == len(letters) + 1 or (batched and x.ndim == len(letters) > 2):

@@ -15,6 +15,7 @@ import numpy as np
 from numgemma.debug.readers.common import Haul, make_dump, token_ids
 from numgemma.debug.readers.mapping import Mapping
 from numgemma.debug.readers.names import Unfit, fit, is_batched, sizes_for
+from numgemma.debug.readers.states import STACK, states, unstacked
 from numgemma.debug.readers.torch_file import read_torch, stored
 from numgemma.errors import InputError
 from numgemma.incoming import by_library, open_regular
@@ -31,11 +32,13 @@ RANK = re.compile(r"(?:^|[_/])(?:rank|TP)[=_]?(\d+)", re.IGNORECASE)
 def read_tensors(path, kind, table=None, config=None):
     """A Dump from a folder or a file of one kind: "pt", "npy", "npz" or "safetensors"."""
     named = list(LISTED[kind](path))
+    named = list(unstacked(named)) if table is None else named
     ids = next((token_ids(x, path) for name, x in named if are_ids(name, x)), None)
     mapping = Mapping(table, path)
+    listed = states({n: x for n, x in named if not are_ids(n, x)}, config, path) if table is None else {}
     found, unused = [], {}
     for label, x in named:
-        for point, part in mapping.points(label, x, config):
+        for point, part in [(listed[label], x)] if label in listed else mapping.points(label, x, config):
             if point:
                 found.append((point, label, part))
             elif not are_ids(label, x):
@@ -150,6 +153,9 @@ def named_tensors(file, value):
         yield file_label(file), value
         return
     for key, x in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
+        if isinstance(x, list) and STACK.fullmatch(str(key)):
+            yield from ((f"hidden_states.{i}", y) for i, y in enumerate(x) if isinstance(y, np.ndarray))
+            continue
         if isinstance(x, list):  # a module that returned several: the first is its output
             x = next((y for y in x if isinstance(y, np.ndarray)), None)
         if isinstance(x, np.ndarray):
