@@ -312,7 +312,7 @@ def render(found: Precheck) -> str:
     """The findings as text: what matters first."""
     head = "COMPARABLE" if found.comparable else f"NOT COMPARABLE: {found.reason}"
     counts = {state: sum(f.state == state for f in found.findings) for state in (SAME, DIFFERS, UNKNOWN)}
-    untold = [f.what for f in found.findings if f.state == UNKNOWN and f.what in IDENTITY]
+    untold = list(dict.fromkeys(f.what for f in found.findings if f.state == UNKNOWN and f.what in IDENTITY))
     if found.comparable and len(untold) == len(IDENTITY):
         head = "UNKNOWN, for want of token ids, configuration and weights"
     if found.comparable:

@@ -84,7 +84,10 @@ def of_probs(path, rows, ids) -> Haul:
     J = min(map(len, pairs))
     table = np.array([row[:J] for row in pairs])
     part = {"shape": [len(ids), J], "at": [list(range(len(given))), None], "slack": None}
-    arrays: dict[str, np.ndarray] = {"top_ids": table[..., 0].astype(np.int64), "top_logprobs": table[..., 1].astype(np.float32)}
+    arrays: dict[str, np.ndarray] = {
+        "top_ids": table[..., 0].astype(np.int64),
+        "top_logprobs": table[..., 1].astype(np.float32),
+    }
     return Haul(arrays, dict.fromkeys(arrays, "T J"), dict.fromkeys(arrays, part))
 
 
