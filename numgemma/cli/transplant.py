@@ -80,5 +80,5 @@ def inventory(child) -> str:
 
 
 def parameters(child) -> str:
-    found = parameter_table({name: part.tensor.shape for name, part in child.parts.items()}, child.config)
+    found = parameter_table({name: part.tensor.shape for name, part in child.parts.items()}, unread=())
     return f"{found['total']:,} parameters, and {found['buffers']} numbers in buffers"

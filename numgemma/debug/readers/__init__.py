@@ -43,7 +43,7 @@ def read_any(path, map=None, config=None) -> Dump:
     """A Dump from whatever lies at `path`.
 
     map: a JSON file, a preset's name or a dict, their names -> our points, for .pt, .npy, .npz and safetensors.
-    config: the text part of the model's config, with which joined axes and fused products are split.
+    config: the model's outline, with which joined axes and fused products are split.
     Raises InputError where nothing there can be read.
     """
     path = Path(path)
