@@ -221,7 +221,7 @@ class Model:
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """From generation_config.json, or else from config.json."""
-        for ids in (self.told_ids("eos_token_id"), self.config.eos_token_id, self.config.text.eos_token_id):
+        for ids in (self.told_ids("eos_token_id"), self.outline.stops):
             if ids not in (None, ()):
                 return frozenset([ids] if isinstance(ids, int) else ids)
         return frozenset()
@@ -231,7 +231,7 @@ class Model:
         where = f"{self.checkpoint.folder / 'generation_config.json'}: {key}"
         found = typed((self.checkpoint.generation_config or {}).get(key), int | tuple[int, ...] | None, where)
         ids = () if found is None else (found,) if isinstance(found, int) else found
-        if outside := [i for i in ids if not 0 <= i < self.config.text.vocab_size]:
+        if outside := [i for i in ids if not 0 <= i < self.outline.vocabulary]:
             raise InputError(f"{where} has {outside[0]}, no token of this vocabulary; correct the file.")
         return ids
 

@@ -171,7 +171,7 @@ def read_config(raw: dict, where: str) -> Config:
 def outline(config: Config) -> Outline:
     """What the rest of the package asks of a config."""
     c = config.text
-    stops = c.eos_token_id if config.eos_token_id is None else config.eos_token_id
+    stops = c.eos_token_id if config.eos_token_id in (None, ()) else config.eos_token_id
     return Outline(
         layers=c.layers,
         width=c.hidden_size,
