@@ -41,7 +41,8 @@ def runs(folder):
         yield f"{name}_float32", checkpoint, ids, None, "float32", read_media(arrays)
     checkpoint = tiny.write(Path(folder) / "12b", tiny.UNIFIED)
     ids, arrays = tiny.unified_prompt(tiny.UNIFIED_STORED)
-    yield "12b_float32", checkpoint, ids, None, "float32", read_media(arrays)
+    for name in ("12b_float32", "12b_own_mask_float32"):
+        yield name, checkpoint, ids, None, "float32", read_media(arrays)
 
 
 def main():
@@ -49,9 +50,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         for name, checkpoint, ids, text, dtype, media in runs(folder):
             model = load(checkpoint)
-            points = EVERYTHING_BUT_MAPS if is_empty(media) else WITH_MEDIA
+            points, mask = EVERYTHING_BUT_MAPS if is_empty(media) else WITH_MEDIA, "intended"
+            if name.endswith("own_mask_float32"):  # what a forward pass of 12B computes when no mask is handed to it
+                points, mask = ("layers.*.out", "logits"), "transformers"
             dump = Dump(describe(model, ids, dtype, points, text))
-            capture(model, np.array(ids), dump, dtype, points, media)
+            capture(model, np.array(ids), dump, dtype, points, media, mask)
             dump.save(HERE / f"{name}.safetensors")
             manifest[name] = {
                 "engine": dump.meta["engine"],

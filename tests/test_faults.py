@@ -19,7 +19,7 @@ from numgemma.prompt.media import NO_MEDIA, Media, read_media
 from numgemma.trace import Tap
 
 STORED = Path(__file__).parents[1] / "reference_outputs"
-NAMES = ["tiny", "dense", "moe", "ple", *tiny.MULTIMODAL]
+NAMES = ["tiny", "dense", "moe", "ple", *tiny.MULTIMODAL, "12b"]
 ELSEWHERE = {"T17-extra", "T13-exact"}  # they need a model without a soft cap, a bfloat16 run: tests of their own
 
 
@@ -49,11 +49,13 @@ def runs(folders, multimodal_folders, tmp_path_factory):
     raw = tiny.PLE
     with_leftovers = tmp_path_factory.mktemp("leftovers")
     tiny.write(with_leftovers, raw, tiny.random_tensors(raw) | tiny.leftover_tensors(raw))
-    where = folders | multimodal_folders | {"tiny": "tiny", "ple": with_leftovers}
+    unified = tiny.write(tmp_path_factory.mktemp("unified"), tiny.UNIFIED)
+    where = folders | multimodal_folders | {"tiny": "tiny", "ple": with_leftovers, "12b": unified}
     found = {}
     for name in NAMES:
         model, reference = numgemma.load(where[name]), numgemma.read_dump(STORED / f"{name}_float32.safetensors")
         media = read_media(tiny.multimodal_prompt(name)[1]) if name in tiny.MULTIMODAL else NO_MEDIA
+        media = read_media(tiny.unified_prompt(tiny.UNIFIED_STORED)[1]) if name == "12b" else media
         found[name] = Run(model, media, reference, model.record(reference.meta["ids"], ["*"], media=media))
     return found
 

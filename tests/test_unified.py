@@ -116,11 +116,12 @@ def test_the_spelling_that_transformers_saves_is_read():
 # against Transformers
 
 
-def test_every_stored_point_of_transformers_is_ours(folder):
-    reference = numgemma.read_dump(STORED / "12b_float32.safetensors")
-    model, ids, media = prepared(folder, "stored", mask="transformers")
+@pytest.mark.parametrize(("name", "mask"), [("12b", "intended"), ("12b_own_mask", "transformers")])
+def test_every_stored_point_of_transformers_is_ours(folder, name, mask):
+    reference = numgemma.read_dump(STORED / f"{name}_float32.safetensors")
+    model, ids, media = prepared(folder, "stored", mask=mask)
     assert reference.meta["ids"] == ids.tolist()
-    assert reference.meta["image_mask"] == "transformers"
+    assert reference.meta["image_mask"] == mask
     ours = model.record(ids, reference.meta["coverage"], media=media)
     assert set(reference) == set(ours)
     assert reference.axes == ours.axes

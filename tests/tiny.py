@@ -264,7 +264,7 @@ def multimodal_prompt(name, content=None, seed=2):
     return np.array(ids), arrays
 
 
-UNIFIED_STORED = {"images": [(3, 1), (1, 2)], "videos": [[(1, 2)] * 2], "clips": [2, 3]}  # of the stored run
+UNIFIED_STORED = {"images": [(4, 2), (1, 2)], "videos": [[(1, 2)] * 2], "clips": [2, 3]}  # one past the window
 UNIFIED_CONTENT = {
     "text": {},
     "two pictures": {"images": [(3, 2), (4, 5)]},

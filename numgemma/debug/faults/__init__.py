@@ -1,8 +1,8 @@
 """The known faults: mistakes that implementations of Gemma 4 have made, each as a small change of one function.
 
 `applied` runs a model with one; `debug.whatif` looks for the one that reproduces another engine's numbers.  T is for
-the decoder's trunk, K shared keys and values, P per-layer embeddings, M mixture of experts, V vision, A audio; a form
-of a fault has a word after its id, as T15-erf.
+the decoder's trunk, K shared keys and values, P per-layer embeddings, M mixture of experts, V vision, A audio, U what
+12B has in the place of towers; a form of a fault has a word after its id, as T15-erf.
 
     fault      what a fault is: a small change of one function or one row, and how a model runs with it
     trunk      faults of the decoder's trunk
@@ -10,9 +10,10 @@ of a fault has a word after its id, as T15-erf.
     branches   faults of shared keys, per-layer embeddings and experts
     pictures   faults of the vision tower
     sounds     faults of the audio tower
+    unified    faults of 12B's pictures, sound and image mask
 """
 
-from numgemma.debug.faults import attending, branches, pictures, sounds, trunk  # noqa: F401 - enter their faults
+from numgemma.debug.faults import attending, branches, pictures, sounds, trunk, unified  # noqa: F401 - enter their faults
 from numgemma.debug.faults.fault import CATALOGUE, Fault, Rewired, applied, fault, find, row_fault, swapped
 
 __all__ = ["CATALOGUE", "Fault", "Rewired", "applied", "fault", "find", "row_fault", "swapped"]

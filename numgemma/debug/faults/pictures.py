@@ -32,7 +32,8 @@ def with_any(given):
 
 
 def sees(spec, model):
-    return model.config.vision is not None
+    """A tower: 12B has a vision config and none."""
+    return bool(model.config.vision) and model.config.vision.num_hidden_layers > 0
 
 
 def has_towers(spec, model):
@@ -276,6 +277,11 @@ def sees_images(spec, model):
     return model.config.text.use_bidirectional_attention == "vision"
 
 
+def one_mask(model):
+    """Where a run can choose between two, the other is U08."""
+    return len(model.family.image_masks) == 1
+
+
 @fault(
     "V12-causal",
     "tokens of one image do not see each other",
@@ -296,7 +302,7 @@ def causal_images(original, blocks):
     "leave full layers causal",
     shows=f"{ATTENTION}.scores",
     swaps="layers",
-    at=lambda spec, model: sees_images(spec, model) and not slides(spec, model),
+    at=lambda spec, model: sees_images(spec, model) and not slides(spec, model) and one_mask(model),
     by_kind=True,
     media=with_images,
 )

@@ -18,7 +18,8 @@ AUDIO = "audio_tower*"
 
 
 def hears(spec, model):
-    return model.config.audio is not None
+    """A tower: 12B has an audio config and none."""
+    return bool(model.config.audio) and model.config.audio.num_hidden_layers > 0
 
 
 @fault(

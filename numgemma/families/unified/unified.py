@@ -39,7 +39,7 @@ def enter(ids, soft, blocks, w, run, tap=Tap()):
         x = tap("inputs_embeds", merge(x, ids, soft, config), "T D")
     masks = gemma4.causal_masks(len(ids), config.text, run.start)
     if config.text.use_bidirectional_attention == "vision":
-        masks |= MASKS[config.image_mask](blocks, config.text, run.start)
+        masks |= image_masks(blocks, config, run.start)
     return gemma4.entered(x, None, masks, run, tap)
 
 
@@ -50,6 +50,11 @@ def soft_tokens(media: Media, w, run, tap=Tap()):
     heard = [hear(clip, w, run, tap.at(f"embed_audio{n}")) for n, clip in numbered(clips(media))]
     parts = {"image": seen[:first_frame], "video": seen[first_frame:], "audio": heard}
     return {kind: np.concatenate(some) for kind, some in parts.items() if some}
+
+
+def image_masks(blocks, config, start):
+    """Kind of layer -> its mask, where it is not causal alone.  blocks: T"""
+    return MASKS[config.image_mask](blocks, config.text, start)
 
 
 def intended_masks(blocks, c, start):
