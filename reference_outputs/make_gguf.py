@@ -7,6 +7,8 @@ extra `hf` and the packages gguf and sentencepiece.  The originals are remade by
 """
 
 import argparse
+import gzip
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,10 +16,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+import gguf  # noqa: E402
 import gguf_shapes  # noqa: E402
 from to_gguf import convert, source  # noqa: E402
 
 OUT = ROOT / "tests/fixtures/gguf"
+RUNS = {
+    "ple-Q4_K_M": None,
+    "moe-Q5_K_M": None,
+    "moe-Q4_0.halves": None,
+    "ple-Q4_K_M.faulty": ("blk.2.ffn_norm.weight", 1.3),
+}
 RECIPES = {"ple": ("Q4_K_M", "Q2_K"), "moe": ("Q4_0", "Q5_K_M")}
 
 
@@ -35,6 +44,33 @@ def main():
                 quantise = [args.llama / "bin/llama-quantize", plain, out, recipe, "1"]
                 subprocess.run(quantise, check=True, capture_output=True)
                 print(out.name, out.stat().st_size)
+        for name, change in RUNS.items():
+            run(args.llama / "bin", Path(work), name, change)
+
+
+def run(tools, work, name, change):
+    """llama.cpp's own run of a file, or of one with a weight changed: what it prints, and its logits."""
+    recipe = name.partition(".")[0]
+    file = OUT / f"{recipe}.gguf" if change is None else changed(OUT / f"{recipe}.gguf", work / f"{name}.gguf", *change)
+    plain = ["-m", file, "-p", "abc def hello", "-fa", "off", "-t", "1", "--no-warmup"]
+    cache = [] if name.endswith(".halves") else ["-ctk", "f32", "-ctv", "f32"]
+    command = [tools / "llama-debug", *plain, *cache]
+    made = subprocess.run([*command, "--verbose"], check=True, capture_output=True, text=True)
+    with gzip.open(OUT / f"{name}.txt.gz", "wt") as out:
+        out.write(made.stdout + made.stderr)
+    logits = work / name
+    subprocess.run([*command, "--save-logits", "--logits-output-dir", logits], check=True, capture_output=True)
+    tokens = next(logits.glob("*-tokens.bin"))
+    shutil.copy(tokens, OUT / f"llamacpp-{name}-tokens.bin")
+    shutil.copy(tokens.with_name(tokens.name.replace("-tokens", "")), OUT / f"llamacpp-{name}.bin")
+
+
+def changed(path, out, tensor, factor):
+    """A copy of a file with one tensor of floats scaled."""
+    shutil.copy(path, out)
+    found = next(t for t in gguf.GGUFReader(out, "r+").tensors if t.name == tensor)
+    found.data[:] *= factor
+    return out
 
 
 if __name__ == "__main__":

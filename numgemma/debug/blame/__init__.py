@@ -6,4 +6,6 @@ In reading order:
     replay    the first step that was computed wrongly; a graft: would the end be right without it
     whatif    the known faults tried on that step, until one makes the same wrong numbers
     words     all that as text
+    rounding  engines that round what enters a product: llama.cpp
+    emulate   whether such an engine is right on a file: its own arithmetic, until it has the engine's numbers
 """

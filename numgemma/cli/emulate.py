@@ -1,0 +1,52 @@
+"""Ask whether an engine computes a file as it should: run the engine's own arithmetic, and look for its numbers."""
+
+import sys
+from pathlib import Path
+
+from numgemma.cli.replay import add_subject, subject
+from numgemma.cli.report import write_json
+from numgemma.debug.blame.emulate import RUNS, emulate
+from numgemma.debug.blame.rounding import ENGINES
+from numgemma.errors import InputError
+
+SHOWN = 12
+
+
+def add_arguments(parser):
+    add_subject(parser)
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="whose arithmetic (llama.cpp; -f32: with -ctk f32 -ctv f32); dump with -fa off",
+    )
+    parser.add_argument("--runs", type=int, default=RUNS, metavar="N", help=f"with noise of the last place ({RUNS})")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every point and run as JSON")
+
+
+def run(args):
+    if args.runs < 1:
+        raise InputError(f"--runs is {args.runs}; give 1 or more.")
+    given = subject(args) | {"told": told(args.runs)}
+    found = emulate(**given, engine=args.engine, runs=args.runs)
+    print(render(found))
+    if args.json:
+        write_json(args.json, found)
+    return found.exit_code
+
+
+def told(runs):
+    """Shows on a terminal which run is under way, and nothing in a pipe."""
+    if not sys.stderr.isatty():
+        return lambda run: None
+    return lambda run: print(f"\rrun {run + 1} of {runs} ", end="", file=sys.stderr, flush=True)
+
+
+def render(found):
+    """The verdict, and the points that are farthest from every run."""
+    rows = [("point", "nearest run", "right runs differ by")]
+    far = sorted(found.points, key=lambda p: -p.nearest)[:SHOWN]
+    rows += [(p.name, f"{p.nearest:.2g}", f"{p.spread:.2g}") for p in found.points if p in far]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([found.verdict, "", *lines])
