@@ -54,6 +54,8 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         replay    the first step that was computed wrongly; a graft: would the end be right without it
         whatif    the known faults tried on that step, until one makes the same wrong numbers
         words     all that as text
+        rounding  engines that round what enters a product: llama.cpp
+        emulate   whether such an engine is right on a file: its own arithmetic, until it has the engine's numbers
     report     a page that needs nothing else, and pictures
         chart      what the pictures show, as numbers
         subject    what a report is about
