@@ -4,6 +4,8 @@
 # make notebooks  runs the course and writes its pages to build/course/
 # make test-notebooks  holds the course's exercises to their solutions
 # make check      ruff, ruff format --check, mypy
+# make fuzz       twenty thousand mutated files of every kind that enters
+# make test-hf-random  random configs against Transformers; SEED=n TEXT=n MULTIMODAL=n
 # make reference  remakes the stored runs of Transformers
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ PIP = -m pip install --quiet --disable-pip-version-check
 VENV = .venv
 HF = .venv-hf
 
-.PHONY: demo test test-hf notebooks test-notebooks check reference clean
+.PHONY: demo test test-hf notebooks test-notebooks check fuzz test-hf-random reference clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/numgemma demo
@@ -22,6 +24,12 @@ test: $(VENV)/ready
 
 test-hf: $(HF)/ready
 	$(HF)/bin/python -m pytest -q -m hf
+
+test-hf-random: $(HF)/ready
+	$(HF)/bin/python tests/random_configs.py $(or $(TEXT),1000) $(or $(MULTIMODAL),300) $(SEED)
+
+fuzz: $(VENV)/ready
+	$(VENV)/bin/python tests/hostile_input/harness.py 20000
 
 test-notebooks: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -q -n auto -m notebooks

@@ -1,5 +1,6 @@
 """Lint: the files of a checkpoint, as far as they can be read; and those beside the weights, against the config."""
 
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def outside(section: dict[str, Any], vocab: int, file: str) -> list[Finding]:
         if key.endswith(("token_id", "token_index")) or key in ("suppress_tokens", "begin_suppress_tokens"):
             wrong = [i for i in as_list(value) if not (isinstance(i, int) and 0 <= i < vocab)]
             if wrong:
-                text = f"{file}: {key} names the token {wrong[0]!r:.40}, and the vocabulary has {vocab}."
+                text = f"{file}: {key} names the token {reprlib.repr(wrong[0])}, and the vocabulary has {vocab}."
                 found.append(error("token", text))
     return found
 
@@ -120,7 +121,8 @@ def generation_rules(generation, text, top, vocab) -> list[Finding]:
     if generation is None:
         return [note("generation", "There is no generation_config.json, so the stop tokens are those of config.json.")]
     found = outside(generation, vocab, "generation_config.json")
-    stops, ours = (set(as_list(where)) for where in (generation.get("eos_token_id"), told("eos_token_id", text, top)))
+    said = (generation.get("eos_token_id"), told("eos_token_id", text, top))
+    stops, ours = ({i for i in as_list(ids) if type(i) is int} for ids in said)  # `outside` tells of the others
     if stops and ours - stops:
         missed = ", ".join(map(str, sorted(ours - stops, key=str)))
         found.append(
