@@ -235,7 +235,7 @@ def read_dump(path: str | Path) -> Dump:
         all_typed(part, PART, f"{where}parts: ", ("shape", "at", "slack"))
     axes, order = meta.pop("axes"), meta.pop("order")
     for name in order:
-        if name not in arrays or len(axes.get(name, "").split()) not in (0, arrays[name].ndim):
+        if not (name in arrays and name in axes and len(axes[name].split()) in (0, arrays[name].ndim)):
             raise InputError(f"{path}: is not a dump, {name!r:.120} is not what its axes say; {again}.")
     if min(meta.get("ids") or [0]) < 0:
         raise InputError(f"{path}: is not a dump, it has a negative token id; {again}.")

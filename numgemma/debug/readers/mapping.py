@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from numgemma.config import typed
 from numgemma.debug.measure.discrete import layer_of
 from numgemma.debug.readers.names import axes_of, ours, template
 from numgemma.errors import InputError
@@ -36,6 +37,8 @@ class Mapping:
         rule = {"point": rule} if isinstance(rule, str) else rule
         if not isinstance(rule, dict) or not isinstance(rule.get("point"), str) or not set(rule) <= KEYS:
             raise InputError(f"{self.source}: '{theirs:.60}' should map to a point, or to an object with a `point`.")
+        typed(rule.get("axes", ""), str, f"{self.source}: axes of '{theirs:.60}'")
+        typed(rule.get("transpose", []), list[int] | tuple[int, ...], f"{self.source}: transpose of '{theirs:.60}'")
         if axes_of(rule["point"].replace("{i}", "0")) is None and "axes" not in rule:
             raise InputError(f"{self.source}: '{rule['point']:.60}' is no point of ours; `numgemma dump` names them.")
         return rule

@@ -64,6 +64,9 @@ def fitted(found, unused, mapping, config):
         try:
             arrays[point], axes[point] = fit(point, x, sizes_for(point, config), batched)
             axes[point] = mapping.axes.get(point, axes[point])
+            if axes[point] and len(axes[point].split()) != arrays[point].ndim:
+                shape = list(arrays[point].shape)
+                raise InputError(f"{mapping.source}: axes '{axes[point]:.40}' do not fit '{label:.60}' of {shape}.")
         except Unfit as error:
             unused[label] = str(error)
     return arrays, axes
