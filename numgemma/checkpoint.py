@@ -90,6 +90,8 @@ def open_shards(index: Path) -> dict[str, TensorFile]:
 
 def open_files(path: Path) -> dict[str, TensorFile]:
     """All tensor files of a checkpoint by name; a single file wins over an index, as in Transformers."""
+    if gguf_file(path):
+        raise InputError(f"{path}: is a GGUF file, which runs and is audited, and is not built from; name safetensors.")
     if not os.path.isdir(path):
         return {path.name: open_safetensors(path)}
     with explained(path):

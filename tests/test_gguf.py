@@ -111,6 +111,20 @@ def test_the_verbs_take_a_file(tmp_path, capsys):
     assert main(["dump", path, "--ids", "2,30,44", "-o", str(tmp_path / "d.safetensors")]) == 0
 
 
+def test_lint_finds_nothing_wrong_with_it_and_what_cannot_use_it_says_so(tmp_path, capsys):
+    for path in FILES:
+        assert main(["lint", str(path)]) == 0, capsys.readouterr().out
+    for verb in (["lineage", str(FILES[0]), "--parents", str(FILES[0])], ["seams", str(FILES[0]), str(FILES[0])]):
+        capsys.readouterr()
+        assert main(verb) == 2
+        assert "is a GGUF file" in capsys.readouterr().err
+
+
+def test_text_is_generated_with_the_tokenizer_that_is_in_it(capsys):
+    assert main(["generate", str(FILES[0]), "--prompt", "hello", "--max-new-tokens", "2", "--ignore-eos"]) == 0
+    assert "hello" in capsys.readouterr().out
+
+
 # damaged files
 
 

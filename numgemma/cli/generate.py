@@ -71,7 +71,7 @@ def run(args):
     ids = noted(
         model.continued(prompt.ids, args.max_new_tokens, sampling, args.ignore_eos, prompt.media, memory), new, clock
     )
-    if (model.checkpoint.folder / "tokenizer.json").exists():
+    if model.checkpoint.tokenizer or (model.checkpoint.folder / "tokenizer.json").exists():
         begin = "" if args.chat is not None else prompt.text or model.tokenizer.decode(prompt.ids)
         show(begin, stream(model.tokenizer, ids, args.show_special))
     elif args.print_ids:

@@ -53,7 +53,7 @@ def names_of_transformers(parts: Parts) -> list[Finding]:
     """Transformers takes a tensor by its whole name, and draws at random what it does not find."""
     assert parts.config is not None
     family, kind = find(parts.config, "config.json"), parts.config["model_type"]
-    due = {short: family.stored_name(short, kind) for short in parts.tensors}
+    due = {short: family.stored_name(short, kind) for short in parts.tensors if short in parts.stored}
     strange = [n for n, wanted in due.items() if parts.stored[n] not in (wanted, wanted.removeprefix("model."))]
     if not strange:
         return []

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from numgemma.checkpoint import INDEX, SINGLE, read_weight_map, short_name
+from numgemma.checkpoint import INDEX, SINGLE, gguf_file, open_checkpoint, read_weight_map, short_name
 from numgemma.config import typed
 from numgemma.errors import InputError
 from numgemma.incoming import read_object
 from numgemma.surgery.findings import Finding, error, note, warning
+from numgemma.weights.quantised import unpacked
 from numgemma.weights.safetensors import open_safetensors
 
 
@@ -32,11 +33,18 @@ def read_parts(path: Path) -> tuple[Parts, list[Finding]]:
         raise InputError(f"{path}: no such file or directory; name a checkpoint.")
     parts = Parts(path if path.is_dir() else path.parent)
     found: list[Finding] = []
+    if gguf_file(path):
+        opened = tried(found, "file", lambda: open_checkpoint(path))
+        if opened:
+            parts.config, parts.tensors = opened.config, dict(opened.weights.tensors)
+        return parts, found
     parts.config = tried(found, "config", lambda: read_object(parts.folder / "config.json", "add the model's own"))
     if (parts.folder / "generation_config.json").exists():
         file = parts.folder / "generation_config.json"
         parts.generation = tried(found, "generation", lambda: read_object(file, "check its permissions"))
     read_tensors(path, parts, found)
+    whole = tried(found, "format", lambda: unpacked(path, parts.tensors, parts.config or {}))
+    parts.tensors = parts.tensors if whole is None else whole
     return parts, found
 
 

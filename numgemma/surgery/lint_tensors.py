@@ -189,6 +189,7 @@ def wrong_shape(names: list[str], shapes: Shapes, expected: Shapes) -> str:
 
 def dtype_rules(tensors: Tensors, told: object) -> list[Finding]:
     """One dtype for all, the one that the config tells."""
+    tensors = {name: x for name, x in tensors.items() if isinstance(x, np.ndarray)}  # those that are not quantised
     counts = Counter(str(x.dtype) for x in tensors.values())
     odd = [name for name, x in tensors.items() if x.dtype.kind in "iub"]
     found = [error("dtype", f"{spelled(odd)} holds {tensors[odd[0]].dtype}, no weights.", odd)] if odd else []

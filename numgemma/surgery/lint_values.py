@@ -38,7 +38,7 @@ class Facts:
 
 def examine(name: str, x: np.ndarray) -> Facts:
     """One pass; memory holds one piece."""
-    limit = INFINITE.get(x.dtype)
+    limit = INFINITE.get(x.dtype) if isinstance(x, np.ndarray) else None  # quantised: `audit` judges it
     if limit is None or not x.size:
         return Facts(name, 0, 0, False, [], 0, None)
     m = as_matrix(x) if x.ndim > 1 else x.reshape(1, -1)
@@ -158,7 +158,7 @@ def initial(facts: list[Facts]) -> list[Finding]:
 def tied_head(tensors: Mapping[str, np.ndarray]) -> list[Finding]:
     """A stored head although the config ties it to the embeddings: harmless where it repeats them."""
     head, table = tensors.get("lm_head.weight"), tensors.get("embed_tokens.weight")
-    if head is None or table is None:
+    if not (isinstance(head, np.ndarray) and isinstance(table, np.ndarray)):
         return []
     if head.shape == table.shape and head.dtype == table.dtype and same_bytes(head, table):
         return [note("head", "lm_head.weight repeats embed_tokens.weight, to which it is tied.", ["lm_head.weight"])]

@@ -43,7 +43,8 @@ def unpacked(path, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> dic
     settings = config.get("quantization_config") or config.get("quantization") or {}
     for module, leaves in modules.items():
         found |= decoded(path, module, leaves, of_module(settings, module))
-    return with_experts(found)
+    found = with_experts(found)
+    return {name: found[name] for name in tensors if name in found} | found  # in the file's order
 
 
 def refuse_unread(path, name):
