@@ -38,7 +38,7 @@ SEED = 99  # of the other engine's rounding
 
 # Points that no module of Transformers returns.
 INTERIOR = ("q_rope", "k_rope", "scores", "probs", "context", "after_attention", "after_mlp", "per_layer_inputs")
-INTERIOR += ("cos", "sin", "router.weights", "router.ids")
+INTERIOR += ("cos", "sin", "router.weights", "router.ids", "placed")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ def checkpoints(folder):
     for name, raw in tiny.MULTIMODAL.items():
         ids, arrays = tiny.multimodal_prompt(name)
         yield name, tiny.write(Path(folder) / name, raw), ids, read_media(arrays)
+    ids, arrays = tiny.unified_prompt(tiny.UNIFIED_STORED)
+    yield "12b", tiny.write(Path(folder) / "12b", tiny.UNIFIED), ids, read_media(arrays)
 
 
 def modules_only(dump):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from closeness import assert_close, relative
+from safetensors.numpy import save_file
 
 import numgemma
 from numgemma import cli, masks, ops
@@ -21,9 +22,12 @@ from numgemma.families import find, read_config
 from numgemma.families.unified import unified
 from numgemma.model import DATA
 from numgemma.prompt.media import NO_MEDIA, Media, read_media
+from numgemma.surgery.lint import lint
+from numgemma.surgery.synth import synth
 
 STORED = Path(__file__).parents[1] / "reference_outputs"
 GOLDEN = Path(__file__).parent / "golden"
+HOSTILE = Path(__file__).parent / "hostile"
 
 
 @pytest.fixture(scope="module")
@@ -324,9 +328,7 @@ def test_another_mask_is_refused_where_there_is_one(folders):
         numgemma.load(folders["dense"], image_mask="causal")
 
 
-def test_dump_takes_the_mask_as_an_option(folder, tmp_path, capsys):
-    from safetensors.numpy import save_file
-
+def test_dump_takes_the_mask_as_an_option(folder, tmp_path):
     model, ids, media = prepared(folder, "two pictures", mask="transformers")
     arrays = {name: x for name, x in vars(media).items() if x is not None}
     save_file(arrays | {"input_ids": ids[None]}, tmp_path / "in.safetensors")
@@ -338,3 +340,73 @@ def test_dump_takes_the_mask_as_an_option(folder, tmp_path, capsys):
         assert dump.meta["image_mask"] == mask
         same = np.array_equal(dump["logits"], model.logits(ids, media))
         assert same == (mask == "transformers")
+
+
+# surgery, and what is drawn
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synthetic") / "12b"
+    synth("gemma-4-12B-it", folder, "tiny")
+    return folder
+
+
+def test_a_synthetic_12b_is_whole_and_suppresses_the_ends_of_pictures_and_sound(synthetic):
+    assert lint(synthetic) == []
+    generation = json.loads((synthetic / "generation_config.json").read_text())
+    config = json.loads((synthetic / "config.json").read_text())
+    assert generation["suppress_tokens"] == [config["eoa_token_index"], config["eoi_token_id"]]
+    assert config["vision_config"]["patch_size"] * config["vision_config"]["pooling_kernel_size"] == 48
+    processor = json.loads((synthetic / "processor_config.json").read_text())
+    assert processor["processor_class"] == "Gemma4UnifiedProcessor"
+
+
+def test_lint_names_what_is_missing_of_the_embedders(tmp_path):
+    tensors = tiny.random_tensors(tiny.UNIFIED)
+    del tensors["vision_embedder.patch_ln1.bias"]
+    tensors["vision_embedder.pos_norm.weight"] = tensors["vision_embedder.pos_norm.weight"][:-1]
+    found = {(f.rule, f.tensors) for f in lint(tiny.write(tmp_path / "ckpt", tiny.UNIFIED, tensors))}
+    assert ("missing", ("vision_embedder.patch_ln1.bias",)) in found
+    assert ("shape", ("vision_embedder.pos_norm.weight",)) in found
+
+
+def test_a_stack_of_12b_keeps_the_embedders_and_is_traced_to_its_parent(synthetic, tmp_path, capsys):
+    out = tmp_path / "deeper"
+    assert cli.main(["stack", str(synthetic), "--slices", "0-5,0-11", "-o", str(out)]) == 0
+    assert cli.main(["lineage", str(out), "--parents", str(synthetic)]) == 0
+    told = capsys.readouterr().out
+    assert "6-17   0-11    P1    copy" in told
+    child, parent = numgemma.load(out), numgemma.load(synthetic)
+    assert len(child.outline.layers) == 18
+    for name in ("vision_embedder.pos_embedding", "embed_audio.embedding_projection.weight"):
+        np.testing.assert_array_equal(child.weights[name], parent.weights[name])
+    files = {"image": HOSTILE / "picture_rgb.png", "audio": HOSTILE / "sound_16k.wav"}
+    ids, media = child.prompt_ids("<bos><|image|> and <|audio|>", files, soft_tokens=70)
+    assert np.isfinite(child.logits(ids, media)).all()
+
+
+def test_what_it_sees_and_hears_can_be_drawn(synthetic, tmp_path):
+    pytest.importorskip("matplotlib")
+    dump = str(tmp_path / "dump.safetensors")
+    picture, sound = (str(HOSTILE / name) for name in ("picture_rgb.png", "sound_16k.wav"))
+    command = ["dump", str(synthetic), "--prompt", "<bos><|image|><|audio|>", "--image", picture, "--audio", sound]
+    assert cli.main([*command, "--points", "inputs_embeds", "--soft-tokens", "70", "-o", dump]) == 0
+    for kind, path in (("image", picture), ("audio", sound)):
+        out = tmp_path / f"{kind}.png"
+        assert cli.main(["show", dump, "--ckpt", str(synthetic), f"--{kind}", path, "-o", str(out)]) == 0
+        assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_has_an_equation_for_every_point_of_the_embedders(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMGEMMA_CACHE", str(tmp_path / "floors"))
+    model, ids, media = prepared(folder, "stored")
+    dump = Dump(model.describe(ids, media=media))
+    model.record_into(dump, ids, media=media)
+    dump.save(tmp_path / "dump.safetensors")
+    arrays = {name: x for name, x in vars(media).items() if x is not None} | {"input_ids": ids[None]}
+    save_file(arrays, tmp_path / "in.safetensors")
+    page = tmp_path / "page.html"
+    given = ["--inputs", str(tmp_path / "in.safetensors"), "--html", str(page)]
+    assert cli.main(["replay", str(folder), str(tmp_path / "dump.safetensors"), *given]) == 0
+    assert "embed_vision@0.patch_ln1" in page.read_text()

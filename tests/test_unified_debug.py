@@ -17,8 +17,8 @@ from numgemma.prompt.media import read_media
 FAULTS = {
     "U01": ("embed_vision@0.patch_ln1", None),
     "U01-bias": ("embed_vision@0.patch_ln1", None),
-    "U02": ("embed_vision@0.placed", None),
-    "U02-swapped": ("embed_vision@0.placed", None),
+    "U02": ("embed_vision@0.pos_norm", None),
+    "U02-swapped": ("embed_vision@0.pos_norm", None),
     "U04-mean": ("embed_audio@0.embedding_pre_projection_norm", None),
     "U08": ("layers.2.self_attn.o_proj", "full"),
     "U08-far": ("layers.0.self_attn.o_proj", "sliding"),

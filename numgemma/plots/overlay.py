@@ -11,7 +11,7 @@ from numgemma.atomic import whole
 from numgemma.colours import HEAT, RED, WHITE
 from numgemma.dump import Dump
 from numgemma.plots.soft_tokens import USUAL, attention, chosen, files, fitting, strength
-from numgemma.prompt import audio, images
+from numgemma.prompt import audio, encoder_free, images
 from numgemma.prompt.processor import Processor
 
 MEL_TICKS = (100, 300, 1000, 2000, 4000, 8000)  # Hz
@@ -131,20 +131,20 @@ def glow():
 
 
 def draw_sound(path, dump: Dump, p: Processor, index=0, look=USUAL):
-    """The log-mel spectrogram of a recording with the borders of its soft tokens, and what the dump says of each.
+    """A recording as the model hears it with the borders of its soft tokens, and what the dump says of each.
 
     -> a matplotlib Figure
     """
-    mel, mask = (x[0] for x in audio.sound_arrays([path], p.sound))
-    count = audio.soft_tokens(mask)
+    features, mask = (x[0] for x in p.cls.read_sounds([path], p.sound))
+    count = p.cls.sound_tokens(mask)
     (start,) = chosen(files(dump, "audio", count), "audio", count, index, path)
     seen, values = attention(dump, look, start, count), strength(dump, start, count)
     curves = [] if values is None else [(values, "rms of\ninputs_embeds")]
     curves += [] if seen is None else [(seen.weights, "attention")]
     figure, axes = lanes(len(curves))
-    hop = p.sound.hop_length / p.sound.sampling_rate
-    borders = np.arange(count + 1) * audio.FRAMES_PER_SOFT_TOKEN * hop
-    show_mel(figure, axes[0], mel[mask], hop, borders, p)
+    hop = p.sound.frame_seconds
+    borders = np.arange(count + 1) * p.sound.frames_per_soft_token * hop
+    VIEWS[type(p.sound)](figure, axes[0], features[mask], hop, borders, p)
     tokens = f"{count} soft tokens (tokens {start} to {start + count - 1})"
     axes[0].set_title(f"{Path(path).name} as the model hears it: {mask.sum()} frames, {tokens}", **TITLE)
     for ax, (numbers, label) in zip(axes[1:], curves, strict=True):
@@ -176,6 +176,19 @@ def show_mel(figure, ax, mel, hop, borders, p: Processor):
     ax.set_ylabel("Hz")
     ax.set_xlim(0, len(mel) * hop)
     figure.colorbar(heat, ax=ax, pad=0.01, label="log mel")
+
+
+def show_samples(figure, ax, frames, hop, borders, p: Processor):
+    """The wave itself, frame after frame."""
+    wave = frames.ravel()
+    ax.plot(np.arange(len(wave)) / p.sound.sampling_rate, wave, color=RED, linewidth=0.4)
+    ax.vlines(borders, -1, 1, "0.8", linewidth=0.5 if len(borders) < 120 else 0.12, zorder=0)
+    ax.set_ylabel("samples")
+    ax.set_xlim(0, len(frames) * hop)
+
+
+# What a recording is to a model, by the settings that make it.
+VIEWS = {audio.SoundSettings: show_mel, encoder_free.FrameSettings: show_samples}
 
 
 def write_png(figure, path) -> None:

@@ -42,6 +42,15 @@ class SoundSettings:
         return self.frame_length + 1 - self.frame_length // 2
 
     @property
+    def frame_seconds(self):
+        """From the start of one frame to that of the next."""
+        return self.hop_length / self.sampling_rate
+
+    @property
+    def frames_per_soft_token(self):
+        return FRAMES_PER_SOFT_TOKEN
+
+    @property
     def longest(self):
         """Samples that Transformers cuts a recording to."""
         return MAX_SAMPLES

@@ -34,6 +34,14 @@ class FrameSettings:
         return 1
 
     @property
+    def frame_seconds(self):
+        return self.audio_samples_per_token / self.sampling_rate
+
+    @property
+    def frames_per_soft_token(self):
+        return 1
+
+    @property
     def longest(self):
         return LONGEST * self.sampling_rate
 
