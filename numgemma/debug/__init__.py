@@ -39,6 +39,7 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         states     what a point is called: BIT-EXACT, NOISE, SUSPECT, FAULT, INHERITED, TIE, ...
         hints      what a wrong tensor looks like: scaled, permuted, one token late, a copy
         third_run  a third run that is right: which of the two is off
+        reused     points that hold another point's numbers: the dump is wrong, not the run
         words      the comparison as text
         diff       all of it, in order: the verdict, and the first point that differs
     faults     the known mistakes, each as a small change

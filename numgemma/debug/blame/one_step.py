@@ -282,14 +282,16 @@ def errors(x, y, axes, channel_floor):
     scale = abs(np.vdot(x, x - y) / xx.sum()) if xx.any() else 0.0
     if not np.isfinite(dd).all() or not xx.any():
         return [0.0] * len(KEYS)  # nothing to be learned from it
-    sides = zip(metrics.split_axes(axes), (metrics.TOKEN_FLOOR, channel_floor), strict=True)
-    return [math.sqrt(dd.sum() / xx.sum()), *(worst(xx, dd, kept, floor) for kept, floor in sides), float(scale)]
+    token, channel = metrics.split_axes(axes)
+    of_tokens = worst(xx, dd, token, metrics.token_sizes)
+    of_channels = worst(xx, dd, channel, lambda aa: metrics.channel_sizes(aa, channel_floor))
+    return [math.sqrt(dd.sum() / xx.sum()), of_tokens, of_channels, float(scale)]
 
 
-def worst(xx, dd, kept, floor):
+def worst(xx, dd, kept, sizes):
     others = tuple(i for i in range(xx.ndim) if i not in kept)
     aa, dd = xx.sum(others), dd.sum(others)
-    return float(np.sqrt((dd / np.maximum(aa, floor**2 * aa.mean())).max()))
+    return float(np.sqrt((dd / sizes(aa)).max()))
 
 
 def widen(found, name, sizes):

@@ -24,6 +24,7 @@ from numgemma.debug.compare.result import (
     UNMEASURED,
     plain,
 )
+from numgemma.debug.compare.reused import overwritten
 from numgemma.debug.compare.scoring import KEYS, Limits, bench, score, state_of, widened, with_step
 from numgemma.debug.measure import metrics, overlap
 from numgemma.debug.measure.metrics import Measure
@@ -80,6 +81,7 @@ class Replay:
     engine: str = ""
     layer_kinds: tuple[str, ...] = ()
     graft: Graft | None = None
+    overwritten: dict[str, str] = field(default_factory=dict)  # points that hold another point's numbers
     base: Local = field(default_factory=Local, repr=False, compare=False)  # what whatif goes on from
 
     @property
@@ -100,7 +102,8 @@ class Replay:
             "verdict": self.graft.verdict,
             "points": [step_json(s) for s in self.graft.points],
         }
-        return plain(head | {"engine": self.engine, "graft": graft, "points": [step_json(s) for s in self.points]})
+        about = {"engine": self.engine, "overwritten": self.overwritten, "graft": graft}
+        return plain(head | about | {"points": [step_json(s) for s in self.points]})
 
 
 def step_json(step):
@@ -123,8 +126,22 @@ def replay(model, dump, *, ids=None, media=NO_MEDIA, floor=None, points=("*",), 
     found = locally(subject, points, told)
     if found.first:
         steps = inherited(subject, found.points, floor_of(subject, floor, told), told)
-        found = replace(found, points=steps, verdict=verdict(steps))
+        found = replace(found, points=steps, verdict=verdict(steps), overwritten=reused(subject, steps))
     return replace(found, graft=grafted(subject, graft, floor_of(subject, floor, told), told)) if graft else found
+
+
+def reused(subject, steps) -> dict[str, str]:
+    """Points of the dump that hold other points' numbers, where that is all that is wrong."""
+    limit = TOLERANCES[subject.precision].rel
+    wrong = [s.name for s in steps if s.state == FAULT and (s.global_rel or 0.0) > limit and s.name in subject.dump]
+    if not wrong or any(not overlap.whole(subject.dump, name) for name in wrong):
+        return {}
+    right = [s.name for s in steps if s.global_rel is not None and s.global_rel <= limit]
+    points: dict[str, np.ndarray] = {}
+    sizes = {subject.dump[name].size for name in wrong}
+    subject.run("float64", lambda name, y, axes: points.setdefault(name, y) if y.size in sizes else y)
+    tensors = {name: subject.dump[name] for name in wrong}
+    return overwritten(tensors, right, points.items(), limit, subject.graph.hands_on)
 
 
 def locally(subject, points=("*",), told=lambda text: None) -> Replay:

@@ -6,6 +6,7 @@ import textwrap
 from numgemma.debug.blame.replay import Replay
 from numgemma.debug.blame.whatif import WhatIf
 from numgemma.debug.compare.result import FAULT, INHERITED, NON_FINITE, SUSPECT, UNMEASURED
+from numgemma.debug.compare.reused import told
 from numgemma.debug.compare.words import number, table, thin
 
 SHOWN = 8  # local faults in a table that does not show all
@@ -30,7 +31,7 @@ GRAFTED = (
 def render(found: Replay, all: bool = False, width: int | None = None) -> str:
     """The verdict, how the first bad step is made, and a dozen telling steps (or all of them)."""
     width = width or shutil.get_terminal_size().columns
-    lines = [sentence(found.verdict), ""]
+    lines = [headline(found), ""]
     lines += [f"The dump: {found.engine}, {found.precision}, {len(found.points)} points."]
     lines += ["Each step is computed in float64 from the dump's own tensors before it, and measured in units of"]
     lines[-1] += f" the noise that {found.precision} makes in that step alone."
@@ -39,6 +40,14 @@ def render(found: Replay, all: bool = False, width: int | None = None) -> str:
     if len(rows) < len(found.points):
         text.append(f"{len(rows)} of {len(found.points)} points; --all shows all")
     return "\n".join([*text, *(render_graft(found.graft, width) if found.graft else [])])
+
+
+def headline(found: Replay) -> str:
+    """The verdict, or that the dump is not what was run."""
+    if not found.overwritten:
+        return sentence(found.verdict)
+    right = sum(s.name not in found.overwritten for s in found.points)
+    return sentence(told(found.overwritten, right, len(found.points)))
 
 
 def render_graft(graft, width):

@@ -17,7 +17,19 @@ from numgemma.debug.compare.name_map import NameMap, aligned
 from numgemma.debug.compare.pair import in_threads, paired
 from numgemma.debug.compare.precheck import DIFFERS as OTHER
 from numgemma.debug.compare.precheck import UNKNOWN, precheck
-from numgemma.debug.compare.result import BAD, DIFFERS, FAULT, LOGITS, MISSING, UNMEASURED, Diff, PointDiff
+from numgemma.debug.compare.result import (
+    BAD,
+    DIFFERS,
+    FAULT,
+    GOOD,
+    INHERITED,
+    LOGITS,
+    MISSING,
+    UNMEASURED,
+    Diff,
+    PointDiff,
+)
+from numgemma.debug.compare.reused import overwritten
 from numgemma.debug.compare.scoring import Bench, bench
 from numgemma.debug.compare.states import Course, by_floor, by_table, near_ties, told_by
 from numgemma.debug.compare.third_run import Truth, check_truth
@@ -105,6 +117,7 @@ def compared(a, b, names, bank, truth: Truth | None, mapping, allow_missing, abo
         other = mapping.in_b(p.name) if mapping.in_b(p.name) != p.name else None
         rows.append(replace(p, allowed=allowed, truth=sides, name_b=other))
     bad = [p for states in BAD for p in rows if p.state in states and not p.allowed]
+    about["overwritten"] = reused(rows, bad, a, b, about["tolerance"], told_by(bank))
     return Diff(
         verdict="differs" if bad else "same",
         first=bad[0].name if bad else None,
@@ -115,6 +128,16 @@ def compared(a, b, names, bank, truth: Truth | None, mapping, allow_missing, abo
         hints=[hint for p in off(rows)[:HINTED] for hint in looks_like(p, a, b, about["tolerance"])],
         **about,
     )
+
+
+def reused(rows, bad, a, b, tolerance, config) -> dict[str, str]:
+    """Points of B that hold other points' numbers, where that is all that is wrong."""
+    if not bad or any(p.state not in (FAULT, DIFFERS) or p.rel is None or overlap.part(b, p.name) for p in bad):
+        return {}
+    wrong = {p.name: b[p.name] for p in rows if p.state in (FAULT, DIFFERS, INHERITED) and p.rel}
+    right = [p.name for p in rows if p.state in GOOD]
+    graph = graph_of_dumps(a, b, config=config)
+    return overwritten(wrong, right, ((name, a[name]) for name in a), tolerance, graph.hands_on)
 
 
 def compare_logits(a, b, names, bank: Bench | None, course: Course):

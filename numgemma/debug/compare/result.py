@@ -69,6 +69,7 @@ class Diff:
     logits: list[LogitsDiff] = field(default_factory=list)
     hints: list[Hint] = field(default_factory=list)
     left_out: int = 0  # points outside the layer map
+    overwritten: dict[str, str] = field(default_factory=dict)  # points of B that hold another point's numbers
 
     @property
     def exit_code(self) -> int:
@@ -122,7 +123,8 @@ class Diff:
 
     def to_json(self) -> dict[str, Any]:
         """A tree of plain values.  Numbers that are not finite, or not defined, are None."""
-        keys = ("verdict", "first", "reason", "warnings", "nonfinite", "not_recorded", "precision", "floor", "left_out")
+        keys: tuple[str, ...] = ("verdict", "first", "reason", "warnings", "nonfinite", "not_recorded", "precision")
+        keys += ("floor", "left_out", "overwritten")
         head = {"schema": "numgemma.diff/1"} | {key: getattr(self, key) for key in keys}
         head |= {"least_tolerance": self.least_tolerance(), "least_xfloor": self.least_xfloor()}
         points = [{"name": p.name, "state": p.state} | asdict(p) for p in self.points]

@@ -20,6 +20,7 @@ from numgemma.debug.compare.result import (
     Diff,
     PointDiff,
 )
+from numgemma.debug.compare.reused import told
 
 SHORT = {NOT_COMPARABLE: "SHAPES"}  # in the table
 
@@ -75,6 +76,8 @@ def verdict(diff: Diff) -> str:
     total = f"{len(diff.points)} point" + "s" * (len(diff.points) != 1)
     if diff.first is None:
         return same(diff, total)
+    if diff.overwritten:
+        return told(diff.overwritten, diff.count(*GOOD), len(diff.points), "B's ") + "."
     first = next(p for p in diff.points if p.name == diff.first)
     kind = layer_kind(diff, first.name)
     where = f"{first.name}{f' ({kind})' if kind else ''}"
@@ -173,6 +176,8 @@ def measure_lines(diff):
         least = diff.least_tolerance()
         if diff.verdict == "differs" and least is not None and math.isfinite(least):
             yield f"The least tolerance that would have passed: {least:.2g}."
+        if diff.verdict == "differs":
+            yield "A floor tells noise from fault: --floor auto --ckpt CKPT, or `numgemma doctor CKPT B`."
         return
     sides = "both sides round" if diff.floor["sides"] > 1 else "one side's rounding counts"
     yield (

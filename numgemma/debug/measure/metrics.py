@@ -28,8 +28,9 @@ AROUND = 2**22  # bytes: where one page is touched, a system may map so many aro
 # "token"; all axes that are not in this list together are the "channel", so of "T N H" it is a pair (N, H).
 POSITIONS = ("T", "S", "I", "O", "U")
 
-# A token much quieter than the rest is measured against this share of the tensor's RMS, not against its own: the
-# rounding noise of a token that is almost zero is as large as the token, and no fault.
+# A token quieter than this share of the tensor's RMS is measured against the tensor's, not against its own: the
+# rounding noise of a token that is almost zero is as large as the token, and no fault.  A norm makes such a token
+# louder by up to 1/sqrt(eps) = 1000, and its noise with it, so there is no share of the RMS that noise stays below.
 TOKEN_FLOOR = 1e-3
 
 SAFE_SQUARES = (1e-20, 1e30)  # squares in this range neither vanish nor overflow in float32
@@ -111,8 +112,10 @@ def measure(a: np.ndarray, b: np.ndarray, axes: str, channel_floor: float = 1e-3
     with np.errstate(all="ignore"):  # a non-finite value ends up in the sums, and is looked for only then
         collect(sums, a.reshape(shape), b.reshape(shape))
         places = [[a.shape[i] for i in axes] for axes in (token, channel)]
-        worst_token, token_at, quiet_token = worst(sums.aa[0], sums.dd[0], TOKEN_FLOOR, places[0])
-        worst_channel, channel_at, quiet_channel = worst(sums.aa[1], sums.dd[1], channel_floor, places[1])
+        worst_token, token_at, quiet_token = worst(sums.aa[0], sums.dd[0], token_sizes(sums.aa[0]), places[0])
+        worst_channel, channel_at, quiet_channel = worst(
+            sums.aa[1], sums.dd[1], channel_sizes(sums.aa[1], channel_floor), places[1]
+        )
     aa, dd, ad = float(sums.aa[0].sum()), float(sums.dd[0].sum()), sums.ad
     if not math.isfinite(aa + dd):
         return not_finite(a, b)
@@ -284,12 +287,22 @@ def not_finite(a, b):
     return Measure(nonfinite=sides, max_abs_at=place, a_at=value(a, place), b_at=value(b, place))
 
 
-def worst(aa, dd, floor, places):
+def token_sizes(aa):
+    """What the error of each token is measured against, squared: its own size, or the tensor's where it is quiet."""
+    mean = aa.mean()
+    return np.where(aa < TOKEN_FLOOR**2 * mean, mean, aa)
+
+
+def channel_sizes(aa, floor):
+    """The same of each channel, which is measured against at least a share of the tensor's size."""
+    return np.maximum(aa, floor**2 * aa.mean())
+
+
+def worst(aa, dd, size, places):
     """The largest relative error among tokens (or channels), which it is, and the smallest size measured against.
 
-    aa, dd: sums of squares of each.  places: the sizes of the axes that tell them apart.
+    aa, dd: sums of squares of each.  size: of what each is measured against.  places: of the axes that tell them apart.
     """
-    size = np.maximum(aa, floor**2 * aa.mean())
     errors = np.where(dd == 0, 0.0, np.sqrt(dd / size))
     at = int(errors.argmax())
     return float(errors.flat[at]), [int(i) for i in np.unravel_index(at, places)], float(size.min())

@@ -132,7 +132,8 @@ def token_errors(name, a, b):
             aa[index[token[0]]] += (u * u).sum(others)
             dd[index[token[0]]] += ((u - v) ** 2).sum(others)
         usual = aa[np.isfinite(aa)].mean() if np.isfinite(aa).any() else 0.0
-        errors = np.where(dd == 0, 0.0, np.sqrt(dd / np.maximum(aa, metrics.TOKEN_FLOOR**2 * usual)))
+        quiet = aa < metrics.TOKEN_FLOOR**2 * usual
+        errors = np.where(dd == 0, 0.0, np.sqrt(dd / np.where(quiet, usual, aa)))
     places, tokens = overlap.places_in_common(name, a, b)[token[0]], overlap.full_shape(a, name)[token[0]]
     whole = np.full(tokens, np.nan)
     whole[places] = np.where(np.isfinite(errors), errors, np.inf)
