@@ -140,3 +140,56 @@ def test_transformers_that_would_run_random_weights_is_not_captured(tmp_path):
     model = numgemma.load(folder)
     with pytest.raises(InputError, match=r"does not find 86 tensors, as 'model\.embed_tokens\.weight'.*random weights"):
         capture.capture(model, [5, 6, 7], Dump(capture.describe(model, [5, 6, 7])))
+
+
+def dumped_by_plain_hooks(hf, ids, path):
+    """What a porter does: a hook on every module that keeps its output, saved under Transformers' own names."""
+    import torch
+
+    kept = {}
+
+    def keep(name):
+        def hook(module, args, out):
+            out = out[0] if isinstance(out, tuple) else out
+            if isinstance(out, torch.Tensor):
+                kept[name] = out.detach().float().numpy().copy()
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in hf.named_modules() if name]
+    with torch.no_grad():
+        hf(torch.tensor([ids]), use_cache=False, logits_to_keep=0)
+    for handle in handles:
+        handle.remove()
+    np.savez(path, **kept)
+
+
+def test_one_command_names_the_line_that_was_broken_in_transformers(tmp_path, monkeypatch, capsys):
+    """The bundled checkpoint, whose MLP has the wrong activation from here on; a dump by plain hooks."""
+    import torch
+
+    from numgemma.cli import main
+
+    monkeypatch.setenv("NUMGEMMA_CACHE", str(tmp_path / "floors"))
+    hf = capture.load_hf(numgemma.load("tiny").checkpoint.folder, torch.float32)
+    ids = [2, 105, 9, 300, 41, 77, 512, 8]
+    dumped_by_plain_hooks(hf, ids, tmp_path / "right.npz")
+    for layer in hf.model.layers:
+        layer.mlp.act_fn = torch.nn.SiLU()  # the broken line
+    dumped_by_plain_hooks(hf, ids, tmp_path / "port.npz")
+    words = ["--ids", ",".join(map(str, ids)), "--html", str(tmp_path / "r.html")]
+    assert main(["doctor", "tiny", str(tmp_path / "right.npz"), *words]) == 0
+    assert main(["doctor", "tiny", str(tmp_path / "port.npz"), *words]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The engine computes layers.0.mlp.down_proj wrongly" in said
+    assert "numgemma/layers/feedforward.py, line" in said
+    assert "Cause: T15-silu" in said
+    assert "T15-silu" in (tmp_path / "r.html").read_text().partition("</header>")[0]
+
+
+def test_against_hf_captures_transformers_on_the_spot(tmp_path, monkeypatch, capsys):
+    from numgemma.cli import main
+
+    monkeypatch.setenv("NUMGEMMA_CACHE", str(tmp_path / "floors"))
+    assert main(["doctor", "tiny", "--against", "hf", "--ids", "2,105,9,300"]) == 0
+    assert "agree at" in capsys.readouterr().out

@@ -6,6 +6,7 @@ In reading order:
     inspect generate preprocess dump            verbs that run a model
     capture precheck floor                      before two runs are compared
     seams diff replay whatif emulate            where they part, whose fault it is, which
+    doctor                                      all of that in one
     show score bench demo                             pictures, speed, all of it on the bundled checkpoint
     synth stack transplant lint lineage audit         checkpoints made and examined
 """
@@ -24,7 +25,7 @@ from numgemma.incoming import STANDARD, read_text
 from numgemma.version import __version__
 
 RUN_A_MODEL = ("inspect", "generate", "preprocess", "dump", "capture", "show", "score", "bench", "demo")
-COMPARE = ("precheck", "floor", "diff", "replay", "whatif", "emulate", "seams")
+COMPARE = ("doctor", "precheck", "floor", "diff", "replay", "whatif", "emulate", "seams")
 MAKE = ("synth", "stack", "transplant", "lint", "lineage", "audit")
 VERBS = (*RUN_A_MODEL, *COMPARE, *MAKE)  # modules, each imported only where it is named: help does not wait for them
 

@@ -57,6 +57,7 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         words     all that as text
         rounding  engines that round what enters a product: llama.cpp
         emulate   whether such an engine is right on a file: its own arithmetic, until it has the engine's numbers
+        doctor    all of it, in the order in which a person would ask, and one verdict
     report     a page that needs nothing else, and pictures
         chart      what the pictures show, as numbers
         subject    what a report is about

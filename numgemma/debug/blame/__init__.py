@@ -8,4 +8,5 @@ In reading order:
     words     all that as text
     rounding  engines that round what enters a product: llama.cpp
     emulate   whether such an engine is right on a file: its own arithmetic, until it has the engine's numbers
+    doctor    all of it, in the order in which a person would ask, and one verdict
 """

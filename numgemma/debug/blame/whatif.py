@@ -6,7 +6,7 @@ noise is the answer.  Where one is not enough, pairs are tried.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 
@@ -108,7 +108,9 @@ def explain(subject: Rerun, found: Replay, told=lambda text: None) -> list[Candi
     bad = [step for step in found.bad() if step.rel is not None]
     if not bad or (found.first and bad[0].state != FAULT):
         return []
-    trial = Trial(replace(subject, model=replace(subject.model, dtype=np.dtype(subject.precision))), found.base, bad)
+    trial = Trial(
+        replace(subject, model=replace(subject.model, dtype=np.dtype(subject.precision))), found.base, bad, told
+    )
     told(f"{len(trial.possible(bad[0]))} faults that can show at {bad[0].name}")
     fitting = [o for o in trial.singles(bad[0]) if trial.fixes(o, bad[0])]
     whole = [trial.everywhere(o.faults) for o in fitting]
@@ -127,6 +129,7 @@ class Trial:
     subject: Rerun
     base: Local
     bad: list[Step]
+    told: Callable[[str], None] = lambda text: None  # called before each fault is tried
 
     def possible(self, step) -> list[Fault]:
         """The faults that can show first at a step, or at an unrecorded point of it."""
@@ -160,6 +163,7 @@ class Trial:
 
     def tried(self, faults, step) -> Outcome:
         """The step under faults.  Where they help and do not quite fix it, it may be that they make more noise."""
+        self.told(" and ".join(fault.id for fault in faults))
         quick = self.outcome(faults, layers_of([step]))
         left = quick.left.get(step.name, np.inf)
         unsure = not self.fixes(quick, step) and left < step.xfloor / HELPS

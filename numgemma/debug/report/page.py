@@ -48,7 +48,8 @@ def head_of(subject):
     lines = [f'<p class="hint">{escape(line)}</p>' for line in (subject.diff.warnings if subject.diff else ())]
     also = subject.diff and subject.replay
     lines += [f"<p><b>Replay:</b> {escape(subject.replay.verdict)}</p>"] if also else []
-    says = f'<p class="verdict {kind}">{escape(subject.verdict)}</p>'
+    first, *rest = subject.says.replace("\n  ", " ").splitlines() or [subject.verdict]
+    says = "".join([f'<p class="verdict {kind}">{escape(first)}</p>', *(f"<p>{escape(line)}</p>" for line in rest)])
     return f"<header><h1>{escape(subject.title)}</h1>{says}{''.join(lines)}</header>"
 
 

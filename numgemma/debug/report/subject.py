@@ -28,6 +28,7 @@ class Subject:
     words: Sequence[str] = field(default=())
     paths: tuple[str, str] = ("A.safetensors", "B.safetensors")
     title: str = "numgemma report"
+    says: str = ""  # what all of it comes to, where somebody has said so
 
     @cached_property
     def points(self):
