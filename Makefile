@@ -1,29 +1,33 @@
 # make demo       a story, every activation compared with Transformers', a broken twin caught
 # make test       the tests that need no torch
 # make test-hf    the live comparisons with Transformers (installs torch)
+# make test-timm  the same for Gemma 3n with pictures, whose tower in Transformers is timm's
 # make notebooks  runs the course and writes its pages to build/course/
 # make test-notebooks  holds the course's exercises to their solutions
 # make check      ruff, ruff format --check, mypy
 # make fuzz       twenty thousand mutated files of every kind that enters
 # make test-hf-random  random configs against Transformers; SEED=n TEXT=n MULTIMODAL=n
-# make reference  remakes the stored runs of Transformers
+# make reference  remakes the stored runs of Transformers; reference-3n those of Gemma 3n
 
 PYTHON ?= python3
 PIP = -m pip install --quiet --disable-pip-version-check
 VENV = .venv
 HF = .venv-hf
 
-.PHONY: demo test test-hf notebooks test-notebooks check fuzz test-hf-random reference clean
+.PHONY: demo test test-hf test-timm notebooks test-notebooks check fuzz test-hf-random reference reference-3n clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/numgemma demo
 
 # one thread each: the workers already fill the cores, and more would fight over them
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto -m "not hf and not notebooks"
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto -m "not hf and not timm and not notebooks"
 
 test-hf: $(HF)/ready
 	$(HF)/bin/python -m pytest -q -m hf
+
+test-timm: $(HF)/timm
+	PYTHONPATH=$(HF)/timm $(HF)/bin/python -m pytest -q -m timm
 
 test-hf-random: $(HF)/ready
 	$(HF)/bin/python tests/random_configs.py $(or $(TEXT),1000) $(or $(MULTIMODAL),300) $(SEED)
@@ -45,6 +49,9 @@ check: $(VENV)/ready
 reference: $(HF)/ready
 	$(HF)/bin/python reference_outputs/make_reference.py
 
+reference-3n: $(HF)/timm
+	PYTHONPATH=$(HF)/timm $(HF)/bin/python reference_outputs/make_reference_3n.py
+
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python $(PIP) -e '.[test,check]'
@@ -59,6 +66,12 @@ $(HF)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(HF)
 	$(HF)/bin/python $(PIP) torch==2.13.0
 	$(HF)/bin/python $(PIP) -e '.[test,hf]'
+	touch $@
+
+# in a folder of their own, and without what they ask for: beside a CPU build of torch, torchvision cannot be imported
+# as it is (tests/timm_here.py), and Transformers tries to wherever it is found
+$(HF)/timm: $(HF)/ready
+	$(HF)/bin/python $(PIP) --no-deps --upgrade --target $@ timm==1.0.31 torchvision==0.28.0
 	touch $@
 
 clean:

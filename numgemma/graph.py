@@ -24,7 +24,7 @@ from numgemma.families import Run, find
 from numgemma.incoming import read_object
 from numgemma.marks import bare, carrying, mark, marks
 from numgemma.official import CONFIGS, runnable
-from numgemma.prompt.media import Media, clips, frames, images
+from numgemma.prompt.media import Media
 from numgemma.trace import Tap
 
 PACKAGE = Path(__file__).parent
@@ -196,7 +196,8 @@ def learned(text, pictures, sounds):
 
 def counted(media: Media) -> tuple[int, int]:
     """How many pictures, those of videos too, and how many sounds."""
-    return len(images(media)) + len(frames(media)), len(clips(media))
+    pictures = [x for x in (media.pixel_values, media.pixel_values_videos) if x is not None]
+    return sum(map(len, pictures)), 0 if media.input_features is None else len(media.input_features)
 
 
 # -- of a dump
@@ -251,8 +252,12 @@ def layers_in(names) -> int:
 
 @lru_cache(maxsize=1)
 def official_configs() -> list[dict]:
-    """Every config.json that comes with the package and can be run."""
+    """Every config.json that comes with the package and can be run, Gemma 4's first.
+
+    Where two have a point of one name, it is taken for the first's.
+    """
     names = {name.removesuffix("-it"): name for name in runnable()}  # of the same structure
+    names = dict(sorted(names.items(), key=lambda item: not item[0].startswith("gemma-4")))
     return [read_object(CONFIGS / f"{name}.json", "install numgemma again") for name in names.values()]
 
 

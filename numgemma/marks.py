@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 
 from numgemma import ops
-from numgemma.ops import definitions
 
 NOTHING: frozenset[str] = frozenset()
 FRESH = (np.zeros_like, np.empty_like, np.ones_like, np.full_like)  # these take a shape from an array, and no number
@@ -84,7 +83,7 @@ def carrying():
     """
     with ONE_AT_A_TIME, ops.using("numpy"), ExitStack() as stack:
         for name in ops.__all__:
-            if name != "each" and "tap" not in inspect.signature(getattr(definitions, name)).parameters:
+            if name != "each" and "tap" not in inspect.signature(ops.DEFINED[name]).parameters:
                 stack.callback(setattr, ops, name, getattr(ops, name))
                 setattr(ops, name, whole(getattr(ops, name)))
         yield

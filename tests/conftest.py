@@ -3,8 +3,11 @@ import os
 import pytest
 import tiny
 from hypothesis import settings
+from timm_here import make_importable
 
 import numgemma
+
+make_importable()  # before anything asks Transformers what there is
 
 # the same examples in every run of the pipeline, new ones on a developer's machine
 settings.register_profile("pipeline", derandomize=True, deadline=None)

@@ -436,7 +436,7 @@ def test_a_directory_lends_its_config_and_at_full_scale_its_other_files(tmp_path
     ("arguments", "message"),
     [
         (["nothing"], "no such config.json"),
-        (["gemma-3n-E2B-it"], "Gemma 3n"),
+        (["diffusiongemma-26B-A4B-it"], "DiffusionGemma"),
         (["gemma-3-1b-it", "--scale", "tiny"], "is not shrunk"),
         (["gemma-4-E2B-it", "--max-shard-size", "much"], "should be a size"),
     ],

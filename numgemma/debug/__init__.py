@@ -23,8 +23,11 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         llama_text    llama.cpp's printed tensors
         llama_logits  llama.cpp's files of logits
     capture    Transformers, run and recorded under our names
+        arrays     PyTorch's tensors as NumPy arrays
         towers     what its vision and audio towers compute, picture by picture
         embedders  the same of a model that has none
+        towers_3n  the same of Gemma 3n's
+        streams    the decoder of Gemma 3n
         hooks      the run: a hook on every module, and what no module returns
     noise      how large an error rounding alone makes
         perturb  runs that are right and yet not equal: rounded, and summed, as another engine might

@@ -6,6 +6,7 @@ layout.py names its tensors, and the forward pass is written out in files of its
     family   what the rest of the package may ask of a kind of model
     gemma4   E2B, E4B, 26B-A4B and 31B
     unified  the encoder-free 12B
+    gemma3n  Gemma 3n: E2B and E4B
 """
 
 from importlib import import_module
@@ -19,6 +20,7 @@ __all__ = ["Family", "Outline", "Run", "find", "read_config", "register"]
 FOLDERS = {
     **dict.fromkeys(("gemma4", "gemma4_text"), "gemma4"),
     **dict.fromkeys(("gemma4_unified", "gemma4_unified_text"), "unified"),
+    **dict.fromkeys(("gemma3n", "gemma3n_text"), "gemma3n"),
 }
 
 LATER = {
@@ -26,8 +28,6 @@ LATER = {
     "gemma4_unified_assistant": "the drafter of the encoder-free Gemma 4 12B",
     "diffusion_gemma": "DiffusionGemma",
     "embedding_gemma2": "EmbeddingGemma 2",
-    "gemma3n": "Gemma 3n",
-    "gemma3n_text": "the text half of Gemma 3n",
     "gemma3": "Gemma 3",
     "gemma3_text": "Gemma 3",
 }
@@ -47,7 +47,8 @@ def find(raw: dict, where: str) -> Family:
         return REGISTERED[kind]
     if kind in FOLDERS:
         return import_module(f"{__name__}.{FOLDERS[kind]}").FAMILY
-    *others, last = (f"'{known}'" for known in (*FOLDERS, *REGISTERED))
+    whole = (known for known in (*FOLDERS, *REGISTERED) if not known.endswith("_text"))
+    *others, last = (f"'{known}'" for known in whole)
     runs = f"{', '.join(others)} and {last}"
     if kind in LATER:
         raise InputError(

@@ -5,6 +5,10 @@ In reading order:
     attention    the axis key; queries, keys and values of one decoder layer
     feedforward  the gated MLP, and the routed experts
     per_layer    the small input that every layer gets for every token
+    altup        several residual streams, of which a layer computes on one
+    laurel       a residual of low rank beside attention
     vision       the vision tower: patches -> soft tokens
     conformer    the audio tower: log-mel frames -> soft tokens
+    mobilenet    the vision tower of Gemma 3n, a convolution net: a picture -> soft tokens
+    usm          the audio tower of Gemma 3n
 """

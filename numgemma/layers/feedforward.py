@@ -1,4 +1,4 @@
-"""The gated MLP, the linears of the towers, and the mixture of experts that 26B-A4B has beside its MLP."""
+"""The gated MLP, sparse in Gemma 3n; the linears of the towers; the experts that 26B-A4B has beside its MLP."""
 
 import numpy as np
 
@@ -9,6 +9,18 @@ from numgemma.trace import Tap
 def mlp(x, w, tap=Tap()):
     """Gated feed-forward, GeGLU (Shazeer 2020, arXiv 2002.05202).  x: T D  ->  T D   (equals Gemma4TextMLP)"""
     gate = tap("gate_proj", ops.linear(x, w["gate_proj.weight"]), "T F")
+    up = tap("up_proj", ops.linear(x, w["up_proj.weight"]), "T F")
+    return tap("down_proj", ops.linear(ops.gated_gelu(gate, up), w["down_proj.weight"]), "T D")
+
+
+def sparse_mlp(x, w, sparsity, tap=Tap()):
+    """`mlp` with all but the largest gates at zero.  x: T D  ->  T D   (equals Gemma3nTextMLP)
+
+    sparsity: the share of gates that is zero, were they spread as a Gaussian; 0: none is touched.
+    """
+    gate = tap("gate_proj", ops.linear(x, w["gate_proj.weight"]), "T F")
+    if sparsity:
+        gate = tap("gaussian_topk", ops.gaussian_topk(gate, sparsity), "T F")
     up = tap("up_proj", ops.linear(x, w["up_proj.weight"]), "T F")
     return tap("down_proj", ops.linear(ops.gated_gelu(gate, up), w["down_proj.weight"]), "T D")
 

@@ -11,11 +11,14 @@ context that makes it, and so in one thread; each call looks it up, which costs 
     cores        how many processors this process may use
     threads      a pool for work that is cut into parts, beside the threads of BLAS
     definitions  the operations in NumPy: what they are
+    streams      the same for Gemma 3n's decoder
+    maps         the same for maps of a picture, and for its sound
     compiled     what numba has compiled, on disk
     kernels      compiled loops
     twins        the slow operations once more, on those loops
 """
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, wraps
@@ -26,13 +29,14 @@ import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.extras import package
-from numgemma.ops import choice, definitions, threads
+from numgemma.ops import choice, definitions, maps, streams, threads
 from numgemma.ops.choice import Choice, here
 from numgemma.ops.definitions import (
     affine,
     attend,
     attend_all,
     attend_band,
+    attend_frames,
     causal_conv,
     center,
     choose_experts,
@@ -59,46 +63,75 @@ from numgemma.ops.definitions import (
     standardize,
     widen,
 )
+from numgemma.ops.maps import (
+    attend_places,
+    channel_norm,
+    conv,
+    conv_ahead,
+    cumulative_norm,
+    depthwise,
+    mean_of_squares,
+    scale_queries,
+)
+from numgemma.ops.streams import as_large_as, divide, gaussian_topk, mean_of_streams, mix, tanh
 
 __all__ = [
     "affine",
+    "as_large_as",
     "attend",
     "attend_all",
     "attend_band",
+    "attend_frames",
+    "attend_places",
     "causal_conv",
     "center",
+    "channel_norm",
     "choose_experts",
     "clipped_linear",
+    "conv",
     "conv2d",
+    "conv_ahead",
+    "cumulative_norm",
+    "depthwise",
+    "divide",
     "each",
     "embed",
     "expert_probs",
     "gated_gelu",
+    "gaussian_topk",
     "gelu_tanh",
     "glu",
     "layer_norm",
     "linear",
     "mean_of_bins",
+    "mean_of_squares",
+    "mean_of_streams",
+    "mix",
     "narrow",
     "relu",
     "rms_norm",
     "rope",
     "rope_table",
     "scale",
+    "scale_queries",
     "silu",
     "sinusoids",
     "softcap",
     "standardize",
+    "tanh",
     "widen",
 ]
 
 BACKENDS = ("numpy", "numba")
 
 
+DEFINED = ChainMap(vars(definitions), vars(streams), vars(maps))
+
+
 def looked_up(name: str) -> Callable:
     """The operation of that name: whatever is chosen where it is called."""
 
-    @wraps(getattr(definitions, name))
+    @wraps(DEFINED[name])
     def op(*args, **kwargs):
         chosen = here.get()
         return (chosen.calls if chosen else DEFINED)[name](*args, **kwargs)
@@ -106,7 +139,6 @@ def looked_up(name: str) -> Callable:
     return op
 
 
-DEFINED = vars(definitions)
 globals().update({name: looked_up(name) for name in __all__})
 
 

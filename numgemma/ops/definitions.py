@@ -268,6 +268,11 @@ def average(scores, v, seen):
     return matmul(scores, v) / scores.sum(-1, keepdims=True)
 
 
+def softplus(x):
+    """log(1 + e^x), elementwise."""
+    return np.logaddexp(0, x.astype(wide(x.dtype), copy=False)).astype(x.dtype, copy=False)
+
+
 def attend_band(q, k, v, distances, per_dim_scale, cap, tap=Tap()):
     """Attention to the last few frames, with a term for the distance.  q, k, v: U N H   distances: R N H  ->  U N H
 
@@ -275,19 +280,26 @@ def attend_band(q, k, v, distances, per_dim_scale, cap, tap=Tap()):
     attended to: a frame sees R - 1 frames, itself included.  The soft cap comes before the mask.  Equals the chunked
     form of Gemma4AudioAttention, which computes a block of frames at a time; all of it in float32 as there.
     """
-    (U, _, H), R, real = q.shape, len(distances), wide(q.dtype)
-    per_dim = np.logaddexp(0, stored(per_dim_scale, q.dtype)).astype(q.dtype)  # softplus
+    H, real = q.shape[2], wide(q.dtype)
+    per_dim = softplus(per_dim_scale.astype(q.dtype, copy=False))
     queries = q.astype(real) * real.type(H**-0.5 / math.log(2)) * per_dim.astype(real)
     keys = k.astype(real) * real.type(math.log(1 + math.e) / math.log(2))
-    content = queries[:, :, None] @ last_frames(keys, R)  # U N 1 R
-    position = queries.transpose(1, 0, 2) @ distances.astype(real).transpose(1, 2, 0)  # N U R
+    frames = len(distances) - 1
+    return attend_frames(queries, keys, v.astype(real), distances.astype(real), frames, cap, tap).astype(q.dtype)
+
+
+def attend_frames(q, k, v, distances, frames, cap, tap=Tap()):
+    """Attention to so many frames, this one and those before.  q, k, v: U N H   distances: R N H  ->  U N H"""
+    U, R = len(q), len(distances)
+    content = matmul(q[:, :, None], last_frames(k, R))  # U N 1 R
+    position = matmul(q.transpose(1, 0, 2), distances.transpose(1, 2, 0))  # N U R
     scores = softcap(content[:, :, 0].transpose(1, 0, 2) + position, cap)
     back = np.arange(R)[::-1]
-    seen = (back < R - 1) & (back <= np.arange(U)[:, None])
-    scores = tap("scores", np.where(seen, scores, real.type(0)), "N U R")
+    seen = (back < frames) & (back <= np.arange(U)[:, None])
+    scores = tap("scores", np.where(seen, scores, scores.dtype.type(0)), "N U R")
     probs = tap("probs", softmax(scores, seen), "N U R")
-    context = last_frames(v.astype(real), R) @ probs.transpose(1, 0, 2)[..., None]  # U N H 1
-    return context[..., 0].astype(q.dtype)
+    context = matmul(last_frames(v, R), probs.transpose(1, 0, 2)[..., None])  # U N H 1
+    return context[..., 0]
 
 
 def last_frames(x, R):

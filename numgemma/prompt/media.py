@@ -21,7 +21,8 @@ from numgemma.prompt.audio import FRAMES_PER_SOFT_TOKEN, MEL_BINS
 class Media:
     """What enters one prompt beside its tokens, in the order of their placeholders.  None: none of that kind."""
 
-    pixel_values: np.ndarray | None = None  # images patches 768: 0 to 1; a patch is rows, columns, colours
+    # images patches 768: 0 to 1; a patch is rows, columns, colours.  For Gemma 3n images 3 768 768, no positions
+    pixel_values: np.ndarray | None = None
     image_position_ids: np.ndarray | None = None  # images patches 2: column x, row y of each patch; -1, -1 is padding
     pixel_values_videos: np.ndarray | None = None  # frames patches 768: the frames of all videos, one after another
     video_position_ids: np.ndarray | None = None  # frames patches 2
@@ -59,13 +60,14 @@ def read_media(arrays: Mapping[str, np.ndarray], where: str = "these inputs") ->
 
 def check_media(found, where):
     """Shapes, dtypes and partners of all arrays."""
-    for group in TOGETHER:
+    whole = is_whole(found.get("pixel_values"))
+    for group in TOGETHER[1:] if whole else TOGETHER:
         there = [name for name in group if name in found]
         absent = [name for name in group if name not in found]
         if there and absent:
             raise InputError(f"{where}: {there[0]} needs {absent[0]} beside it; save all that the processor returns.")
     for values, positions, *_ in TOGETHER[:2]:
-        if values in found:
+        if values in found and not (whole and values == "pixel_values"):
             check_pictures(values, found[values], positions, found[positions], where)
     if "num_frames_per_video" in found:
         check_frames(found, where)
@@ -74,6 +76,11 @@ def check_media(found, where):
     types = found.get("mm_token_type_ids", np.zeros(1, int))
     if types.ndim != 1 or types.dtype.kind not in "iu":
         raise InputError(f"{where}: mm_token_type_ids should be one integer per token; give one prompt at a time.")
+
+
+def is_whole(pixels):
+    """Whether pictures are whole, not cut into patches: images 3 rows columns."""
+    return pixels is not None and pixels.ndim == 4 and is_real(pixels)
 
 
 def check_pictures(values, pixels, positions, where_each, where):

@@ -2,7 +2,10 @@
 
 In reading order:
 
+    arrays     PyTorch's tensors as NumPy arrays
     towers     what its vision and audio towers compute, picture by picture
     embedders  the same of a model that has none
+    towers_3n  the same of Gemma 3n's
+    streams    the decoder of Gemma 3n
     hooks      the run: a hook on every module, and what no module returns
 """

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import ml_dtypes
 import numpy as np
 
+from numgemma.debug.capture.arrays import import_hf, to_numpy
 from numgemma.debug.capture.embedders import Embedders
+from numgemma.debug.capture.streams import StreamsCatcher
 from numgemma.debug.capture.towers import Towers
 from numgemma.dump import new_meta
 from numgemma.errors import InputError
@@ -26,15 +27,6 @@ from numgemma.trace import EVERYTHING_BUT_MAPS, selects
 
 # By Transformers' modelling file: what watches the modules that pictures and sound pass before the decoder.
 BEFORE_TEXT = {"modeling_gemma4": Towers, "modeling_gemma4_unified": Embedders}
-
-
-def import_hf():
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise InputError("Capturing needs torch and transformers: pip install 'numgemma[hf]'.") from error
-    return torch, transformers
 
 
 def capture(
@@ -49,7 +41,7 @@ def capture(
     torch, _ = import_hf()
     hf = load_hf(model.checkpoint.folder, getattr(torch, dtype), () if is_empty(media) else TOWERS)
     graph = graph_of(model.checkpoint.config, *counted(media))
-    catcher = Catcher(model.config, graph, len(ids), sink, points, media)
+    catcher = catcher_of(hf)(model.config, graph, ids, sink, points, media)
     given = hf_inputs(ids, media, model.family.placeholders(model.config))
     inputs = {name: torch.tensor(x) for name, x in given.items()}
     several = model.has_image_mask(media)
@@ -125,23 +117,20 @@ def describe(model: Model, ids, dtype="float32", points=EVERYTHING_BUT_MAPS, tex
     return meta if media is None else meta | model.describe_media(ids, media)
 
 
-def to_numpy(x):
-    """A copy as a NumPy array: Transformers goes on to overwrite some of its tensors."""
-    x = x.detach().clone().contiguous()
-    if str(x.dtype) == "torch.bfloat16":
-        return x.view(dtype=import_hf()[0].int16).numpy().view(ml_dtypes.bfloat16)
-    return x.numpy()
+def catcher_of(hf):
+    """What listens to a model of Transformers: one for each way in which it writes a decoder down."""
+    return StreamsCatcher if "gemma3n" in type(hf).__module__ else Catcher
 
 
 class Catcher:
     """Gives what flows through a Transformers model the names of our points, and passes it on to a sink."""
 
-    def __init__(self, config, graph, tokens, sink, points, media):
+    def __init__(self, config, graph, ids, sink, points, media):
         self.config, self.graph, self.sink, self.points, self.media = config.text, graph, sink, points, media
         self.whole: Any = config
         self.towers: Any = None  # what watches pictures and sound, once it is known which model runs
         self.looked_ahead = False  # whether some token of a full layer saw a later one
-        self.sizes = {"T": tokens, "S": tokens, "L": self.config.num_hidden_layers}
+        self.sizes = {"T": len(ids), "S": len(ids), "L": self.config.num_hidden_layers}
         self.attention, self.to_rotate = None, []  # of the decoder layer that is running; of none in a tower
         self.full, self.after_attention = False, None  # of the layer that is running
 

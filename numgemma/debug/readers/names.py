@@ -3,9 +3,12 @@
 import re
 from functools import cache
 
+import numpy as np
+
 from numgemma.errors import InputError
 from numgemma.graph import joined, shallow_graphs
 
+STREAMS = "layers.{}.out"  # of Gemma 3n A T D, of all others T D
 NUMBER = re.compile(r"(?<=\blayers\.)\d+")
 
 
@@ -80,7 +83,7 @@ def fit(name, x, sizes, batched):
 
     Raises Unfit where the shape cannot be that point's.
     """
-    axes = axes_of(name) or ""
+    x, axes = as_ours(name, x)
     letters = axes.split()
     if axes == "T V" and x.ndim == 1:
         x = x[None]  # of the last token alone
@@ -99,6 +102,19 @@ def fit(name, x, sizes, batched):
         return x.reshape(x.shape[0], -1), axes
     if x.ndim != len(letters):
         raise Unfit(f"has the shape {list(x.shape)}, not '{axes}'")
+    return x, axes
+
+
+def as_ours(name, x):
+    """A tensor as Transformers lays it out, if it is one that we lay out otherwise: (x, our axes).
+
+    With a batch axis, the map of a convolution net has its channels first, and a layer's streams stand before it.
+    """
+    axes = axes_of(name) or ""
+    if axes.startswith("Y X") and x.ndim == 4:
+        return np.moveaxis(x, 1, 3), axes
+    if template(name) == STREAMS and x.ndim == 4 and x.shape[1] == 1:
+        return x.swapaxes(0, 1), "A T D"
     return x, axes
 
 

@@ -71,7 +71,7 @@ def memory(config, context: int) -> dict[str, int]:
     }
 
 
-def cached(c: TextConfig, context: int) -> dict[str, int]:
+def cached(c, context: int) -> dict[str, int]:
     """Kind of layer -> numbers that are kept of earlier tokens: a sliding layer keeps all that one more token sees."""
     numbers: dict[str, int] = {}
     for spec in c.layers:
@@ -134,13 +134,13 @@ def layer_shapes(c: TextConfig, spec: LayerSpec) -> Shapes:
     return shapes | {f"{norm}.weight": (D,) for norm in norms} | {"layer_scalar": (1,)}
 
 
-def attention_shapes(spec: LayerSpec, D) -> Shapes:
+def attention_shapes(spec, D) -> Shapes:
     NH = spec.N * spec.H
     shapes: Shapes = {"q_proj.weight": (NH, D), "q_norm.weight": (spec.H,), "o_proj.weight": (D, NH)}
     return shapes | (key_value_shapes(spec, D) if spec.kv_from == spec.index else {})
 
 
-def key_value_shapes(spec: LayerSpec, D) -> Shapes:
+def key_value_shapes(spec, D) -> Shapes:
     shapes: Shapes = {"k_proj.weight": (spec.K * spec.H, D), "k_norm.weight": (spec.H,)}
     return shapes if spec.k_eq_v else shapes | {"v_proj.weight": (spec.K * spec.H, D)}
 
