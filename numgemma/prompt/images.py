@@ -71,7 +71,9 @@ def open_image(path):
             known = ", ".join(FORMATS)
             raise InputError(f"{path}: is no picture in one of the formats {known}; convert it to PNG.") from None
         try:
-            return turn(picture).convert("RGB")
+            picture.load()
+            turn(picture, in_place=True)  # a copy of the largest picture takes half a gigabyte
+            return picture if picture.mode == "RGB" else picture.convert("RGB")
         except Exception as error:  # a decoder raises what it likes
             raise InputError(f"{path}: is a damaged {picture.format} file ({error}); save it again.") from None
 
