@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from numgemma.cli import check_outputs, main, parser, paths_of
+from numgemma.cli import VERBS, check_outputs, main, parser, paths_of
 from numgemma.cli.terminal import Shown, encodable
 from numgemma.dump import read_dump
 from numgemma.errors import LONGEST, InputError, one_line, visible
@@ -62,6 +62,13 @@ def test_only_what_is_declared_as_a_path_is_one():
     args = vars(parser(words).parse_args(words))
     assert [str(path) for value in args.values() for path in paths_of(value)] == ["tiny", "x.safetensors"]
     check_outputs(args | {"prompt": "y" * 5000})
+
+
+def test_every_number_of_every_verb_is_bounded():
+    top = parser(VERBS)
+    (verbs,) = (action for action in top._actions if isinstance(action.choices, dict))
+    plain = [(verb, a.dest) for verb, sub in verbs.choices.items() for a in sub._actions if a.type in (int, float)]
+    assert plain == []
 
 
 @pytest.mark.parametrize("source", ["file", "standard input"])

@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 from numgemma.cli.common import Prompt, add_backend, add_ids, use_backend
+from numgemma.cli.numbers import finite
 from numgemma.cli.replay import progress, prompt_of
 from numgemma.cli.report import words, write_json, written
 from numgemma.debug.blame.doctor import Diagnosis, doctor
@@ -31,7 +32,7 @@ def add_arguments(parser):
         "--inputs", type=Path, metavar="FILE", help="ids and media: what Transformers' processor returns"
     )
     parser.add_argument("--map", type=Path, metavar="FILE", help="names of another engine's dump -> ours")
-    parser.add_argument("--budget", type=float, metavar="SECONDS", help="for the whole; what was not tried is said")
+    parser.add_argument("--budget", type=finite, metavar="SECONDS", help="for the whole; what was not tried is said")
     parser.add_argument("--html", type=Path, metavar="FILE.html", help="write one report with all of it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     add_backend(parser, "numpy, the definition")

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from numgemma.cli.numbers import whole_number
 from numgemma.cli.replay import add_subject, subject
 from numgemma.cli.report import write_json
 from numgemma.debug.blame.emulate import RUNS, emulate
@@ -20,7 +21,9 @@ def add_arguments(parser):
         default=ENGINES[0],
         help="whose arithmetic (llama.cpp; -f32: with -ctk f32 -ctv f32); dump with -fa off",
     )
-    parser.add_argument("--runs", type=int, default=RUNS, metavar="N", help=f"with noise of the last place ({RUNS})")
+    parser.add_argument(
+        "--runs", type=whole_number, default=RUNS, metavar="N", help=f"with noise of the last place ({RUNS})"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every point and run as JSON")
 
 

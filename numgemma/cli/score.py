@@ -18,7 +18,7 @@ WORST = 8  # tokens that suffer most
 
 
 def add_arguments(parser):
-    parser.add_argument("ckpt", metavar="CKPT")
+    parser.add_argument("ckpt", type=Path, metavar="CKPT")
     add_adapter(parser)
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--text-file", type=Path, metavar="FILE", help="the text, as UTF-8")
