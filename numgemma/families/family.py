@@ -1,7 +1,8 @@
 """What the rest of the package may ask of a family of models.  A new family is a folder with one such record.
 
 Parts are functions of the forward pass by name.  They are called with arguments by name, may run alone, and may be
-swapped for a while; a fault that changes a part which a family lacks cannot act there.  These names are known:
+swapped for a while; a fault that changes a part which a family lacks cannot act there.  The package asks for these; a
+family may list more, for faults to act on:
 
     forward       ids, media, w, run, tap -> what the model is for: logits T V, or a vector
     block         x, w, spec, ..., tap -> x: one layer, called for each row
@@ -73,7 +74,7 @@ class Outline:
 
     @property
     def window(self) -> int | None:
-        """Tokens that a layer sees at most; None where all layers see all."""
+        """Tokens that a sliding layer sees at most; None where there is none."""
         return max((s.window for s in self.layers if s.window is not None), default=None)
 
 
@@ -138,8 +139,8 @@ class Family:
     counts: media, config -> kind of media: how many soft tokens each picture, frame and clip becomes.
     check_media: media, weights, config; raises InputError where the model cannot take them.
     image_masks: masks of pictures that a run may choose from; where there are several, config.image_mask is the choice.
-    twin: a parsed config.json, and the file's name -> one of a model with the same points, as small as may be; shallow:
-    with few layers of each kind.  graph.py runs it.
+    twin: a parsed config.json, and the file's name -> one of a model whose runs have the same points, as small as may
+    be; shallow: with few layers of each kind.  graph.py runs it.
     sample: config, number of pictures, of sounds -> ids, media: the shortest prompt with so many.
     shrunk: a parsed config.json, a Scale, and the file's name -> one of a smaller model.
     suppressed: config -> tokens that a released generation_config.json never samples.
@@ -175,6 +176,9 @@ class Family:
         return {name: shape for name, shape in self.shapes(config).items() if name not in towers}
 
     def part(self, name: str) -> Callable:
-        """The function that stands there now: a fault may have put another in its place."""
+        """The function that stands there now: a fault may have put another in its place.
+
+        So a part is a plain function at the top of its module.
+        """
         original = self.parts[name]
         return getattr(sys.modules[original.__module__], original.__name__)

@@ -11,4 +11,7 @@ In reading order:
     conformer    the audio tower: log-mel frames -> soft tokens
     mobilenet    the vision tower of Gemma 3n, a convolution net: a picture -> soft tokens
     usm          the audio tower of Gemma 3n
+
+What they are given: w, the weights of a module by name; spec, a row of the layer table; c, the config of a tower;
+config, that of the text model unless a docstring says otherwise; tap, see trace.py.
 """

@@ -1,6 +1,7 @@
 """Self-attention.
 
-The axis key of the whole package (a letter means the same everywhere; joined axes are written together, `NH`):
+The axis key of the whole package (a letter means the same everywhere, unless a docstring says otherwise; joined axes
+are written together, `NH`; of a convolution B and C are the channels that go in and come out):
 
     T  tokens being computed (queries)       D  model width
     S  tokens attended to (keys, values)     F  feed-forward width
@@ -24,6 +25,7 @@ from numgemma.trace import Tap
 def attention(x, w, spec, rope, mask, kvs, tap=Tap()):
     """Self-attention of one layer.  x: T D   mask: T S  ->  T D   (equals Gemma4TextAttention)
 
+    w: the weights of this module, by name.  spec: a row of the layer table, a LayerSpec.  rope: cos T H, sin T H.
     kvs holds the k and v that each layer can still see; a sharing layer reads another layer's entry.
     """
     T = len(x)
@@ -34,9 +36,9 @@ def attention(x, w, spec, rope, mask, kvs, tap=Tap()):
     if spec.kv_from == spec.index:
         k, v = keys_and_values(x, w, spec, rope, tap)
         append(kvs, spec.index, k, v)
-    k, v = kvs[spec.kv_from]
+    k, v = kvs[spec.kv_from]  # all that can still be seen: of earlier passes too
 
-    context = tap("context", ops.attend(q, k, v, mask, tap), "T N H")
+    context = tap("context", ops.attend(q, k, v, mask, tap), "T N H")  # scale 1: q_norm and k_norm carry it
     return tap("o_proj", ops.linear(context.reshape(T, -1), w["o_proj.weight"]), "T D")
 
 

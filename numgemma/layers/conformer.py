@@ -16,7 +16,7 @@ def audio_tower(features, w, c, dtype, tap=Tap()):
     """Soft tokens of one sound.  features: U M, log-mel  ->  O W   (equals Gemma4AudioModel)   c: the AudioConfig"""
     scope = "subsample_conv_projection"
     x = subsample(features.astype(dtype), w.at(scope), c, tap.at(scope))
-    back = np.arange(c.attention_context_left - 1, -1, -1)  # the farthest frame first
+    back = np.arange(c.attention_context_left - 1, -1, -1)  # R, the farthest first; that one is never attended to
     distances = tap("rel_pos_enc", ops.sinusoids(back, c.hidden_size, dtype), "R C")
     for i in range(c.num_hidden_layers):
         x = block(x, distances, w.at(f"layers.{i}"), c, tap.at(f"layers.{i}"))
@@ -69,7 +69,11 @@ def feed_forward(x, w, c, tap=Tap()):
 
 
 def attention(x, distances, w, c, tap=Tap()):
-    """Attention of each frame to the last few.  x: U C   distances: R C  ->  U C   (Gemma4AudioAttention)"""
+    """Attention of each frame to the last few.  x: U C   distances: R C  ->  U C   (Gemma4AudioAttention)
+
+    A score has a term for how far back the frame lies (Dai et al. 2019, arXiv 1901.02860), whose sinusoids `distances`
+    holds, and a soft cap: ops.attend_band.
+    """
     N, H = c.num_attention_heads, c.hidden_size // c.num_attention_heads
     q = tap("q_proj", clipped_linear(x, w.at("q_proj")).reshape(-1, N, H), "U N H")
     k = tap("k_proj", clipped_linear(x, w.at("k_proj")).reshape(-1, N, H), "U N H")
@@ -83,7 +87,7 @@ def attention(x, distances, w, c, tap=Tap()):
 def light_conv(x, w, c, tap=Tap()):
     """A gated convolution over the last few frames, channel by channel.  x: U C  ->  U C   (Gemma4AudioLightConv1d)"""
     h = norm("pre_layer_norm", x, w, c, tap)
-    h = tap("linear_start", clipped_linear(h, w.at("linear_start")), "U F")
+    h = tap("linear_start", clipped_linear(h, w.at("linear_start")), "U F")  # twice C, for the gate
     h = tap("glu", ops.glu(h), "U C")
     h = tap("depthwise_conv1d", ops.causal_conv(h.T, w["depthwise_conv1d.weight"]), "C U").T
     h = norm("conv_norm", h, w, c, tap)

@@ -39,11 +39,12 @@ def clipped_linear(x, w):
 def router(x, w, spec, tap=Tap()):
     """Which experts each token goes to, and with which weight.  x: T D  ->  weights T J, ids T J
 
-    It reads the raw residual stream, under a norm of its own.  (Equals Gemma4TextRouter.)
+    It reads the raw residual stream, under a norm of its own.  A softmax over all E; the J largest, made to sum to 1;
+    then each times its expert's own scale.  (Equals Gemma4TextRouter.)
     """
     h = tap("norm", ops.rms_norm(x, None, spec.eps), "T D")
     h = ops.scale(h, w["scale"])
-    h = ops.scale(h, x.shape[-1] ** -0.5)  # the sum over D numbers of size 1 is of size 1 again
+    h = ops.scale(h, x.shape[-1] ** -0.5)  # the scores, sums over D numbers of size 1, stay of size 1
     scores = tap("proj", ops.linear(h, w["proj.weight"]), "T E")
     probs = tap("probs", ops.expert_probs(scores), "T E")
     weights, ids = ops.choose_experts(probs, spec.J, w["per_expert_scale"], x.dtype)
@@ -54,12 +55,14 @@ def experts(x, weights, ids, w):
     """Weighted sum over the experts each token chose.  x: T D   weights, ids: T J  ->  T D"""
 
     def expert(e):
-        t, j = np.nonzero(ids == e)
+        t, j = np.nonzero(ids == e)  # the tokens that chose e, and as which of their choices
         gate, up = np.split(ops.linear(x[t], w["gate_up_proj"][e]), 2, -1)
         out = ops.linear(ops.gated_gelu(gate, up), w["down_proj"][e])
         return t, (weights[t, j, None] * out).astype(x.dtype)
 
     y = np.zeros_like(x)
-    for t, out in ops.each(expert, np.unique(ids)):  # a token chooses an expert at most once
+    for t, out in ops.each(
+        expert, np.unique(ids)
+    ):  # side by side, where the backend can; a token chooses an expert at most once
         y[t] += out
     return y

@@ -1,7 +1,7 @@
 """Per-layer embeddings (PLE): every layer gets a small vector of its own for every token.
 
-It has two halves: what the token is (a second embedding table, L slices of width P per row) and what the scaled
-embedding says in context of the whole stack (one projection to all layers at once).
+It has two halves, both of the token alone: a second embedding table, L slices of width P per row, and a projection of
+its scaled embedding to all layers at once, which Transformers calls its context.
 """
 
 import math
@@ -31,7 +31,7 @@ def per_layer_inputs(ids, x, w, config, tap=Tap()):
 
 
 def check_rows(ids, table):
-    """The table may end before the vocabulary does: only a token that is run tells.  ids: T   table: rows LP"""
+    """Raises InputError for a token past the end of the table, which may be shorter than the vocabulary.  ids: T"""
     if ids.max() >= len(table):
         raise InputError(
             f"Token {ids[ids >= len(table)][0]} has a row in embed_tokens and none in embed_tokens_per_layer, which "

@@ -31,7 +31,7 @@ def vision_tower(patches, positions, w, c, dtype, tap=Tap()):
 def patch_embedder(patches, positions, w, dtype, tap=Tap()):
     """Pixels and place of each patch.  patches: I pixels   positions: I 2  ->  I C"""
     x = tap("input_proj", ops.linear(ops.center(patches, dtype), w["input_proj.weight"]), "I C")
-    columns, rows = w["position_embedding_table"]
+    columns, rows = w["position_embedding_table"]  # one table by column, one by row
     place = ops.embed(positions[:, 0], columns, dtype) + ops.embed(positions[:, 1], rows, dtype)
     return tap("out", x + tap("position_embedding", place, "I C"), "I C")
 
@@ -95,8 +95,8 @@ def axial_rope_table(positions, c, dtype, tap=Tap()):
 
 def axial_rope(x, rope):
     """Rotary embedding of two positions; pairs of lanes lie within one half.  x: I N H   cos, sin: I H  ->  I N H"""
-    halves = zip(*(np.split(part, 2, -1) for part in (x, *rope)), strict=True)
-    return np.concatenate([ops.rope(*half) for half in halves], -1)
+    (by_column, by_row), (cos, cos_row), (sin, sin_row) = (np.split(part, 2, -1) for part in (x, *rope))
+    return np.concatenate([ops.rope(by_column, cos, sin), ops.rope(by_row, cos_row, sin_row)], -1)
 
 
 def pooler(x, positions, k):
@@ -106,4 +106,5 @@ def pooler(x, positions, k):
     """
     column, row = positions.T // k
     squares_across = (positions[:, 0].max() + 1) // k
-    return ops.widen(ops.mean_of_bins(x, column + squares_across * row), math.sqrt(x.shape[1]))
+    mean = ops.mean_of_bins(x, column + squares_across * row)
+    return ops.widen(mean, math.sqrt(x.shape[1]))  # times sqrt(C), not rounded

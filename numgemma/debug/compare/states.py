@@ -1,7 +1,8 @@
 """What one point is called, here: FAULT, INHERITED, TIE, NOISE, ... where a floor was measured, else SAME or DIFFERS.
 
 The points come in order of execution, and `Course` keeps what happened on the way: which points are at fault, so that
-what is computed from them is INHERITED, and which tokens chose other experts, so that they are judged apart.
+what is computed from them is INHERITED, and which tokens chose other experts, so that they are judged apart: what
+only they explain is INHERITED too.  (A replay marks its steps INHERITED by a run of its own: blame/replay.py.)
 """
 
 from dataclasses import asdict, replace
@@ -48,7 +49,7 @@ class Course:
         for where in [w for w in self.possible if (layer is None and name in LAST) or (layer or -1) >= w]:
             self.flips.setdefault(where, self.possible.pop(where))
 
-    def blame(self, name) -> str:
+    def fault_or_inherited(self, name) -> str:
         """FAULT, or INHERITED where a point that is at fault hands its error on to this one."""
         if any(self.graph.hands_on(fault, name) for fault in self.faults):
             return INHERITED
@@ -120,7 +121,7 @@ def by_floor(pair: Pair, bank: Bench, course: Course) -> PointDiff:
     if gone.any() and state not in GOOD:
         state, xfloor, by, limits, reason = beside_flips(pair, gone, limits, bank)
     if state == FAULT:
-        state = course.blame(pair.name)
+        state = course.fault_or_inherited(pair.name)
     judged = PointDiff(**vars(m), name=pair.name, state=state, reason=reason, xfloor=xfloor, by=by)
     least = metrics.least_tolerance(m, TOLERANCES[bank.precision])
     return replace(judged, floor=asdict(limits), tolerance_that_passes=least)
@@ -152,7 +153,7 @@ def of_flips(pair: Pair, bank: Bench, course: Course) -> tuple[str, str]:
         return INHERITED, f"{some} after an earlier flip"
     if not far:
         return TIE, f"{some}, between two that are nearly equal"
-    state = course.blame(name)
+    state = course.fault_or_inherited(name)
     return state, some if state == INHERITED else f"{some}, and not for noise"
 
 

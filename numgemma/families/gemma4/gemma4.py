@@ -22,6 +22,7 @@ def forward(ids, w, run, tap=Tap()):
     """Logits of every token.  ids: T, the first at position run.start  ->  T V   (equals Gemma4ForCausalLM)
 
     run: a families.Run; its kvs carry keys and values from call to call, its dtype is that of the stream.
+    `load` runs multimodal.forward, which equals this where no picture and no sound is given.
     """
     return head(hidden(ids, w, run, tap), w, run, tap)
 
@@ -31,7 +32,7 @@ def hidden(ids, w, run, tap=Tap()):
     config = run.config.text
     x = embed(ids, w, config, run.dtype, tap)
     ple = per_layer_inputs(ids, x, w, config, tap) if config.hidden_size_per_layer_input else None
-    tokens = entered(x, ple, causal_masks(len(ids), config, run.start), run, tap)
+    tokens = with_tables(x, ple, causal_masks(len(ids), config, run.start), run, tap)
     return leave(layers(tokens, config.layers, w, run, tap), w, run, tap)
 
 
@@ -51,13 +52,13 @@ class Tokens:
     masks: dict  # kind of layer: T S
 
     def of(self, some):
-        """The same for some of the tokens, a slice."""
+        """The same for some of the tokens, a slice: layers that only read keys run for the last one alone."""
         ropes = {kind: (cos[some], sin[some]) for kind, (cos, sin) in self.ropes.items()}
         masks = {kind: mask[some] for kind, mask in self.masks.items()}
         return Tokens(self.x[some], None if self.ple is None else self.ple[some], ropes, masks)
 
 
-def entered(x, ple, masks, run, tap=Tap()):
+def with_tables(x, ple, masks, run, tap=Tap()):
     """The tokens as they enter the first layer.  x: T D   ple: T L P, or None   masks: kind of layer: T S"""
     positions = np.arange(run.start, run.start + len(x))
     kinds = run.config.text.kinds
@@ -123,15 +124,18 @@ def norm(name, x, w, eps, tap):
 
 
 def rope_table(positions, spec, dtype, tap=Tap()):
-    """The rotary table that all layers of one kind share.  positions: T  ->  cos T H, sin T H"""
+    """The rotary table that all layers of one kind share.  positions: T  ->  cos T H, sin T H
+
+    Only the first spec.angles pairs of lanes turn.
+    """
     cos, sin = ops.rope_table(positions, spec.H, spec.theta, spec.angles, spec.rope_factor, dtype)
     tap = tap.at(f"rotary_emb.{spec.kind}")
     return tap("cos", cos, "T H"), tap("sin", sin, "T H")
 
 
-def causal_masks(tokens, config, start=0):
-    """Who sees whom, by kind of layer.  -> T S"""
-    positions = np.arange(start, start + tokens)
+def causal_masks(count, config, start=0):
+    """Who sees whom among so many tokens and those before them.  -> kind of layer: T S"""
+    positions = np.arange(start, start + count)
     return {kind: causal_mask(positions, oldest_key(start, spec), spec.window) for kind, spec in config.kinds.items()}
 
 

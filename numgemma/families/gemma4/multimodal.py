@@ -1,6 +1,6 @@
 """Images, videos and sound in the prompt: their soft tokens take the place of their placeholders.
 
-The decoder is gemma4.py's, and so is all of a prompt that has neither.  What changes before it: the stream at a
+The decoder is gemma4.py's; a prompt without media is computed as there.  What changes before it: the stream at a
 placeholder is a soft token, unscaled; the per-layer embedding there is that of the padding token; and in 26B-A4B and
 31B the tokens of one image see each other on sliding layers.
 """
@@ -36,18 +36,19 @@ def hidden(ids, media: Media, w, run, tap=Tap()):
 def enter(ids, soft, blocks, w, run, tap=Tap()):
     """All that flows into the first layer, when the towers have run.  ids: T   soft: kind: O D   blocks: T  ->  Tokens
 
-    blocks: which picture each token belongs to, as prompt.media.picture_blocks tells.
+    blocks: which picture each token belongs to, as prompt.media.picture_blocks tells.  A prompt may enter in parts
+    (generate.prefill), so that run.start is past 0.
     """
-    config, text = run.config.text, without_placeholders(ids, run.config)
-    x = gemma4.embed(text, w, config, run.dtype, tap)
+    config, plain = run.config.text, without_placeholders(ids, run.config)
+    x = gemma4.embed(plain, w, config, run.dtype, tap)
     if soft:
         x = tap("inputs_embeds", merge(x, ids, soft, run.config), "T D")
-    ple = per_layer_inputs(text, x, w, config, tap) if config.hidden_size_per_layer_input else None
+    ple = per_layer_inputs(plain, x, w, config, tap) if config.hidden_size_per_layer_input else None
     masks = gemma4.causal_masks(len(ids), config, run.start)
     if soft and config.use_bidirectional_attention == "vision":  # full layers stay causal
         before = run.start - gemma4.oldest_key(run.start, config.kinds["sliding_attention"])
         masks |= {"sliding_attention": image_mask(blocks, config.sliding_window, before)}
-    return gemma4.entered(x, ple, masks, run, tap)
+    return gemma4.with_tables(x, ple, masks, run, tap)
 
 
 def without_placeholders(ids, config):
@@ -62,8 +63,8 @@ def soft_tokens(media: Media, w, run, tap=Tap()):
     frames of videos count on after the images.
     """
     pictures = numbered(images(media) + frames(media))
-    seen = [see(patches, positions, w, run, tap, n) for n, (patches, positions) in pictures]
-    heard = [hear(clip, w, run, tap, n) for n, clip in numbered(clips(media))]
+    seen = [see(patches, positions, w, run, tap, suffix) for suffix, (patches, positions) in pictures]
+    heard = [hear(clip, w, run, tap, suffix) for suffix, clip in numbered(clips(media))]
     first_frame = len(images(media))
     parts = {"image": seen[:first_frame], "video": seen[first_frame:], "audio": heard}
     return {kind: np.concatenate(some) for kind, some in parts.items() if some}
@@ -74,18 +75,18 @@ def numbered(things):
     return [("" if len(things) == 1 else f"@{i}", thing) for i, thing in enumerate(things)]
 
 
-def see(patches, positions, w, run, tap, n):
-    """Soft tokens of one image in the decoder's width.  patches: I pixels   positions: I 2  ->  O D"""
+def see(patches, positions, w, run, tap, suffix):
+    """Soft tokens of one image in the decoder's width.  patches: I 768, pixels   positions: I 2  ->  O D"""
     c = run.config.vision
-    soft = vision_tower(patches, positions, w.at("vision_tower"), c, run.dtype, tap.at(f"vision_tower{n}"))
-    return embedder(soft, w.at("embed_vision"), c, tap.at(f"embed_vision{n}"))
+    soft = vision_tower(patches, positions, w.at("vision_tower"), c, run.dtype, tap.at(f"vision_tower{suffix}"))
+    return embedder(soft, w.at("embed_vision"), c, tap.at(f"embed_vision{suffix}"))
 
 
-def hear(features, w, run, tap, n):
+def hear(features, w, run, tap, suffix):
     """Soft tokens of one sound in the decoder's width.  features: U M  ->  O D"""
     c = run.config.audio
-    soft = audio_tower(features, w.at("audio_tower"), c, run.dtype, tap.at(f"audio_tower{n}"))
-    return embedder(soft, w.at("embed_audio"), c, tap.at(f"embed_audio{n}"))
+    soft = audio_tower(features, w.at("audio_tower"), c, run.dtype, tap.at(f"audio_tower{suffix}"))
+    return embedder(soft, w.at("embed_audio"), c, tap.at(f"embed_audio{suffix}"))
 
 
 def embedder(soft, w, c, tap=Tap()):

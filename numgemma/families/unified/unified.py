@@ -40,7 +40,7 @@ def enter(ids, soft, blocks, w, run, tap=Tap()):
     masks = gemma4.causal_masks(len(ids), config.text, run.start)
     if config.text.use_bidirectional_attention == "vision":
         masks |= image_masks(blocks, config, run.start)
-    return gemma4.entered(x, None, masks, run, tap)
+    return gemma4.with_tables(x, None, masks, run, tap)
 
 
 def soft_tokens(media: Media, w, run, tap=Tap()):
