@@ -149,10 +149,10 @@ def said(text, code):
 
 def run(words):
     check_verb(words)
-    args = parser(words).parse_args(words)
+    with terminal.imports():
+        args = parser(words).parse_args(words)
+        from numgemma import ops
     check_outputs(vars(args))
     read_long_prompts(args)
-    from numgemma import ops
-
     with ops.undone(), terminal.set_aside(getattr(args, "json", None) == STANDARD):
         return args.run(args)
