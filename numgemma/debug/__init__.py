@@ -56,6 +56,7 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
     blame      one step at a time: who made an error, and which mistake it is
         one_step  every step of a dump recomputed from the dump's own tensors before it
         replay    the first step that was computed wrongly; a graft: would the end be right without it
+        spans     faults of some tokens alone: cached steps, one chunk, one picture
         whatif    the known faults tried on that step, until one makes the same wrong numbers
         words     all that as text
         rounding  engines that round what enters a product: llama.cpp

@@ -15,6 +15,7 @@ import numpy as np
 from numgemma import ops
 from numgemma.debug.blame.one_step import HEAD, RUNS, TOWERS, Local, Rerun, again
 from numgemma.debug.blame.replay import Replay, Step, counted, locally, size_of, subject_of
+from numgemma.debug.blame.spans import closed, in_words, mixed, wrong_tokens
 from numgemma.debug.compare.hints import hints
 from numgemma.debug.compare.result import FAULT, Hint, plain
 from numgemma.debug.compare.scoring import NOISE_TO, SUSPECT_TO
@@ -44,11 +45,12 @@ class Candidate:
     explains: int  # local faults that become noise
     of: int  # local faults of the dump
     spares: int  # layers in which the faults could act and do not
+    tokens: tuple[int, ...] = ()  # on which alone the fault acts; (): on all
 
     @property
     def rank(self):
         """The best comes first: explains most, needs no exceptions, is one fault, fits closest."""
-        return self.of - self.explains, self.spares, len(self.faults), self.xfloor
+        return self.of - self.explains, bool(self.tokens), self.spares, len(self.faults), self.xfloor
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Outcome:
 
     faults: tuple[Fault, ...]
     left: dict[str, float]
+    tokens: tuple[int, ...] = ()  # on which alone they act; (): on all
 
 
 @ops.using("numpy")
@@ -114,6 +117,9 @@ def explain(subject: Rerun, found: Replay, told=lambda text: None) -> list[Candi
     told(f"{len(trial.possible(bad[0]))} faults that can show at {bad[0].name}")
     fitting = [o for o in trial.singles(bad[0]) if trial.fixes(o, bad[0])]
     whole = [trial.everywhere(o.faults) for o in fitting]
+    if not any(trial.explained(o) == len(bad) for o in whole):
+        told("faults of some tokens alone")
+        whole += trial.spanned(bad[0])
     if not any(trial.explained(o) == len(bad) for o in whole):
         told("pairs of faults")
         whole += trial.second(whole) if whole else trial.pairs(bad[0])
@@ -154,6 +160,28 @@ class Trial:
         measured = {name: m for name, m in after.errors.items() if name in self.base.errors}
         return Outcome(tuple(faults), {name: self.left(after, name, m) for name, m in measured.items()})
 
+    def spanned(self, step) -> list[Outcome]:
+        """Single faults that fix a step if they act on the tokens alone that are wrong."""
+        limits = {s.name: s.floor["worst_token"] for s in self.bad if s.floor}
+        exact = wrong_tokens(self.subject, self.base, limits, limits)
+        total, spans = len(self.subject.ids), {closed(exact, len(self.subject.ids)), exact} if exact else set()
+        found = []
+        for tokens in sorted(spans, key=len, reverse=True):
+            tried = (self.on_some(f, layers_of([step]), tokens) for f in self.possible(step) if len(tokens) < total)
+            fitting = [o.faults[0] for o in tried if self.fixes(o, step)]
+            found += [self.on_some(fault, self.where([fault]), tokens) for fault in fitting]
+            if found:
+                break
+        return found
+
+    def on_some(self, fault, layers, tokens) -> Outcome:
+        """`outcome` of one fault that acts on some tokens alone."""
+        self.told(f"{fault.id} on some tokens")
+        model = self.subject.model
+        after = again(self.subject, self.base, layers, lambda: applied(model, fault.id))
+        mix = mixed(self.subject, self.base, after, tokens)
+        return Outcome((fault,), {name: self.left(mix, name, m) for name, m in mix.errors.items()}, tokens)
+
     def left(self, after, name, m):
         """The error that is left at a step, in units of the floor."""
         return np.inf if m.rel is None else size_of(self.subject, after, name)[0]
@@ -176,8 +204,12 @@ class Trial:
 
     def everywhere(self, faults) -> Outcome:
         """The faults wherever they can act, or something is bad."""
+        return self.outcome(faults, self.where(faults), RUNS)
+
+    def where(self, faults) -> set:
+        """The layers where faults can act, or something is bad."""
         places = {p for fault in faults for p in fault.places(self.subject.model) if p is not None}
-        return self.outcome(faults, layers_of(self.bad) | places | {TOWERS}, RUNS)
+        return layers_of(self.bad) | places | {TOWERS}
 
     def pairs(self, step) -> list[Outcome]:
         """Pairs that together fix a step which no fault fixes alone."""
@@ -208,10 +240,12 @@ class Trial:
         fixed = [step for step in self.bad if self.fixes(outcome, step)]
         xfloor = max((outcome.left[step.name] for step in fixed), default=np.inf)
         hit = [sort_of(self.hit(outcome, fault), self.subject.model) for fault in outcome.faults]
-        says = sentence(outcome.faults, hit, xfloor, len(self.bad) - len(fixed))
+        span = in_words(outcome.tokens, self.subject.dump)
+        says = sentence(outcome.faults, hit, xfloor, len(self.bad) - len(fixed), span)
         names = tuple(fault.id for fault in outcome.faults)
         layers = hit[0] if len(hit) == 1 else tuple(hit)
-        return Candidate(names, layers, float(xfloor), says, len(fixed), len(self.bad), self.spares(outcome))
+        counts = len(fixed), len(self.bad), self.spares(outcome)
+        return Candidate(names, layers, float(xfloor), says, *counts, outcome.tokens)
 
     def spares(self, outcome):
         """In how many layers the faults could act and do not."""
@@ -234,13 +268,13 @@ def sort_of(layers, model):
     return next((sort for sort in LAYERS if of_sort(sort, model) == list(layers)), layers)
 
 
-def sentence(faults, hit, xfloor, unexplained):
+def sentence(faults, hit, xfloor, unexplained, span=""):
     """What is wrong and where, how well that fits, and what to do."""
     what = "; and ".join(f"{fault.id}: {fault.says}{named(layers)}" for fault, layers in zip(faults, hit, strict=True))
     rest = f"; {counted(unexplained, 'local fault')} left" if unexplained else ""
     it = "it" if len(faults) == 1 else "both"
     fix = "; and ".join(dict.fromkeys(fault.fix for fault in faults))
-    return f"{what}. Residual after applying {it}: {xfloor:.2g} x floor{rest}. Fix: {fix}."
+    return f"{what}{span}. Residual after applying {it}: {xfloor:.2g} x floor{rest}. Fix: {fix}."
 
 
 def named(layers):

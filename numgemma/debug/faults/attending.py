@@ -207,6 +207,31 @@ def half_frequencies(original, positions, H, theta, angles, factor, dtype):
     return np.cos(turn).astype(dtype), np.sin(turn).astype(dtype)
 
 
+def farther(steps):
+    """Attention whose queries are turned for positions too far.  steps: tokens of the pass -> by how many"""
+
+    def change(original, x, spec, rope, tap):
+        positions = np.arange(len(x)) + steps(len(x))
+        tables = ops.rope_table(positions, spec.H, spec.theta, spec.angles, spec.rope_factor, rope[0].dtype)
+        return original(tap=Rewired(tap, {"q_rope": lambda y, seen: ops.rope(seen["q_norm"], *tables)}))
+
+    return change
+
+
+for form, says, steps in (
+    ("T27-prompt", "queries are rotated for positions a whole prompt too far", lambda tokens: tokens),
+    ("T27-one", "queries are rotated for the position after theirs", lambda tokens: 1),
+    ("T27-zero", "every query is rotated for the first position", lambda tokens: -np.arange(tokens)),
+):
+    fault(
+        form,
+        says,
+        "read how long the cache is before this pass has put its keys into it",
+        shows=f"{ATTENTION}.q_rope",
+        swaps="layers.attention.attention",
+    )(farther(steps))
+
+
 # -- masks
 
 
