@@ -2,6 +2,7 @@
 
 import json
 from math import prod
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -14,6 +15,7 @@ from reference_3n import STORED, digest, run_of, runs
 
 import numgemma
 from numgemma import ops
+from numgemma.cli.inspect import describe, layer_table_text, render
 from numgemma.errors import InputError
 from numgemma.families import find
 from numgemma.families.gemma3n import layout
@@ -24,6 +26,7 @@ from numgemma.layers import mobilenet, usm
 from numgemma.model import DATA
 from numgemma.prompt.media import read_media
 
+GOLDEN = Path(__file__).parent / "golden"
 TOTALS = {  # numbers, tensors, one layer that makes keys, one that shares
     "E2B": (5_418_464_192, 1_526, 62_153_296, 60_055_888),
     "E4B": (7_818_517_072, 1_631, 112_484_944, 110_387_536),
@@ -158,6 +161,13 @@ def test_an_unknown_net_and_an_unknown_block_are_refused_by_name():
         mobilenet.architecture(
             "mobilenetv5_300m_enc", {"block_args": [[{"block_type": "cn", "out_chs": 8, "stride": 1}]]}
         )
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_inspect_prints_the_layer_table_and_the_total_to_the_last_digit(name):
+    found = describe(f"gemma-3n-{name}-it", 32_768)
+    assert layer_table_text(found["layers"]) + "\n" == (GOLDEN / f"layers-3n-{name}.txt").read_text()
+    assert f"{TOTALS[name][0]:,}" in render(found)
 
 
 @pytest.mark.parametrize("name", TOTALS)

@@ -164,6 +164,7 @@ COLUMNS: dict[str, tuple[str, Callable]] = {
     "values": ("k_eq_v", lambda s: "raw keys" if s["k_eq_v"] else donor(s)),
     "rope base": ("theta", lambda s: f"{s['theta']:g}"),
     "turning": ("angles H", lambda s: f"{s['angles']} of {s['H'] // 2}"),
+    "sparse": ("sparsity", lambda s: f"{s['sparsity']:g}" if s["sparsity"] else "-"),
     "experts": ("J E", lambda s: f"{s['J']} of {s['E']}" if s["E"] else "-"),
 }
 

@@ -9,6 +9,7 @@ A prompt is spelled out, cut into tokens, and its files become arrays:
     images             a picture -> patches
     audio              a recording -> log-mel frames
     video              a clip -> patches of some of its frames, and when they are seen
+    squares            a picture and a recording for Gemma 3n
     encoder_free       a picture and a recording for a model without towers
     processor_classes  what differs between Transformers' processors
     processor          a prompt and its files -> all the arrays that enter the model

@@ -147,7 +147,7 @@ def window(length):
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
 
 
-def mel_filters(s: SoundSettings):
+def mel_filters(s):
     """Triangles of height 1, equally wide on HTK's mel scale.  ->  B M   (equals mel_filter_bank with norm None)"""
     low, high = (2595 * math.log10(1 + hertz / 700) for hertz in (s.min_frequency, s.max_frequency))
     corners = 700 * (10 ** (np.linspace(low, high, s.feature_size + 2) / 2595) - 1)

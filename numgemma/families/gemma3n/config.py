@@ -34,8 +34,6 @@ class Gemma3nSpec:
     theta: float  # base of the rotary embedding
     eps: float
     k_eq_v: bool = False  # the values have a projection of their own
-    E: int = 0  # no experts
-    J: int = 0
     rope_factor: float = 1.0
 
     @property
