@@ -8,10 +8,10 @@ The files, in the order in which they read best:
     atomic       files written whole or not at all
     incoming     files that come in, and JSON read strictly
     extras       packages that only some users need
+    config       JSON objects read strictly
     weights      files of weights, one module a storage format
     checkpoint   the files of a checkpoint as one tree of weights
     streaming    weights that stay on disk until they are needed
-    config       JSON objects read strictly
     prompt       messages, pictures, sound and clips to the arrays that enter the model
     trace        the seam that watches, records and edits every tensor
     masks        who attends to whom

@@ -173,3 +173,19 @@ def test_codes_without_what_decodes_them_are_one_sentence(leaves, says):
     with pytest.raises(InputError, match=says) as told:
         unpacked("f", {f"m.{leaf}": np.asarray(x) for leaf, x in leaves.items()}, {})
     assert "\n" not in str(told.value)
+
+
+def test_the_mobile_files_codes_by_a_plain_loop():
+    rng = np.random.default_rng(2)
+    scale = rng.uniform(0.01, 0.1, (6, 1)).astype(np.float32)
+    for bits in (2, 4):
+        half, per = 2 ** (bits - 1), 8 // bits
+        codes = rng.integers(0, 2**bits, (6, 16))
+        raw = [[sum(int(row[i + j]) << bits * j for j in range(per)) for i in range(0, 16, per)] for row in codes]
+        leaves = {"m.weight": np.array(raw, np.uint8), "m.weight_scale": scale, "m.input_activation_scale": scale[0]}
+        settings = {"num_bits": 8, "module_quant_configs": {"^m$": {"num_bits": bits}}}
+        w = unpacked("f", leaves, {"quantization_config": settings})["m.weight"]
+        np.testing.assert_array_equal(w[:], (codes - half).astype(np.float32) * scale)
+    table = {"e.embedding_quantized": rng.integers(-127, 127, (5, 8)).astype(np.int8), "e.embedding_scale": scale[:5]}
+    w = unpacked("f", table, {})["e.weight"]
+    np.testing.assert_array_equal(w[:], table["e.embedding_quantized"].astype(np.float32) * scale[:5])

@@ -33,7 +33,7 @@ class Sample(NamedTuple):
 def causes(name, w, W, original: Mapping[str, Any], cost: float | None) -> tuple[str, ...]:
     """What explains the difference, the best first; empty where nothing known does."""
     s = sample(name, w, W, original, cost)
-    found = [cause for look in LOOKS for cause in look(s)]
+    found = list(constant(s)) or [cause for look in LOOKS for cause in look(s)]
     rest = [cause for look in (twice, touched, unrelated) for cause in look(s)]
     return tuple(found[:MOST] or rest[:1])
 
@@ -224,6 +224,6 @@ def unrelated(s: Sample) -> Iterator[str]:
 
 
 LOOKS = (
-    *(constant, convention, factor, zero_point, excess, halves_of_experts, another, nibbles, transposed),
+    *(convention, factor, zero_point, excess, halves_of_experts, another, nibbles, transposed),
     *(rows_moved, columns_moved, by_groups, low_rank),
 )

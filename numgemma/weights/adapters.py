@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from numgemma.config import section
 from numgemma.errors import InputError
 from numgemma.incoming import read_object
 from numgemma.weights.packed import parts_of
@@ -152,7 +153,7 @@ def over(folder, module, leaves, tensors, config):
     """One module's adapter over the base's tensor: its name there -> what stands in its place."""
     if "lora_a" in leaves:  # MLX: transposed to PEFT's, and its scale is no alpha
         A, B = (np.ascontiguousarray(np.swapaxes(leaves[leaf], -1, -2)) for leaf in ("lora_a", "lora_b"))
-        scale = (config.get("lora_parameters") or {}).get("scale", 20.0)
+        scale = section(config, "lora_parameters", folder).get("scale", 20.0)
         return {target_of(folder, module, tensors, A, B): layered(folder, module, tensors, A, B, scale, None)}
     pair = [leaves.get(f"lora_{kind}{half}") for half in "AB" for kind in ("", "embedding_")]
     there = [x for x in pair if x is not None]
@@ -211,14 +212,22 @@ def of_experts(folder, module, A, B, shape):
     return A.reshape(E, r, I), np.ascontiguousarray(B.reshape(O, r, E).transpose(2, 0, 1))
 
 
+def matches(folder, pattern, module) -> bool:
+    """Whether a pattern of PEFT means that module."""
+    try:
+        return bool(re.fullmatch(rf"(.*\.)?{pattern}", module))
+    except re.error:
+        raise InputError(f"{folder}: adapter_config.json has the pattern {pattern!r:.80}, which is none.") from None
+
+
 def factor_of(folder, module, config, rank) -> float:
     """alpha / r, or alpha / sqrt(r), with what the patterns say of this module."""
     alpha, said = config.get("lora_alpha", config.get("r", rank)), config.get("r", rank)
-    for key, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?{key}", module):
+    for key, value in section(config, "alpha_pattern", folder).items():
+        if matches(folder, key, module):
             alpha = value
-    for key, value in (config.get("rank_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?{key}", module):
+    for key, value in section(config, "rank_pattern", folder).items():
+        if matches(folder, key, module):
             said = value
     if said != rank or not isinstance(alpha, int | float):
         raise InputError(f"{folder}: {module!r:.120} has rank {rank}, and adapter_config.json says {said}; correct it.")

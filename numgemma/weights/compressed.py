@@ -12,6 +12,7 @@ Codes of b bits are stored with 2^(b-1) added.  The global scale divides in one 
 
 import numpy as np
 
+from numgemma.config import section
 from numgemma.errors import InputError
 from numgemma.weights.bits import E2M1, grouped, nibbles, power_of_two, stream
 from numgemma.weights.packed import Packed
@@ -33,12 +34,12 @@ def read(where, leaves, settings) -> Packed:
         return fp4(where, leaves, packed)
     if "weight_packed" in leaves:
         return integers(where, leaves, bits_of(where, leaves, settings))
-    return scaled(where, packed, leaves["weight_scale"], block_of(settings, leaves["weight_scale"]))
+    return scaled(where, packed, leaves["weight_scale"], block_of(where, settings, leaves["weight_scale"]))
 
 
 def bits_of(where, leaves, settings):
     """Bits of a code: what the config's groups say, if the width of the rows agrees."""
-    said = [(group.get("weights") or {}).get("num_bits") for group in (settings.get("config_groups") or {}).values()]
+    said = [group.get("num_bits") for group in groups_of(where, settings)]
     words, (_, width) = leaves["weight_packed"].shape[-1], shape_of(where, leaves)
     for bits in [b for b in said if b in WIDTHS] + list(WIDTHS):
         if -(-width * bits // 32) == words:
@@ -113,11 +114,21 @@ def gaps_of(q):
     return np.exp2(np.maximum(exponents - 1, least) - bits).astype(np.float32)
 
 
-def block_of(settings, scale):
+def groups_of(where, settings):
+    """What the config says of the weights of each of its groups."""
+    groups = section(settings, "config_groups", where)
+    return [section(section(groups, name, where), "weights", where) for name in groups]
+
+
+def block_of(where, settings, scale):
     """The block that the config names, where there are scales for blocks at all."""
-    groups = (settings.get("config_groups") or {}).values()
-    said = [(group.get("weights") or {}).get("block_structure") for group in groups]
-    return next((size for size in said if size and scale.ndim == 2 and scale.shape[1] > 1), None)
+    said = [group.get("block_structure") for group in groups_of(where, settings)]
+    return next((size for size in said if is_block(size) and scale.ndim == 2 and scale.shape[1] > 1), None)
+
+
+def is_block(size) -> bool:
+    """Whether that is a number of rows and one of columns."""
+    return isinstance(size, list | tuple) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)
 
 
 def fp4(where, leaves, packed):

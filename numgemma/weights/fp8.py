@@ -3,7 +3,7 @@
 The scale multiplies, whatever its name says.
 """
 
-from numgemma.weights.compressed import scaled
+from numgemma.weights.compressed import is_block, scaled
 from numgemma.weights.packed import Packed
 
 UNREAD = ("activation_scale", "input_scale")
@@ -18,4 +18,5 @@ def read(where, leaves, settings) -> Packed:
     """One module's weight: blocks as large as the config says."""
     scale = leaves["weight_scale_inv"]
     blocks = scale.ndim == 2 and scale.shape[1] > 1
-    return scaled(where, leaves["weight"], scale, (settings.get("weight_block_size") or (128, 128)) if blocks else None)
+    size = settings.get("weight_block_size", (128, 128))
+    return scaled(where, leaves["weight"], scale, size if blocks and is_block(size) else None)

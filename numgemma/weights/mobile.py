@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 
+from numgemma.config import section
 from numgemma.errors import InputError
 from numgemma.weights.bits import grouped, stream
 from numgemma.weights.packed import Packed
@@ -38,9 +39,19 @@ def read(where, leaves, settings) -> Packed:
 
 
 def bits_of(where, settings):
-    for pattern, some in (settings.get("module_quant_configs") or {}).items():
-        if re.search(pattern, settings.get("module", "")) and some.get("num_bits") in (2, 4):
-            return some["num_bits"]
+    patterns = section(settings, "module_quant_configs", where)
+    for pattern in patterns:
+        bits = section(patterns, pattern, where).get("num_bits")
+        if bits in (2, 4) and found(where, pattern, settings.get("module", "")):
+            return bits
     if settings.get("num_bits") in (2, 4):
         return settings["num_bits"]
     raise InputError(f"{where}: holds packed codes, and config.json does not say of how many bits; correct it.")
+
+
+def found(where, pattern, module) -> bool:
+    """Whether a pattern of the config means that module."""
+    try:
+        return bool(re.search(pattern, module))
+    except re.error:
+        raise InputError(f"{where}: config.json has the pattern {pattern!r:.80}, which is none; correct it.") from None

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from numgemma.config import section
 from numgemma.errors import InputError
 from numgemma.weights import bnb, compressed, fp8, gptq, mlx, mobile
 from numgemma.weights.packed import Packed, format_of, joined, stacked
@@ -40,7 +41,8 @@ def unpacked(path, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> dic
             modules[split[1]][split[2]] = tensor
         else:
             found[name] = tensor
-    settings = config.get("quantization_config") or config.get("quantization") or {}
+    said = [section(config, key, path) for key in ("quantization_config", "quantization")]
+    settings: dict[str, Any] = next(filter(None, said), {})
     for module, leaves in modules.items():
         found |= decoded(path, module, leaves, of_module(settings, module))
     found = with_experts(found)

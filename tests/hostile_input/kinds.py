@@ -198,6 +198,53 @@ def chat(folder):
     (folder / "c.json").write_text(json.dumps([{"role": "user", "content": items}, {"role": "model", "content": "hi"}]))
 
 
+def quantised(folder):
+    """A checkpoint whose matrices are codes of four bits, in Transformers' own names."""
+    from safetensors.numpy import load_file, save_file
+
+    tiny.write(folder, tiny.PLE)
+    tensors = load_file(folder / "model.safetensors")
+    found = {}
+    for name, x in tensors.items():
+        if x.ndim == 2 and x.shape[1] % 16 == 0 and ".layers." in name:
+            w = np.asarray(x, np.float32).reshape(len(x), -1, 16)
+            scale = np.abs(w).max(-1) / 7.5 + 1e-9
+            codes = (np.clip(np.rint(w / scale[..., None]), -8, 7) + 8).astype(np.uint8).reshape(x.shape)
+            packed = (codes[:, ::2] | codes[:, 1::2] << 4).copy()
+            packed = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4))).view(np.int32)
+            module = name.removesuffix(".weight")
+            found |= {f"{module}.weight_packed": packed, f"{module}.weight_scale": scale.astype(np.float32)}
+            found[f"{module}.weight_shape"] = np.array(x.shape)
+        else:
+            found[name] = x
+    save_file(found, folder / "model.safetensors")
+    raw = json.loads((folder / "config.json").read_text())
+    groups = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 16}}}
+    raw["quantization_config"] = {"quant_method": "compressed-tensors", "config_groups": groups}
+    (folder / "config.json").write_text(json.dumps(raw))
+
+
+def gguf(folder):
+    (folder / "x.gguf").write_bytes((FIXTURES / "gguf/moe-Q4_0.gguf").read_bytes())
+
+
+def run_gguf(folder):
+    model = numgemma.load(folder / "x.gguf")
+    list(model.checkpoint.tokenizer()["model"]["vocab"])
+    holds(model.logits(IDS[:2]).shape == (2, model.outline.vocabulary), "logits that are none")
+
+
+def adapter(folder):
+    tiny.write(folder / "base", tiny.VARIANTS["ple"])
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).write_bytes((FIXTURES / "adapters/ple-lora" / name).read_bytes())
+
+
+def run_adapter(folder):
+    model = numgemma.load(folder / "base", adapters=[folder])
+    holds(model.logits(IDS[:2]).shape == (2, model.outline.vocabulary), "logits that are none")
+
+
 def media(name):
     """A file of tests/hostile under the name x."""
 
@@ -221,6 +268,11 @@ KINDS = {
     "towers": (multimodal, "config.json", mutated_json, look_at_checkpoint),
     "index": (sharded, "model.safetensors.index.json", mutated_json, look_at_checkpoint),
     "generation": (generation, "generation_config.json", mutated_json, run_checkpoint),
+    "quantised": (quantised, "config.json", mutated_json, look_at_checkpoint),
+    "codes": (quantised, "model.safetensors", mutated_bytes, look_at_checkpoint),
+    "gguf": (gguf, "x.gguf", mutated_bytes, run_gguf),
+    "adapter": (adapter, "adapter_config.json", mutated_json, run_adapter),
+    "delta": (adapter, "adapter_model.safetensors", mutated_bytes, run_adapter),
     "dump": (dumped, "a.safetensors", mutated_bytes, lambda folder: read_one(folder, "a.safetensors")),
     "metadata": (dumped, "a.safetensors", "metadata", lambda folder: read_one(folder, "a.safetensors")),
     "npy": (arrays, "layers.0.out.npy", mutated_bytes, lambda folder: read_one(folder, "layers.0.out.npy")),
