@@ -16,6 +16,7 @@ from reference_3n import STORED, digest, run_of, runs
 import numgemma
 from numgemma import ops
 from numgemma.cli.inspect import describe, layer_table_text, render
+from numgemma.debug.faults import CATALOGUE, applied
 from numgemma.errors import InputError
 from numgemma.families import find
 from numgemma.families.gemma3n import layout
@@ -420,6 +421,27 @@ def test_media_that_the_model_cannot_take_are_refused_with_the_reason(model):
         model.logits(ids, small)
     with pytest.raises(InputError, match="3 image placeholders"):
         model.logits(np.delete(ids, np.flatnonzero(ids == tiny3n.IDS["image"])[0]), read_media(arrays))
+
+
+# its faults
+
+
+NOTED = [id for id in CATALOGUE if id.startswith("N")]
+
+
+@pytest.mark.parametrize("id", NOTED)
+def test_every_fault_first_changes_the_point_that_its_entry_names_and_is_caught(model, id):
+    ids, media = prompted()
+    ids = np.where(np.arange(len(ids)) == 1, 205, ids)  # beyond the per-layer table
+    clean = model.record(ids, ["*"], media=media)
+    with applied(model, id):
+        broken = model.record(ids, ["*"], media=media)
+    changed = [name for name in clean if name not in broken or not np.array_equal(clean[name], broken[name])]
+    assert CATALOGUE[id].shown_by(changed[0]), changed[0]
+    same = [name for name in changed if name in broken and broken[name].shape == clean[name].shape]
+    assert max(relative(clean[name], broken[name]) for name in same) > 1e-3
+    again = model.record(ids, ["*"], media=media)["logits"]
+    np.testing.assert_array_equal(again, clean["logits"])
 
 
 # stored runs of Transformers

@@ -53,6 +53,7 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         pictures   faults of the vision tower
         sounds     faults of the audio tower
         unified    faults of 12B's pictures, sound and image mask
+        streams    faults of Gemma 3n
     blame      one step at a time: who made an error, and which mistake it is
         one_step  every step of a dump recomputed from the dump's own tensors before it
         replay    the first step that was computed wrongly; a graft: would the end be right without it

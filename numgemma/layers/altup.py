@@ -48,9 +48,13 @@ def correct(p, y, w, eps, tap=Tap()):
     """
     modalities = router(y, w, eps, tap, "#1")
     coefs = tap("correction_coefs", ops.linear(modalities, w["correction_coefs.weight"]), "T A")
-    coefs = coefs + coefs.dtype.type(1)
     innovation = y - p[0]
-    return tap("correct", innovation * coefs.T[..., None] + p, "A T D")
+    return tap("correct", innovation * gains(coefs).T[..., None] + p, "A T D")
+
+
+def gains(coefs):
+    """How much of the innovation each stream takes: all of it, unless the router says otherwise.  T A  ->  T A"""
+    return coefs + coefs.dtype.type(1)
 
 
 def router(x, w, eps, tap=Tap(), again=""):

@@ -24,7 +24,6 @@ from inspect import signature
 
 from numgemma import ops
 from numgemma.errors import InputError
-from numgemma.ops import definitions
 from numgemma.trace import Tap, selects
 
 
@@ -256,7 +255,7 @@ def found(path, family):
 
 def as_defined(module, name):
     """A function whose parameters have the names that faults use: a compiled twin may have others."""
-    return getattr(definitions if module is ops else module, name)
+    return ops.DEFINED[name] if module is ops else getattr(module, name)
 
 
 def parameters(path, family):

@@ -13,6 +13,7 @@ from numgemma import cache
 from numgemma.families.family import Family
 from numgemma.families.gemma3n import config, embedders, gemma3n, layout, shrink
 from numgemma.families.gemma4 import gemma4
+from numgemma.layers import altup, usm
 
 FAMILY = Family(
     name="Gemma 3n",
@@ -36,6 +37,14 @@ FAMILY = Family(
         "masks": gemma4.causal_masks,
         "layers": gemma3n.layers,
         "block": gemma3n.block,
+        "joined": gemma3n.joined,
+        "stream gains": altup.gains,
+        "stream router": altup.router,
+        "output scale": altup.output_scale,
+        "per-layer inputs": gemma3n.per_layer_inputs,
+        "hard tokens": embedders.with_hard_tokens,
+        "filled": embedders.filled,
+        "sound tower": usm.audio_tower,
         "norm": gemma4.norm,
         "forget": gemma4.forget,
         "leave": gemma3n.leave,

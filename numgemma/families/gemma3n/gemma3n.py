@@ -93,15 +93,14 @@ def layers(tokens, rows, w, run, tap=Tap()):
     return replace(tokens, streams=s)
 
 
-def block(s, ple, w, spec, rope, mask, kvs, tap=Tap()):
-    """One layer.  s: A T D   ple: T P  ->  A T D   (equals Gemma3nTextDecoderLayer)"""
-    p = altup.predict(s, w.at("altup"), spec.eps, tap.at("altup"))
-    x = p[0]
-    h = gemma4.norm("input_layernorm", x, w, spec.eps, tap)
+def block(x, own, w, spec, rope, mask, kvs, tap=Tap()):
+    """One layer.  x: A T D   own: T P, its per-layer input  ->  A T D   (equals Gemma3nTextDecoderLayer)"""
+    p = altup.predict(x, w.at("altup"), spec.eps, tap.at("altup"))
+    h = gemma4.norm("input_layernorm", p[0], w, spec.eps, tap)
     beside = laurel(h, w.at("laurel"), spec.eps, tap.at("laurel"))
     h = attention(h, w.at("self_attn"), spec, rope, mask, kvs, tap.at("self_attn"))
     h = gemma4.norm("post_attention_layernorm", h, w, spec.eps, tap)
-    y = tap("after_attention", ops.divide(x + h + beside, math.sqrt(2)), "T D")  # two residuals: the size of one
+    y = tap("after_attention", ops.divide(p[0] + h + beside, math.sqrt(2)), "T D")  # two residuals: the size of one
 
     h = gemma4.norm("pre_feedforward_layernorm", y, w, spec.eps, tap)
     h = sparse_mlp(h, w.at("mlp"), spec.sparsity, tap.at("mlp"))
@@ -110,8 +109,13 @@ def block(s, ple, w, spec, rope, mask, kvs, tap=Tap()):
 
     s = altup.correct(p, y, w.at("altup"), spec.eps, tap.at("altup"))
     scaled = altup.output_scale(s[0], w.at("altup"), tap.at("altup"))
-    e = per_layer_residual(scaled, ple, w, spec, tap)
-    return tap("out", np.concatenate([s[:1], s[1:] + e]), "A T D")  # stream 0 hears of it in the next layer
+    e = per_layer_residual(scaled, own, w, spec, tap)
+    return tap("out", joined(s, e), "A T D")
+
+
+def joined(s, e):
+    """What the per-layer input adds, in all streams but 0, which hears of it in the next layer.  s: A T D   e: T D"""
+    return np.concatenate([s[:1], s[1:] + e])
 
 
 def leave(tokens, w, run, tap=Tap()):

@@ -1,0 +1,199 @@
+"""Faults of Gemma 3n: its streams, sparse gates, hard tokens and towers.
+
+Left out: what is wrong at loading (N19) or in a processor (N15), what the norm behind it hides (N14).
+"""
+
+import numpy as np
+
+from numgemma.debug.faults.fault import fault
+from numgemma.debug.faults.pictures import with_clips, with_images
+
+
+def has_streams(spec, model):
+    return model.config.text.altup_num_inputs > 1
+
+
+def in_3n(spec, model):
+    return spec.sparsity >= 0
+
+
+def is_sparse(spec, model):
+    return spec.sparsity > 0
+
+
+def sees(spec, model):
+    return bool(model.config.vision.net)
+
+
+def hears(spec, model):
+    return model.config.audio.conf_reduction_factor > 0
+
+
+@fault(
+    "N01",
+    "the per-layer residual joins stream 0 too",
+    "add it to the other streams alone: stream 0 hears of it in the next layer",
+    shows="layers.*.out",
+    swaps="joined",
+)
+def joins_all(original, s, e):
+    return s + e
+
+
+@fault(
+    "N02",
+    "the gate of the per-layer input reads stream 0 without its scale",
+    "multiply what the gate reads by correct_output_scale, and the stream not",
+    shows="layers.*.altup.out",
+    swaps="output scale",
+)
+def unscaled(original, x, tap):
+    return tap("out", x, "T D")
+
+
+@fault(
+    "N04",
+    "the two residuals are added and not divided by sqrt(2)",
+    "divide the sum of attention's and LAuReL's residual by sqrt(2)",
+    shows="layers.*.after_attention",
+    swaps="ops.divide",
+    at=in_3n,
+)
+def undivided(original, x):
+    return x
+
+
+@fault(
+    "N05",
+    "what the router of the streams reads is divided by sqrt(D)",
+    "divide it by D",
+    shows="layers.*.altup.modality_router",
+    swaps="ops.scale",
+    within="stream router",
+)
+def root_of_width(original, x):
+    return original(factor=x.dtype.type(x.shape[-1] ** -0.5))
+
+
+@fault(
+    "N06",
+    "correction coefficients lack the 1",
+    "add 1 to what correction_coefs gives",
+    shows="layers.*.altup.correct",
+    swaps="stream gains",
+)
+def without_one(original, coefs):
+    return coefs
+
+
+@fault(
+    "N07",
+    "no gate of a sparse layer is held at zero",
+    "hold the gates below mean + m deviations at zero, before GELU",
+    shows="layers.*.mlp.gaussian_topk",
+    swaps="ops.gaussian_topk",
+    at=is_sparse,
+)
+def dense(original, x):
+    return x
+
+
+@fault(
+    "N07-count",
+    "a sparse layer keeps a share of its gates by count, as they are",
+    "subtract the threshold, which is mean + m deviations of the row, and hold what is below it at zero",
+    shows="layers.*.mlp.gaussian_topk",
+    swaps="ops.gaussian_topk",
+    at=is_sparse,
+)
+def by_count(original, x, sparsity):
+    kept = max(1, round((1 - sparsity) * x.shape[-1]))
+    least = np.sort(x.astype(np.float32), -1)[..., -kept, None]
+    return np.where(x >= least, x, x.dtype.type(0))
+
+
+@fault(
+    "N08",
+    "streams enter and leave at their own size",
+    "scale every projection to the root mean square of stream 0",
+    shows="streams",
+    swaps="ops.as_large_as",
+    at=has_streams,
+)
+def own_size(original, y):
+    return y
+
+
+@fault(
+    "N09",
+    "ids beyond the per-layer table take its last row",
+    "give them row 0",
+    shows="embed_tokens_per_layer",
+    swaps="per-layer inputs",
+)
+def last_row(original, ids, c):
+    return original(ids=np.minimum(ids, c.vocab_size_per_layer_input - 1))
+
+
+@fault(
+    "N11",
+    "the ends of pictures and sound come from embed_tokens",
+    "look up ids from vocab_offset on in the table of their tower",
+    shows="embed_*.embedding",
+    swaps="hard tokens",
+    at=sees,
+)
+def all_from_one_table(original, x):
+    return x
+
+
+@fault(
+    "N12",
+    "convolutions of pictures pad alike on both sides",
+    "pad as TensorFlow's SAME does, the odd pixel behind",
+    shows="vision_tower*.conv_stem.conv",
+    swaps="ops.maps.border",
+    at=sees,
+    media=with_images,
+)
+def alike(original, k):
+    return 2 * (k // 2), k // 2
+
+
+@fault(
+    "N16",
+    "behind a sound stand zeros",
+    "fill up to the fixed number with the last hard token of the sound's table",
+    shows="inputs_embeds",
+    swaps="filled",
+    at=hears,
+    media=with_clips,
+)
+def zeros(original, behind):
+    return original(behind=np.zeros_like(behind))
+
+
+@fault(
+    "N17",
+    "a frame of sound hears twelve frames, as in Gemma 4",
+    "let it hear thirteen: itself and twelve before",
+    shows="audio_tower*.scores",
+    swaps="ops.attend_frames",
+    at=hears,
+    media=with_clips,
+)
+def one_less(original, frames):
+    return original(frames=frames - 1)
+
+
+@fault(
+    "N18",
+    "a sound is cut where its mask ends, before the convolutions",
+    "leave the six frames of padding that they look ahead to, which are silence and not zeros",
+    shows="audio_tower*.subsample_conv_projection.conv_?.conv",
+    swaps="sound tower",
+    at=hears,
+    media=with_clips,
+)
+def cut_at_the_mask(original, features, frames):
+    return original(features=features[:frames])
