@@ -4,15 +4,21 @@ Every step is recomputed from the dump's own tensors, so what is wrong for some 
 known fault explains it if the dump has the faulty rows there and the right rows elsewhere.
 """
 
+import math
 import re
 from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from numgemma.debug.blame.one_step import Local, Rerun, measured
+from numgemma.debug.blame.one_step import Local, Rerun, Substitute, as_held, fed, measured
 from numgemma.debug.compare.scoring import SUSPECT_TO
 from numgemma.debug.measure import metrics, overlap
 from numgemma.debug.measure.precision import TOLERANCES
+from numgemma.dump import Dump, placed
+from numgemma.prompt.media import NO_MEDIA
 
 
 def wrong_tokens(subject: Rerun, base: Local, names: Iterable[str], limits: dict[str, float]) -> tuple[int, ...]:
@@ -23,44 +29,116 @@ def wrong_tokens(subject: Rerun, base: Local, names: Iterable[str], limits: dict
     wrong = np.zeros(len(subject.ids), bool)
     for name in names:
         rows = errors_of_tokens(subject, base, name)
-        if rows is None or len(rows) != len(wrong):
+        if rows is None:
+            continue
+        if len(rows) != len(wrong):
             return ()
         wrong |= rows > SUSPECT_TO * limits[name]
     return () if wrong.all() else tuple(int(t) for t in np.flatnonzero(wrong))
 
 
+def until(subject: Rerun, some: Local, name, tokens: tuple[int, ...], limit: float) -> tuple[int, ...]:
+    """These tokens up to the first that the fault does not explain: what comes after may only have read wrong keys."""
+    rows = errors_of_tokens(subject, some, name)
+    if rows is None or len(rows) != len(subject.ids):
+        return ()
+    left = [t for t in tokens if rows[t] > SUSPECT_TO * limit]
+    return tuple(t for t in tokens if t < left[0]) if left else ()
+
+
 def errors_of_tokens(subject: Rerun, base: Local, name):
     """The relative error of each token at a step; None where the step is not known whole."""
-    if name not in base.truth or not overlap.whole(subject.dump, name) or "router." in name:
+    if name not in base.truth or not overlap.whole(subject.dump, name) or name.endswith("router.ids"):
         return None
-    x, axes = np.asarray(base.truth[name], np.float64), base.axes[name]
+    sort = np.sort if name.endswith("router.weights") else np.asarray
+    x, axes = sort(np.asarray(base.truth[name], np.float64)), base.axes[name]
     token, _ = metrics.split_axes(axes)
     if not token:
         return None
-    d = np.asarray(subject.dump[name], np.float64).reshape(x.shape) - x
+    d = sort(np.asarray(subject.dump[name], np.float64).reshape(x.shape)) - x
     others = tuple(i for i in range(x.ndim) if i != token[0])
     return np.sqrt((d * d).sum(others) / np.maximum(metrics.token_sizes((x * x).sum(others)), 1e-300))
 
 
-def closed(tokens: tuple[int, ...], total: int) -> tuple[int, ...]:
+def closed(tokens: tuple[int, ...]) -> tuple[int, ...]:
     """All from the first of them to the last: a row in between may be right by chance, as where nothing is masked."""
     return tuple(range(tokens[0], tokens[-1] + 1)) if len(tokens) > 1 else tokens
 
 
+def in_parts(subject: Rerun, base: Local, after: Local, tokens: tuple[int, ...], under) -> Local:
+    """The steps of a run that goes through the cache and makes the fault in these tokens alone.
+
+    What `mixed` puts together of two runs is not quite that: keys and values that were not recorded are the faulty
+    ones there, also of tokens that are right.  under: makes the fault's context.
+    """
+    twin = replace(subject.model, dtype=np.dtype("float64"))
+    whole, kvs = Dump({"ids": list(subject.ids)}), dict[int, Any]()
+    for start, stop, wrong in parts(tokens, len(subject.ids), subject.dump):
+        whole.start = start
+
+        def look(name, y, axes):
+            if name not in subject.dump:
+                return y
+            whole.keep(name, y, axes)
+            return fed_rows(subject.dump, name, y, axes, whole.start, whole.total)
+
+        with as_held(subject.precision), np.errstate(all="ignore"), under() if wrong else nullcontext():
+            tap = Substitute(look, subject.dump)
+            twin.forward(np.asarray(subject.ids[start:stop]), NO_MEDIA, twin.run(kvs, start), tap)
+    return judged(subject, base, after, {name: x for name, x in whole.items() if name in after.truth})
+
+
+def parts(tokens, total, dump):
+    """(start, stop, whether it makes the fault): the cached steps of a run that says it had some go one by one."""
+    first, last = tokens[0], tokens[-1] + 1
+    prefill = prefill_of(dump)
+    steps = [(t, t + 1, True) for t in range(first, last)] if prefill is not None and first >= prefill else None
+    found = [(0, first, False), *(steps or [(first, last, True)]), (last, total, False)]
+    return [part for part in found if part[0] < part[1]]
+
+
+def prefill_of(dump) -> int | None:
+    """How many tokens went in one pass before the cache was used, where the dump says so."""
+    found = re.fullmatch(r"after (\d+) tokens", str(dump.meta.get("cache")))
+    return int(found[1]) if found else None
+
+
+def fed_rows(dump, name, y, axes, start, total):
+    """The dump's rows in the place of ours, as `fed` puts whole tensors."""
+    shape, index = placed(y, axes, start, total)
+    if not overlap.whole(dump, name) or math.prod(shape) != dump[name].size:
+        return y
+    rows = {**dump.arrays, name: np.asarray(dump[name]).reshape(shape)[index]} if "router." in name else None
+    return fed(Dump({}, rows or {name: np.asarray(dump[name]).reshape(shape)[index]}), name, y)
+
+
 def mixed(subject: Rerun, base: Local, after: Local, tokens: tuple[int, ...]) -> Local:
     """The steps under a fault that acts on these tokens alone.  after: on all of them"""
-    found = Local(limits=after.limits, axes=base.axes)
-    channel_floor = TOLERANCES[subject.precision].channel_floor
+    truth = {}
     for name, y in after.truth.items():
         axis, _ = metrics.split_axes(base.axes.get(name, ""))
-        if name not in base.truth or not axis or "router." in name:
-            continue
-        x = np.moveaxis(np.array(base.truth[name]), axis[0], 0)
-        if len(x) != len(subject.ids):
-            continue
-        x[list(tokens)] = np.moveaxis(np.asarray(y), axis[0], 0)[list(tokens)]
-        found.truth[name] = np.moveaxis(x, 0, axis[0])
-        found.errors[name] = measured(name, found.truth[name], base.axes[name], subject.dump, channel_floor)
+        if name in base.truth and axis and base.truth[name].shape[axis[0]] == len(subject.ids):
+            x = np.moveaxis(np.array(base.truth[name]), axis[0], 0)
+            x[list(tokens)] = np.moveaxis(np.asarray(y), axis[0], 0)[list(tokens)]
+            truth[name] = np.moveaxis(x, 0, axis[0])
+    return judged(subject, base, after, truth)
+
+
+def judged(subject: Rerun, base: Local, after: Local, truth) -> Local:
+    """What the dump should have at each step, and by how much it differs."""
+    found = Local(limits=after.limits, axes=base.axes, truth=truth)
+    channel_floor = TOLERANCES[subject.precision].channel_floor
+    for name, x in truth.items():
+        given, axes = subject.dump[name], base.axes[name]
+        if name.endswith("router.ids"):
+            if given.shape == x.shape:
+                found.errors[name] = metrics.measure_exact(x, given, axes, in_any_order=True)
+        elif name.endswith("router.weights"):
+            if given.shape == x.shape:
+                ours, theirs = (np.sort(np.asarray(side, np.float64), -1) for side in (x, given))
+                found.errors[name] = metrics.measure(ours, theirs, axes, channel_floor)
+        else:
+            found.errors[name] = measured(name, x, axes, subject.dump, channel_floor)
     return found
 
 
@@ -69,8 +147,7 @@ def in_words(tokens: tuple[int, ...], dump) -> str:
     if not tokens:
         return ""
     first, last, total = tokens[0], tokens[-1], len(dump.meta.get("ids") or ())
-    prefill = re.fullmatch(r"after (\d+) tokens", str(dump.meta.get("cache")))
-    if prefill and first == int(prefill[1]) and last == total - 1:
+    if first == prefill_of(dump) and last == total - 1:
         return f", in the cached steps alone (from token {first} on)"
     for span in dump.meta.get("media") or ():
         if (span.get("first"), span.get("count")) == (first, len(tokens)):

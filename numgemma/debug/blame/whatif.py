@@ -15,7 +15,7 @@ import numpy as np
 from numgemma import ops
 from numgemma.debug.blame.one_step import HEAD, RUNS, TOWERS, Local, Rerun, again
 from numgemma.debug.blame.replay import Replay, Step, counted, locally, size_of, subject_of
-from numgemma.debug.blame.spans import closed, in_words, mixed, wrong_tokens
+from numgemma.debug.blame.spans import closed, in_parts, in_words, mixed, until, wrong_tokens
 from numgemma.debug.compare.hints import hints
 from numgemma.debug.compare.result import FAULT, Hint, plain
 from numgemma.debug.compare.scoring import NOISE_TO, SUSPECT_TO
@@ -24,7 +24,7 @@ from numgemma.debug.faults.fault import LAYERS, of_sort
 from numgemma.debug.measure import overlap
 from numgemma.debug.measure.discrete import layer_of
 from numgemma.dump import Dump
-from numgemma.prompt.media import NO_MEDIA
+from numgemma.prompt.media import NO_MEDIA, is_empty
 
 SCHEMA = "numgemma.whatif/1"
 KEPT = 3  # candidates for the first step that are followed up in a search for pairs
@@ -163,24 +163,38 @@ class Trial:
     def spanned(self, step) -> list[Outcome]:
         """Single faults that fix a step if they act on the tokens alone that are wrong."""
         limits = {s.name: s.floor["worst_token"] for s in self.bad if s.floor}
-        exact = wrong_tokens(self.subject, self.base, limits, limits)
-        total, spans = len(self.subject.ids), {closed(exact, len(self.subject.ids)), exact} if exact else set()
-        found = []
-        for tokens in sorted(spans, key=len, reverse=True):
-            tried = (self.on_some(f, layers_of([step]), tokens) for f in self.possible(step) if len(tokens) < total)
-            fitting = [o.faults[0] for o in tried if self.fixes(o, step)]
-            found += [self.on_some(fault, self.where([fault]), tokens) for fault in fitting]
-            if found:
-                break
-        return found
+        every = wrong_tokens(self.subject, self.base, limits, limits)
+        first = wrong_tokens(self.subject, self.base, limits.keys() & {step.name}, limits)
+        spans = {closed(t): None for t in (every, first) if t} | {t: None for t in (every, first) if t}
+        for tokens in spans:
+            found = [self.on_span(fault, step, tokens, limits) for fault in self.possible(step)]
+            if fitting := [o for o in found if o and self.fixes(o, step)]:
+                return fitting
+        return []
 
-    def on_some(self, fault, layers, tokens) -> Outcome:
-        """`outcome` of one fault that acts on some tokens alone."""
+    def on_span(self, fault, step, tokens, limits) -> Outcome | None:
+        """A fault that acts on these tokens alone, or on the first of them; None where it does not help."""
         self.told(f"{fault.id} on some tokens")
         model = self.subject.model
-        after = again(self.subject, self.base, layers, lambda: applied(model, fault.id))
-        mix = mixed(self.subject, self.base, after, tokens)
-        return Outcome((fault,), {name: self.left(mix, name, m) for name, m in mix.errors.items()}, tokens)
+
+        def under():
+            return applied(model, fault.id)
+
+        after = again(self.subject, self.base, self.where([fault]), under)
+        some = mixed(self.subject, self.base, after, tokens)
+        quick = self.of_span(fault, some, tokens)
+        helps = quick.left.get(step.name, np.inf) < step.xfloor / HELPS
+        if not is_empty(self.subject.media) or not (helps or step.between):
+            return quick if helps else None
+        some = in_parts(self.subject, self.base, after, tokens, under)
+        exact = self.of_span(fault, some, tokens)
+        fewer = () if self.fixes(exact, step) else until(self.subject, some, step.name, tokens, limits[step.name])
+        if not fewer:
+            return exact
+        return self.of_span(fault, in_parts(self.subject, self.base, after, fewer, under), fewer)
+
+    def of_span(self, fault, some, tokens) -> Outcome:
+        return Outcome((fault,), {name: self.left(some, name, m) for name, m in some.errors.items()}, tokens)
 
     def left(self, after, name, m):
         """The error that is left at a step, in units of the floor."""

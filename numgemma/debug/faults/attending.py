@@ -208,20 +208,22 @@ def half_frequencies(original, positions, H, theta, angles, factor, dtype):
 
 
 def farther(steps):
-    """Attention whose queries are turned for positions too far.  steps: tokens of the pass -> by how many"""
+    """Attention whose queries are turned further than their positions say.  steps: tokens of the pass -> by how many
+
+    Two turns one after the other are one turn by their sum.
+    """
 
     def change(original, x, spec, rope, tap):
-        positions = np.arange(len(x)) + steps(len(x))
+        positions = np.full(len(x), steps(len(x)))
         tables = ops.rope_table(positions, spec.H, spec.theta, spec.angles, spec.rope_factor, rope[0].dtype)
-        return original(tap=Rewired(tap, {"q_rope": lambda y, seen: ops.rope(seen["q_norm"], *tables)}))
+        return original(tap=Rewired(tap, {"q_rope": lambda y, seen: ops.rope(y, *tables)}))
 
     return change
 
 
 for form, says, steps in (
-    ("T27-prompt", "queries are rotated for positions a whole prompt too far", lambda tokens: tokens),
+    ("T27-prompt", "queries are rotated as if their own pass had gone before", lambda tokens: tokens),
     ("T27-one", "queries are rotated for the position after theirs", lambda tokens: 1),
-    ("T27-zero", "every query is rotated for the first position", lambda tokens: -np.arange(tokens)),
 ):
     fault(
         form,
@@ -230,6 +232,17 @@ for form, says, steps in (
         shows=f"{ATTENTION}.q_rope",
         swaps="layers.attention.attention",
     )(farther(steps))
+
+
+@fault(
+    "T27-zero",
+    "queries are not rotated, as if each stood first",
+    "rotate queries for their own positions, counted from the start of the sequence",
+    shows=f"{ATTENTION}.q_rope",
+    swaps="layers.attention.attention",
+)
+def not_rotated(original, tap):
+    return original(tap=Rewired(tap, {"q_rope": lambda y, seen: seen["q_norm"]}))
 
 
 # -- masks
