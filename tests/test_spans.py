@@ -65,6 +65,19 @@ def test_queries_turned_for_other_positions_are_named(models, form, layers):
     assert best.layers == (layers if isinstance(layers, str) else tuple(layers))
 
 
+def test_attention_that_is_wrong_from_a_token_on_in_no_known_way_is_placed(models):
+    """All faults of attention are tried on a run through the cache, also those that cannot enter one midway."""
+    model, ids = models["dense"], tiny.prompt(tiny.DENSE, TOKENS).tolist()
+
+    def bent(x):
+        x = x.copy()
+        x[9:] = x[9:, ::-1]
+        return x
+
+    found = whatif(model, model.record(ids, MODULES, edits={"layers.2.self_attn.o_proj": bent}))
+    assert (found.replay.first, found.candidates) == ("layers.2.self_attn.o_proj", ())
+
+
 def test_a_fault_of_all_tokens_has_no_span(models):
     with applied(models["dense"], "T15-silu"):
         dump = models["dense"].record(tiny.prompt(tiny.DENSE, 12))

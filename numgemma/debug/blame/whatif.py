@@ -186,7 +186,10 @@ class Trial:
         helps = quick.left.get(step.name, np.inf) < step.xfloor / HELPS
         if not is_empty(self.subject.media) or not (helps or step.between):
             return quick if helps else None
-        some = in_parts(self.subject, self.base, after, tokens, under)
+        try:
+            some = in_parts(self.subject, self.base, after, tokens, under)
+        except (ValueError, IndexError):  # a fault of the layer table or of a mask may not fit the cache of a right run
+            return quick if helps else None
         exact = self.of_span(fault, some, tokens)
         fewer = () if self.fixes(exact, step) else until(self.subject, some, step.name, tokens, limits[step.name])
         if not fewer:
