@@ -23,8 +23,8 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 import tiny  # noqa: E402
 
 import numgemma  # noqa: E402
+from numgemma.debug.blame.limits import size_of  # noqa: E402
 from numgemma.debug.blame.one_step import HEAD, TOWERS, Rerun, again, as_held, local  # noqa: E402
-from numgemma.debug.blame.replay import size_of  # noqa: E402
 from numgemma.debug.blame.whatif import whatif  # noqa: E402
 from numgemma.debug.compare.scoring import SUSPECT_TO  # noqa: E402
 from numgemma.debug.faults import CATALOGUE, applied  # noqa: E402
@@ -112,8 +112,8 @@ def case(fault, variant, subject, base) -> Case:
 def can_show(fault, subject):
     """Whether a fault can act here.  With media, only those that need them: the rest is shown without."""
     past = len(subject.ids) > subject.model.outline.window or not fault.past_window
-    plain = subject.media is NO_MEDIA or not fault.media(NO_MEDIA)
-    return fault.places(subject.model) and past and plain and fault.media(subject.media)
+    plain = subject.media is NO_MEDIA or not fault.can_show(subject.model, NO_MEDIA)
+    return past and plain and fault.can_show(subject.model, subject.media)
 
 
 def cases(ids=()):

@@ -39,8 +39,8 @@ class Run:
     def shows(self, fault):
         """Whether the fault can act here.  With media, only those that need them: the rest is shown without."""
         past = len(self.reference.meta["ids"]) > self.model.config.text.sliding_window
-        plain = self.media is NO_MEDIA or not fault.media(NO_MEDIA)
-        return bool(fault.places(self.model)) and fault.media(self.media) and plain and (past or not fault.past_window)
+        plain = self.media is NO_MEDIA or not fault.can_show(self.model, NO_MEDIA)
+        return fault.can_show(self.model, self.media) and plain and (past or not fault.past_window)
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,9 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         unified    faults of 12B's pictures, sound and image mask
         streams    faults of Gemma 3n
     blame      one step at a time: who made an error, and which mistake it is
+        limits    the noise of a step
         one_step  every step of a dump recomputed from the dump's own tensors before it
+        wiring    whether a wrong step is right of other inputs
         replay    the first step that was computed wrongly; a graft: would the end be right without it
         spans     faults of some tokens alone: cached steps, one chunk, one picture
         whatif    the known faults tried on that step, until one makes the same wrong numbers
@@ -72,6 +74,6 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         cards      a card for each bad point
         table      every point, to be sorted and filtered
         page       the page
-        png        the pictures as files
         depth      error against depth, as `diff --plot` draws it
+        png        the pictures as files
 """

@@ -2,7 +2,9 @@
 
 In reading order:
 
+    limits    the noise of a step
     one_step  every step of a dump recomputed from the dump's own tensors before it
+    wiring    whether a wrong step is right of other inputs
     replay    the first step that was computed wrongly; a graft: would the end be right without it
     spans     faults of some tokens alone: cached steps, one chunk, one picture
     whatif    the known faults tried on that step, until one makes the same wrong numbers

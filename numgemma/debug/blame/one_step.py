@@ -17,6 +17,7 @@ from numgemma.cache import Kept, append
 from numgemma.debug.compare.scoring import KEYS, Limits
 from numgemma.debug.faults import swapped
 from numgemma.debug.measure import metrics, overlap
+from numgemma.debug.measure.discrete import layer_of
 from numgemma.debug.measure.precision import EPS, TOLERANCES
 from numgemma.debug.noise.perturb import perturbed
 from numgemma.dump import Dump
@@ -29,6 +30,8 @@ RUNS = 4  # with noise
 LOOP = 0.3
 MARGIN = 8  # a flip of experts whose probabilities differ by less than so many units in the last place is a tie
 HEAD, TOWERS = "head", "towers"  # beside the numbers of layers: what may run alone
+AT_HEAD = ("lm_head", "logits")
+IN_TOWERS = ("vision_tower", "audio_tower", "embed_vision", "embed_audio")
 HIDDEN = -1e4  # scores below this are an engine's way to say that the mask hides them
 
 
@@ -276,22 +279,10 @@ def with_roots_of_its_own(rng):
 
 
 def errors(x, y, axes, channel_floor):
-    """What metrics.gated has of metrics.measure, and nothing else.  x: the reference"""
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    xx, dd = x * x, (x - y) ** 2
-    scale = abs(np.vdot(x, x - y) / xx.sum()) if xx.any() else 0.0
-    if not np.isfinite(dd).all() or not xx.any():
-        return [0.0] * len(KEYS)  # nothing to be learned from it
-    token, channel = metrics.split_axes(axes)
-    of_tokens = worst(xx, dd, token, metrics.token_sizes)
-    of_channels = worst(xx, dd, channel, lambda aa: metrics.channel_sizes(aa, channel_floor))
-    return [math.sqrt(dd.sum() / xx.sum()), of_tokens, of_channels, float(scale)]
-
-
-def worst(xx, dd, kept, sizes):
-    others = tuple(i for i in range(xx.ndim) if i not in kept)
-    aa, dd = xx.sum(others), dd.sum(others)
-    return float(np.sqrt((dd / sizes(aa)).max()))
+    """What a step is judged by.  x: the reference"""
+    m = metrics.measure(x, y, axes, channel_floor)
+    sizes = metrics.gated(m) if m.rms else {}  # of zeros, or with NaN, there is nothing to be learned
+    return [sizes.get(key, 0.0) for key in KEYS]
 
 
 def widen(found, name, sizes):
@@ -364,6 +355,14 @@ def only(layers, base, family):
 
     with parts_swapped(family, {"block": block, "head": head, "soft tokens": soft_tokens, "forget": forget}):
         yield
+
+
+def layers_of(steps) -> set:
+    """The layers that must run to reach some steps; HEAD and TOWERS where those must."""
+    names = [name for step in steps for name in (step.name, *step.between)]
+    layers: set = {layer_of(name) for name in names if layer_of(name) is not None}
+    layers |= {HEAD for name in names if name in AT_HEAD}
+    return layers | {TOWERS for name in names if name.startswith(IN_TOWERS)}
 
 
 def again(subject, base, layers, under=nullcontext, runs=0) -> Local:

@@ -4,14 +4,15 @@ A point whose local error is noise was computed rightly, however wrong it is: wh
 with a local fault is where to look.  It needs no other engine, only the checkpoint and the dump.
 """
 
-import math
 import re
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from numgemma import ops
+from numgemma.debug.blame.limits import limits_at, size_of
 from numgemma.debug.blame.one_step import RUNS, Local, Rerun, fed, fits, local
+from numgemma.debug.blame.wiring import Wire, edges
 from numgemma.debug.compare.fitted import last_token
 from numgemma.debug.compare.result import (
     BIT_EXACT,
@@ -25,10 +26,10 @@ from numgemma.debug.compare.result import (
     plain,
 )
 from numgemma.debug.compare.reused import overwritten
-from numgemma.debug.compare.scoring import KEYS, Limits, bench, score, state_of, widened, with_step
-from numgemma.debug.measure import metrics, overlap
+from numgemma.debug.compare.scoring import bench, score, state_of
+from numgemma.debug.measure import overlap
 from numgemma.debug.measure.metrics import Measure
-from numgemma.debug.measure.precision import EPS, TOLERANCES, coarser, declared, shown_by_bits
+from numgemma.debug.measure.precision import TOLERANCES, coarser, declared, shown_by_bits
 from numgemma.debug.noise.floor import Floor, cached_floor, check_floor
 from numgemma.dump import Dump, made_by
 from numgemma.errors import InputError
@@ -36,8 +37,6 @@ from numgemma.prompt.media import NO_MEDIA
 from numgemma.trace import selects
 
 SCHEMA = "numgemma.replay/1"
-LOOKED_UP = ("embed_tokens", "embed_tokens_per_layer")
-SIGMAS = 4  # by which the mean of many roundings may be off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +51,7 @@ class Step(Measure):
     floor: dict[str, float] | None = None  # the noise of each
     sources: tuple[str, ...] = ()  # the recorded points that it was computed from
     between: tuple[str, ...] = ()  # points between, which the dump does not have
+    edge: Wire | None = None  # an arrow that explains it: it is right of another point than the one that is due
     global_rel: float | None = None  # against numgemma's own run: what was inherited is in it
     global_xfloor: float | None = None
 
@@ -109,6 +109,7 @@ class Replay:
 def step_json(step):
     tree = {"name": step.name, "state": step.state, "local_rel": step.rel, "xfloor": step.xfloor} | vars(step)
     tree.pop("rel")
+    tree["edge"] = step.edge and vars(step.edge)
     return tree
 
 
@@ -123,7 +124,7 @@ def replay(model, dump, *, ids=None, media=NO_MEDIA, floor=None, points=("*",), 
     """
     told = told or (lambda text: None)
     subject = subject_of(model, dump, ids, media)
-    found = locally(subject, points, told)
+    found = wired(subject, locally(subject, points, told), told)
     if found.first:
         steps = inherited(subject, found.points, floor_of(subject, floor, told), told)
         found = replace(found, points=steps, verdict=verdict(steps), overwritten=reused(subject, steps))
@@ -160,6 +161,20 @@ def locally(subject, points=("*",), told=lambda text: None) -> Replay:
         layer_kinds=tuple(subject.model.outline.layer_kinds),
         base=base,
     )
+
+
+def wired(subject, found, told=lambda text: None) -> Replay:
+    """The same, with the wrong arrows behind its local faults where there are any."""
+    if not found.first:
+        return found
+    told("other points in the place of those that are due")
+    wrong = edges(subject, found.base, [s for s in found.points if s.state == FAULT])
+    steps = tuple(with_edge(s, wrong[s.name]) if s.name in wrong else s for s in found.points)
+    return replace(found, points=steps, verdict=verdict(steps))
+
+
+def with_edge(step, edge):
+    return replace(step, edge=edge, reason=f"{step.reason}; {edge}" if step.reason else str(edge))
 
 
 def first_fault(steps):
@@ -223,37 +238,6 @@ def scored(subject, base, name, way):
     )
 
 
-def size_of(subject, base, name) -> tuple[float, str]:
-    """The largest error of a step in units of its noise, and which it is."""
-    return score(base.errors[name], limits_at(subject, base, name))
-
-
-def limits_at(subject, base, name) -> Limits:
-    """The noise of a step: at least half a unit in the last place, more where few values or few decimals are known."""
-    dump, m = subject.dump, base.errors[name]
-    least = EPS[subject.precision] / 2
-    limits = Limits(*(max(getattr(base.limits[name], key), least) for key in KEYS))
-    token, channel = metrics.split_axes(base.axes[name])
-    limits = replace(limits, scale=scale_limit(name, limits, base.truth[name], token))
-    if not overlap.whole(dump, name):
-        shape = dump[name].shape
-        sizes = [int(np.prod([n for i, n in enumerate(shape) if i not in kept])) for kept in ([], token, channel)]
-        limits = widened(limits, sizes)
-    return with_step(limits, m, overlap.step(dump, name))
-
-
-def scale_limit(name, limits, x, token):
-    """How far noise takes a step's scale from 1.  token: the axis that counts tokens
-
-    A few runs may all meet 1 by chance: so it is at least what errors make that are the same for all of a token and
-    differ from token to token.  Of a table that was looked up every number is rounded by itself, once, so over many of
-    them a wrong factor shows that is smaller than one rounding.
-    """
-    if name in LOOKED_UP:
-        return SIGMAS * limits.rel / x.size**0.5
-    return max(2 * limits.scale, 2 * limits.rel / math.prod(x.shape[i] for i in token) ** 0.5)
-
-
 # -- what was inherited
 
 
@@ -313,6 +297,7 @@ def verdict(steps):
     later = sum(s.state == INHERITED for s in steps[steps.index(found) + 1 :])
     others = sum(s.state in (FAULT, NON_FINITE) for s in steps) - 1
     what = found.reason or "NaN or infinity" if found.state == NON_FINITE else f"{found.xfloor:.2g} x floor"
+    what += f", {found.edge}" if found.edge else ""
     more = f"; {counted(others, 'more local fault')}" if others else ""
     more += f"; {counted(later, 'later point')} INHERITED" if any(s.global_rel is not None for s in steps) else ""
     return f"first local fault: {found.arrow}, {what}{more}{rest}"

@@ -13,8 +13,9 @@ from itertools import combinations
 import numpy as np
 
 from numgemma import ops
-from numgemma.debug.blame.one_step import HEAD, RUNS, TOWERS, Local, Rerun, again
-from numgemma.debug.blame.replay import Replay, Step, counted, locally, size_of, subject_of
+from numgemma.debug.blame.limits import size_of
+from numgemma.debug.blame.one_step import RUNS, TOWERS, Local, Rerun, again, layers_of
+from numgemma.debug.blame.replay import Replay, Step, counted, locally, subject_of, wired
 from numgemma.debug.blame.spans import closed, in_parts, in_words, mixed, until, wrong_tokens
 from numgemma.debug.compare.hints import hints
 from numgemma.debug.compare.result import FAULT, Hint, plain
@@ -29,8 +30,6 @@ from numgemma.prompt.media import NO_MEDIA, is_empty
 SCHEMA = "numgemma.whatif/1"
 KEPT = 3  # candidates for the first step that are followed up in a search for pairs
 HELPS = 1.5  # a fault that divides an error by so much may be part of the answer
-AT_HEAD = ("lm_head", "logits")
-IN_TOWERS = ("vision_tower", "audio_tower", "embed_vision", "embed_audio")
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,9 @@ def whatif(model, dump, *, ids=None, media=NO_MEDIA, told=None) -> WhatIf:
     subject = subject_of(model, dump, ids, media)
     found = locally(subject, told=told)
     candidates = tuple(explain(subject, found, told))
-    return WhatIf(found, candidates, () if candidates else tuple(looks(subject, found)))
+    if candidates:
+        return WhatIf(found, candidates)
+    return WhatIf(wired(subject, found, told), (), tuple(looks(subject, found)))
 
 
 def looks(subject: Rerun, found: Replay) -> list[Hint]:
@@ -268,14 +269,6 @@ class Trial:
         """In how many layers the faults could act and do not."""
         model = self.subject.model
         return sum(len(f.places(model)) - len(self.hit(outcome, f)) for f in outcome.faults if f.layered)
-
-
-def layers_of(steps) -> set:
-    """The layers that must run to reach some steps; HEAD and TOWERS where those must."""
-    names = [name for step in steps for name in (step.name, *step.between)]
-    layers: set = {layer_of(name) for name in names if layer_of(name) is not None}
-    layers |= {HEAD for name in names if name in AT_HEAD}
-    return layers | {TOWERS for name in names if name.startswith(IN_TOWERS)}
 
 
 def sort_of(layers, model):

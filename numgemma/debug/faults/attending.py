@@ -40,7 +40,6 @@ def turns_partly(spec, model):
     shows=f"{ATTENTION}.v_norm",
     swaps="ops.rms_norm",
     within="layers.attention.attention",
-    at=makes_keys,
 )
 def no_value_norm(original, x, w):
     return x if w is None else original()

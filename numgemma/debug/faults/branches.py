@@ -103,7 +103,6 @@ for form, what, point, before in (
     "multiply the table's rows by sqrt(hidden_size_per_layer_input)",
     shows="embed_tokens_per_layer",
     swaps="layers.per_layer.per_layer_inputs",
-    at=has_ple,
 )
 def ple_unscaled(original, ids, x, w, tap):
     table = w["embed_tokens_per_layer.weight"]
@@ -118,7 +117,6 @@ def ple_unscaled(original, ids, x, w, tap):
     shows="per_layer_model_projection",
     swaps="ops.linear",
     within="layers.per_layer.per_layer_inputs",
-    at=has_ple,
 )
 def ple_of_unscaled(original, x):
     return original(x=ops.scale(x, x.shape[-1] ** -0.5))
@@ -131,7 +129,6 @@ def ple_of_unscaled(original, x):
     shows="per_layer_projection_norm",
     swaps="ops.rms_norm",
     within="layers.per_layer.per_layer_inputs",
-    at=has_ple,
 )
 def ple_joint_norm(original, x, w):
     return original(x=x.reshape(len(x), -1), w=np.tile(w, x.shape[1])).reshape(x.shape)
@@ -143,7 +140,6 @@ def ple_joint_norm(original, x, w):
     "multiply the sum by 1/sqrt(2)",
     shows="per_layer_inputs",
     swaps="layers.per_layer.per_layer_inputs",
-    at=has_ple,
 )
 def ple_sum_unscaled(original, tap):
     def equation(y, seen):
@@ -159,7 +155,6 @@ def ple_sum_unscaled(original, tap):
     "give layer i the columns i P to (i + 1) P",
     shows="per_layer_inputs",
     swaps="layers.per_layer.per_layer_inputs",
-    at=has_ple,
 )
 def ple_transposed(original, tap):
     def equation(y, seen):
@@ -194,7 +189,6 @@ for form, name, activation in (("P03-erf", "the exact GELU", gelu_erf), ("P03-si
         shows="layers.*.per_layer_projection",
         swaps="ops.gated_gelu",
         within="layers.per_layer.per_layer_residual",
-        at=has_ple,
     )(activation)
 
 
@@ -211,7 +205,6 @@ def has_experts(spec, model):
     "let it read the raw stream: it has a norm of its own",
     shows="layers.*.router.norm",
     swaps="experts beside",
-    at=has_experts,
 )
 def router_reads_normed(original, w, spec):
     def router(plain, x):
@@ -243,7 +236,6 @@ for form, says, weights in (
         "make the chosen probabilities sum to 1, then multiply by per_expert_scale",
         shows="layers.*.router.weights",
         swaps="ops.choose_experts",
-        at=has_experts,
     )(chosen(weights))
 
 
@@ -253,7 +245,6 @@ for form, says, weights in (
     "give them pre_feedforward_layernorm_2 of the stream",
     shows="layers.*.pre_feedforward_layernorm_2",
     swaps="norm",
-    at=has_experts,
 )
 def one_pre_norm(original, name, x, w, eps, tap):
     if name != "pre_feedforward_layernorm_2":
@@ -267,7 +258,6 @@ def one_pre_norm(original, name, x, w, eps, tap):
     "normalise each by its own post-norm, add, then normalise the sum",
     shows="layers.*.post_feedforward_layernorm_1",
     swaps="experts beside",
-    at=has_experts,
 )
 def sum_before_norms(original, h, tap):
     equations = {
@@ -297,7 +287,6 @@ def experts_alone(original, tap):
     "the first half of gate_up_proj's rows is the gate",
     shows="layers.*.experts",
     swaps="layers.feedforward.experts",
-    at=has_experts,
 )
 def swapped_halves(original, w):
     both = w["gate_up_proj"]
@@ -322,7 +311,6 @@ for form, name, activation in (
         shows="layers.*.experts",
         swaps="ops.gated_gelu",
         within="layers.feedforward.experts",
-        at=has_experts,
     )(activation)
 
 
@@ -332,7 +320,6 @@ for form, name, activation in (
     "apply it once",
     shows="layers.*.experts",
     swaps="layers.feedforward.experts",
-    at=has_experts,
 )
 def scale_twice(original, weights, ids, w):
     router = replace(w, scope=w.scope.removesuffix("experts.") + "router.")

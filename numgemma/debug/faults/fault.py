@@ -23,7 +23,9 @@ from importlib import import_module
 from inspect import signature
 
 from numgemma import ops
+from numgemma.debug.measure.discrete import layer_of
 from numgemma.errors import InputError
+from numgemma.graph import SWAPS, counted, graph_of
 from numgemma.trace import Tap, selects
 
 
@@ -34,11 +36,11 @@ class Fault:
     shows: the first point whose value it changes, as globs.
     swaps: the function or part it replaces, or "" where it changes rows of the layer table.
     within: only while this function runs.
-    at(spec, model): whether it can act in that layer; spec is None for a fault outside the layers.
+    at(spec, model): whether it can act in that layer, if that has the point; spec is None outside the layers.
     past_window: it shows only in prompts longer than the window.
     by_kind: it acts in all layers of a kind or in none, since a rope table or a mask is made once for all of them.
     across: what it does in one layer shows in a later one.
-    media(given): whether it can act with what enters beside the text, a media.Media.
+    media(given): whether it can act with what enters beside the text, a media.Media, if that brings the point.
     """
 
     id: str
@@ -68,7 +70,19 @@ class Fault:
         if not self.fits(model.family):
             return ()
         rows = model.outline.layers if self.layered else (None,)
+        there = {layer_of(name) for name in self.points(model, "image" in kinds(model), "audio" in kinds(model))}
+        rows = [spec for spec in rows if None in there or (spec and spec.index in there)]
         return tuple(spec.index if spec else None for spec in rows if self.can_act(spec, model))
+
+    def points(self, model, pictures, sounds) -> tuple[str, ...]:
+        """Those of a model, on a prompt with so many pictures and sounds, that can be the first to show it."""
+        return shown(graph_of(model.checkpoint.config, int(pictures), int(sounds)), self.shows)
+
+    def can_show(self, model, media) -> bool:
+        """Whether a run with what enters beside the text has a point that shows it."""
+        pictures, sounds = (min(n, 1) for n in counted(media))
+        there = self.media(media) and self.points(model, pictures, sounds)
+        return bool(there and self.places(model))
 
     def fits(self, family):
         """Whether the family has the parts that this is about, with the arguments that it asks for."""
@@ -82,6 +96,15 @@ class Fault:
             return self.at(spec, model)
         except AttributeError:  # this family's rows or config do not have what the fault is about
             return False
+
+
+def kinds(model):
+    return model.family.placeholders(model.config)
+
+
+@lru_cache(maxsize=1024)
+def shown(graph, globs) -> tuple[str, ...]:
+    return tuple(name for name in graph.points if selects(globs.split(), name))
 
 
 CATALOGUE: dict[str, Fault] = {}
@@ -235,6 +258,8 @@ def swapped(path, change, family=None):
         return told(change, plain, given)
 
     users = [room for room in ([ops] if module is ops else rooms(family)) if vars(room).get(name) is original]
+    swaps = [(room, name, original, other) for room in users]
+    SWAPS.extend(swaps)  # so that no graph is learned of what acts here
     try:
         for room in users:
             setattr(room, name, other)
@@ -242,6 +267,7 @@ def swapped(path, change, family=None):
     finally:
         for room in users:
             setattr(room, name, original)
+        SWAPS[:] = [swap for swap in SWAPS if swap not in swaps]
 
 
 def found(path, family):

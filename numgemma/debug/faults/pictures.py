@@ -12,7 +12,6 @@ import numpy as np
 from numgemma import ops
 from numgemma.debug.faults.attending import ATTENTION, slides
 from numgemma.debug.faults.fault import Rewired, fault, swapped, with_weights
-from numgemma.debug.faults.trunk import has_ple
 from numgemma.prompt import media
 
 VISION = "vision_tower*"
@@ -31,15 +30,6 @@ def with_any(given):
     return with_images(given) or with_clips(given)
 
 
-def sees(spec, model):
-    """A tower: 12B has a vision config and none."""
-    return bool(model.config.vision) and model.config.vision.num_hidden_layers > 0
-
-
-def has_towers(spec, model):
-    return model.config.vision is not None or model.config.audio is not None
-
-
 # -- patches and places
 
 
@@ -49,8 +39,6 @@ def has_towers(spec, model):
     "let the patch embedder compute 2 (x - 0.5)",
     shows=f"{VISION}.patch_embedder.input_proj",
     swaps="ops.center",
-    at=sees,
-    media=with_images,
 )
 def uncentred(original, pixels, dtype):
     return pixels.astype(dtype)
@@ -62,8 +50,6 @@ def uncentred(original, pixels, dtype):
     "give the model pixels between 0 and 1: it centres them itself",
     shows=f"{VISION}.patch_embedder.input_proj",
     swaps="ops.center",
-    at=sees,
-    media=with_images,
 )
 def centred_twice(original, pixels):
     return original(pixels=original(dtype=pixels.dtype))
@@ -75,8 +61,6 @@ def centred_twice(original, pixels):
     "list a patch by rows, then columns, colours last",
     shows=f"{VISION}.patch_embedder.input_proj",
     swaps="ops.center",
-    at=sees,
-    media=with_images,
 )
 def colours_first(original, pixels):
     side = math.isqrt(pixels.shape[1] // 3)
@@ -89,8 +73,6 @@ def colours_first(original, pixels):
     "give column x first, then row y",
     shows=f"{VISION}.patch_embedder.position_embedding",
     swaps="layers.vision.vision_tower",
-    at=sees,
-    media=with_images,
 )
 def places_swapped(original, positions):
     return original(positions=positions[:, ::-1])
@@ -102,8 +84,6 @@ def places_swapped(original, positions):
     "take table 0 at x and table 1 at y",
     shows=f"{VISION}.patch_embedder.position_embedding",
     swaps="layers.vision.patch_embedder",
-    at=sees,
-    media=with_images,
 )
 def one_table(original, w):
     columns, _ = w["position_embedding_table"]
@@ -119,8 +99,6 @@ def one_table(original, w):
     "rotate each half of the head by itself: lanes i and i + H/4 are a pair",
     shows=f"{LAYER}.q_rope",
     swaps="layers.vision.axial_rope",
-    at=sees,
-    media=with_images,
 )
 def whole_rope(original, x, rope):
     return ops.rope(x, *rope)
@@ -132,8 +110,6 @@ def whole_rope(original, x, rope):
     "turn the second half by the row",
     shows=f"{VISION}.rotary_emb.*",
     swaps="layers.vision.axial_rope_table",
-    at=sees,
-    media=with_images,
 )
 def column_twice(original, positions):
     return original(positions=positions[:, [0, 0]])
@@ -145,8 +121,6 @@ def column_twice(original, positions):
     "load each from its own tensor",
     shows=f"{LAYER}.k_norm",
     swaps="layers.vision.attention",
-    at=sees,
-    media=with_images,
 )
 def k_norm_from_q(original, w):
     return original(w=with_weights(w, {"k_norm.weight": w["q_norm.weight"]}))
@@ -159,8 +133,6 @@ def k_norm_from_q(original, w):
     shows=f"{LAYER}.v_norm",
     swaps="ops.rms_norm",
     within="layers.vision.attention",
-    at=sees,
-    media=with_images,
 )
 def no_value_norm(original, x, w):
     return x if w is None else original()
@@ -172,8 +144,6 @@ def no_value_norm(original, x, w):
     "use scale 1: q_norm and k_norm carry it",
     shows=f"{LAYER}.scores {LAYER}.context",
     swaps="ops.attend_all",
-    at=sees,
-    media=with_images,
 )
 def scaled_scores(original, q):
     return original(q=ops.scale(q, q.shape[-1] ** -0.5))
@@ -188,8 +158,6 @@ def scaled_scores(original, q):
     "multiply the mean of 3 x 3 patches by sqrt(C)",
     shows=f"{VISION}.pooler",
     swaps="ops.widen",
-    at=sees,
-    media=with_images,
 )
 def pooled_unscaled(original):
     return original(factor=1.0)
@@ -201,8 +169,6 @@ def pooled_unscaled(original):
     "pool the squares that their positions make",
     shows=f"{VISION}.pooler",
     swaps="ops.mean_of_bins",
-    at=sees,
-    media=with_images,
 )
 def pooled_in_order(original, bins):
     return original(bins=np.arange(len(bins)) // (len(bins) // (bins.max() + 1)))
@@ -215,7 +181,6 @@ def pooled_in_order(original, bins):
     shows=f"{VISION}.out",
     swaps="ops.standardize",
     at=lambda spec, model: bool(model.config.vision) and model.config.vision.standardize,
-    media=with_images,
 )
 def not_standardised(original, x, dtype):
     return x.astype(dtype)
@@ -227,8 +192,6 @@ def not_standardised(original, x, dtype):
     "normalise, without a weight, then project",
     shows="embed_*.embedding_pre_projection_norm",
     swaps="embedder",
-    at=has_towers,
-    media=with_any,
 )
 def norm_after_projection(original, soft, c, tap):
     equations = {
@@ -244,8 +207,6 @@ def norm_after_projection(original, soft, c, tap):
     "put them into the stream as they are",
     shows="inputs_embeds",
     swaps="merge",
-    at=has_towers,
-    media=with_any,
 )
 def soft_tokens_scaled(original, x, soft):
     factor = math.sqrt(x.shape[1])
@@ -264,7 +225,6 @@ def clipped(tower):
     swaps="ops.clipped_linear",
     within="layers.vision.vision_tower",
     at=clipped("vision_tower"),
-    media=with_images,
 )
 def unclipped(original, x, w):
     return ops.linear(x, w)
@@ -348,7 +308,6 @@ def one_block(original, blocks, window):
     "look up the padding id at placeholders",
     shows="embed_tokens_per_layer",
     swaps="enter",
-    at=has_ple,
     media=with_any,
 )
 def placeholders_looked_up(original, ids):
@@ -362,7 +321,6 @@ def placeholders_looked_up(original, ids):
     "project the stream with its soft tokens",
     shows="per_layer_model_projection",
     swaps="enter",
-    at=has_ple,
     media=with_any,
 )
 def context_without_soft_tokens(original, tap):

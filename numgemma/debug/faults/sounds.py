@@ -11,15 +11,10 @@ import numpy as np
 
 from numgemma import ops
 from numgemma.debug.faults.fault import Rewired, fault
-from numgemma.debug.faults.pictures import clipped, with_clips
+from numgemma.debug.faults.pictures import clipped
 from numgemma.trace import Tap
 
 AUDIO = "audio_tower*"
-
-
-def hears(spec, model):
-    """A tower: 12B has an audio config and none."""
-    return bool(model.config.audio) and model.config.audio.num_hidden_layers > 0
 
 
 @fault(
@@ -28,8 +23,6 @@ def hears(spec, model):
     "flatten bin by bin, the channels of a bin together",
     shows=f"{AUDIO}.input_proj_linear",
     swaps="layers.conformer.subsample",
-    at=hears,
-    media=with_clips,
 )
 def channels_first(original, w, tap):
     def equation(y, seen):
@@ -45,8 +38,6 @@ def channels_first(original, w, tap):
     "let it see itself and the 11 before it: the farthest row of the relative table is never used",
     shows=f"{AUDIO}.self_attn.scores {AUDIO}.self_attn.context",
     swaps="ops.attend_band",
-    at=hears,
-    media=with_clips,
 )
 def one_frame_more(original, distances):
     return original(distances=np.concatenate([np.zeros_like(distances[:1]), distances]), tap=Tap())  # of other axes
@@ -58,8 +49,6 @@ def one_frame_more(original, distances):
     "load it, and scale q by its softplus",
     shows=f"{AUDIO}.self_attn.scores {AUDIO}.self_attn.context",
     swaps="ops.attend_band",
-    at=hears,
-    media=with_clips,
 )
 def no_per_dim_scale(original, per_dim_scale):
     return original(per_dim_scale=np.zeros_like(per_dim_scale))
@@ -72,8 +61,6 @@ def no_per_dim_scale(original, per_dim_scale):
     shows=f"{AUDIO}.self_attn.scores {AUDIO}.self_attn.context",
     swaps="ops.definitions.softcap",
     within="layers.conformer.attention",
-    at=hears,
-    media=with_clips,
 )
 def scores_uncapped(original, x):
     return x
@@ -85,8 +72,6 @@ def scores_uncapped(original, x):
     "put all sines first, then all cosines",
     shows=f"{AUDIO}.rel_pos_enc",
     swaps="ops.sinusoids",
-    at=hears,
-    media=with_clips,
 )
 def alternating(original):
     y = original()
@@ -99,8 +84,6 @@ def alternating(original):
     "add half of their output",
     shows=f"{AUDIO}.feed_forward1.out",
     swaps="layers.conformer.feed_forward",
-    at=hears,
-    media=with_clips,
 )
 def full_feed_forward(original, c):
     return original(c=replace(c, residual_weight=1.0))
@@ -112,8 +95,6 @@ def full_feed_forward(original, c):
     "gate the first half by the sigmoid of the second",
     shows=f"{AUDIO}.lconv1d.glu",
     swaps="ops.glu",
-    at=hears,
-    media=with_clips,
 )
 def glu_swapped(original, x):
     return original(x=np.roll(x, x.shape[-1] // 2, -1))
@@ -125,8 +106,6 @@ def glu_swapped(original, x):
     "pad k - 1 frames before, none behind",
     shows=f"{AUDIO}.lconv1d.depthwise_conv1d",
     swaps="ops.causal_conv",
-    at=hears,
-    media=with_clips,
 )
 def centred_conv(original, x, w):
     ahead = w.shape[-1] // 2
@@ -141,7 +120,6 @@ def centred_conv(original, x, w):
     swaps="ops.clipped_linear",
     within="layers.conformer.audio_tower",
     at=clipped("audio_tower"),
-    media=with_clips,
 )
 def unclipped(original, x, w):
     return ops.linear(x, w)

@@ -15,11 +15,6 @@ from numgemma.families.unified.unified import masks_of_transformers
 PATCHES = "embed_vision*"
 
 
-def embeds(spec, model):
-    """A vision config of patches that enter whole."""
-    return bool(model.config.vision) and model.config.vision.mm_embed_dim > 0
-
-
 # -- patches and places
 
 
@@ -29,8 +24,6 @@ def embeds(spec, model):
     "take the mean away too, and add the bias: these are LayerNorms",
     shows=f"{PATCHES}.patch_ln1",
     swaps="layer norm",
-    at=embeds,
-    media=with_images,
 )
 def rms_for_layer_norm(original, name, x, w, tap, axes):
     return tap(name, ops.rms_norm(x, w[f"{name}.weight"], 1e-6), axes)
@@ -42,8 +35,6 @@ def rms_for_layer_norm(original, name, x, w, tap, axes):
     "load and add patch_ln1.bias, patch_ln2.bias and pos_norm.bias",
     shows=f"{PATCHES}.patch_ln1",
     swaps="layer norm",
-    at=embeds,
-    media=with_images,
 )
 def no_bias(original, name, x, w, tap, axes):
     return tap(name, ops.layer_norm(x, w[f"{name}.weight"], 1e-5), axes)
@@ -55,8 +46,6 @@ def no_bias(original, name, x, w, tap, axes):
     "add the row of the table for x and the row for y",
     shows=f"{PATCHES}.placed",
     swaps="place patches",
-    at=embeds,
-    media=with_images,
 )
 def one_index(original, positions):
     x, y = positions.T
@@ -70,8 +59,6 @@ def one_index(original, positions):
     "take the first of both tables for x, the column",
     shows=f"{PATCHES}.placed",
     swaps="place patches",
-    at=embeds,
-    media=with_images,
 )
 def rows_for_columns(original, positions):
     return original(positions=positions[:, ::-1])
@@ -83,8 +70,6 @@ def rows_for_columns(original, positions):
     "use 1e-5, which is PyTorch's where none is said",
     shows=f"{PATCHES}.patch_ln1",
     swaps="layer norm",
-    at=embeds,
-    media=with_images,
 )
 def eps_of_the_config(original, name, x, w, tap, axes):
     return tap(name, ops.layer_norm(x, w[f"{name}.weight"], 1e-6, w[f"{name}.bias"]), axes)
@@ -96,8 +81,6 @@ def eps_of_the_config(original, name, x, w, tap, axes):
     "cut the picture into squares of 48 x 48 pixels, row by row",
     shows=f"{PATCHES}.patch_ln1",
     swaps="place patches",
-    at=embeds,
-    media=with_images,
 )
 def nine_patches(original, patches):
     side = round((patches.shape[1] / 3) ** 0.5) // 3
@@ -111,8 +94,6 @@ def nine_patches(original, patches):
     "hand them in as they are, between 0 and 1",
     shows=f"{PATCHES}.patch_ln1",
     swaps="place patches",
-    at=embeds,
-    media=with_images,
 )
 def centred(original, patches):
     return original(patches=2 * patches - patches.dtype.type(1))

@@ -90,7 +90,7 @@ class Sums:
     def squares(self, x, d):
         """Sums of a a and of d d, each by token and by channel.  d: None where nothing differs"""
         aa = [sum_of_squares(x, axes) for axes in self.kept]
-        return aa, [np.zeros(())] * 2 if d is None else [sum_of_squares(d, axes) for axes in self.kept]
+        return aa, [np.zeros(())] * len(self.kept) if d is None else [sum_of_squares(d, axes) for axes in self.kept]
 
     def differ(self, x, d, index):
         """Note a d, and where d is largest."""

@@ -10,8 +10,8 @@ In reading order:
     cards      a card for each bad point
     table      every point, to be sorted and filtered
     page       the page
-    png        the pictures as files
     depth      error against depth, as `diff --plot` draws it
+    png        the pictures as files
 """
 
 from numgemma.debug.report.page import to_html, write_html

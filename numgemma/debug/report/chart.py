@@ -124,13 +124,10 @@ def token_errors(name, a, b):
     token, _ = metrics.split_axes(axes)
     if x.shape != y.shape or axes != axes_y or not token or not x.size or x.dtype.kind in "iub":
         return None
-    aa, dd = (np.zeros(x.shape[token[0]]) for _ in "ad")
-    others = tuple(i for i in range(x.ndim) if i != token[0])
+    sums = metrics.Sums(x.shape, [token])
     with np.errstate(all="ignore"):
-        for index in metrics.blocks(x.shape, 2**20):
-            u, v = (np.asarray(tensor[index], np.float64) for tensor in (x, y))
-            aa[index[token[0]]] += (u * u).sum(others)
-            dd[index[token[0]]] += ((u - v) ** 2).sum(others)
+        metrics.collect(sums, x, y)
+        (aa,), (dd,) = sums.aa, sums.dd
         usual = aa[np.isfinite(aa)].mean() if np.isfinite(aa).any() else 0.0
         quiet = aa < metrics.TOKEN_FLOOR**2 * usual
         errors = np.where(dd == 0, 0.0, np.sqrt(dd / np.where(quiet, usual, aa)))
