@@ -277,7 +277,7 @@ def test_settings_in_a_file_of_older_make_are_not_passed_over(tmp_path):
         (changed("feature_extractor", max_frequency=9000.0), "no band"),
         (changed("feature_extractor", mel_floor="low"), "mel_floor should be float"),
         (PROCESSOR | {"processor_class": "Gemma3Processor"}, "'Gemma3Processor' is not one of Gemma4Processor"),
-        (PROCESSOR | {"processor_class": "Gemma4UnifiedProcessor"}, "unknown key 'dither'"),
+        (PROCESSOR | {"processor_class": "Gemma4UnifiedProcessor"}, "unknown keys 'dither'"),
         ({"processor_class": "Gemma4Processor"}, "has no image_processor"),
     ],
 )
