@@ -141,5 +141,5 @@ def demand(rules, where):
 
 
 def is_positive(value):
-    """A finite number above 0; true is none."""
-    return type(value) in (int, float) and 0 < value < LARGEST
+    """A finite number above 0, whose inverse is finite too; true is none."""
+    return type(value) in (int, float) and 1 / LARGEST < value < LARGEST

@@ -19,6 +19,7 @@ def visible(text: str, kept: str = "") -> str:
 def one_line(text: str, longest: int = LONGEST) -> str:
     """A message on one line, its middle cut out where it is too long."""
     text = visible(" ".join(re.split(r"[ \t\n\r\f\v]+", text.strip())))
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)  # code points that are no characters too
     return text if len(text) <= longest else f"{text[:HEAD].rstrip()} ... {text[HEAD + 5 - longest :].lstrip()}"
 
 

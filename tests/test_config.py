@@ -159,3 +159,10 @@ def test_all_unknown_keys_are_named_at_once():
     raw = tiny.VARIANTS["ple"] | {f"strange_{i}": i for i in range(7)}
     with pytest.raises(InputError, match=r"'strange_0', .*'strange_4' and 2 more could change"):
         read_config(raw, "f")
+
+
+def test_a_base_whose_inverse_overflows_is_no_base():
+    ropes = copy.deepcopy(tiny.VARIANTS["ple"]["rope_parameters"])
+    ropes["sliding_attention"]["rope_theta"] = 1e-320
+    with pytest.raises(InputError, match="positive rope_theta"):
+        read_config(tiny.VARIANTS["ple"] | {"rope_parameters": ropes}, "f")

@@ -136,3 +136,11 @@ def test_every_reader_has_a_kind():
     assert {"header", "config", "index", "metadata", "map", "floor", "log", "recipe", "template", "png"} <= set(KINDS)
     assert callable(read_any)
     assert Path(harness.__file__).parent.name == "hostile_input"
+
+
+def test_a_message_shows_no_code_point_that_is_no_character():
+    from numgemma.errors import InputError
+
+    text = str(InputError("\u07bd and \U000e0001 and \u00a0 and é"))
+    assert all(c.isprintable() for c in text)
+    assert text == "\\u07bd and \\U000e0001 and \\xa0 and é"
