@@ -10,6 +10,13 @@ from hostile_expected import STRIDE
 from safetensors.numpy import save_file
 
 
+def assert_same(ours, theirs):
+    """The same type, shape and bits."""
+    theirs = np.asarray(theirs)
+    assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+    np.testing.assert_array_equal(ours, theirs)
+
+
 def official():
     return json.loads((resources.files("numgemma.data") / "processor" / "gemma4.json").read_text())
 

@@ -21,6 +21,7 @@ from numgemma.errors import InputError
 from numgemma.families import find
 from numgemma.families.gemma3n import layout
 from numgemma.families.gemma3n.config import read_config
+from numgemma.families.gemma4.layout import TOWERS, unread_by_sharing_layers
 from numgemma.graph import graph_of
 from numgemma.incoming import parse_object
 from numgemma.layers import mobilenet, usm
@@ -101,7 +102,7 @@ def test_the_released_configs_have_the_released_numbers_of_parameters(name):
 @pytest.mark.parametrize(("name", "unread"), [("E2B", 10), ("E4B", 15)])
 def test_released_files_hold_keys_that_nobody_reads(name, unread):
     config = official(name)
-    assert count(layout.unread_by_sharing_layers(config.text)) == unread * 2_097_408
+    assert count(unread_by_sharing_layers(config.text)) == unread * 2_097_408
 
 
 @pytest.mark.parametrize("name", TOTALS)
@@ -401,7 +402,7 @@ def test_a_bfloat16_run_is_bfloat16_throughout(folder):
 
 def test_the_text_half_of_a_checkpoint_runs_alone_and_unread_keys_change_nothing(tmp_path):
     tensors = tiny3n.random_tensors(tiny3n.WHOLE, leftovers=True)
-    text = {name: x for name, x in tensors.items() if not name.startswith(layout.TOWERS)}
+    text = {name: x for name, x in tensors.items() if not name.startswith(TOWERS)}
     ids = tiny3n.prompt(20, vocabulary=200)  # none that only a tower's table knows
     whole, half = (
         tiny3n.write(tmp_path / "whole", tiny3n.WHOLE, tensors),

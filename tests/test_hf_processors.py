@@ -1,7 +1,6 @@
 """Files to arrays, against Transformers' own processors: the hostile files, and random sizes and lengths."""
 
 import json
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import soundfile
 import tiny
 import tiny_tokenizer
+from hf_processors import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,26 +20,12 @@ from numgemma.prompt import audio, images, video
 from numgemma.prompt.processor import parse_processor, prepare, read_marks, read_processor, with_budget
 from numgemma.prompt.tokenizer import open_tokenizer
 
-pytestmark = pytest.mark.hf
+pytestmark = [pytest.mark.hf, pytest.mark.filterwarnings("ignore")]  # Transformers' and Pillow's own, not ours
 pytest.importorskip("transformers")
 
 HOSTILE = Path(__file__).parent / "hostile"
 P = read_processor(HOSTILE)  # which has no processor_config.json
 PICTURES, SOUNDS, CLIPS = (sorted(HOSTILE.glob(f"{kind}_*")) for kind in ("picture", "sound", "clip"))
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    """Transformers' and Pillow's own warnings are not ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def assert_same(ours, theirs):
-    theirs = np.asarray(theirs)
-    assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-    np.testing.assert_array_equal(ours, theirs)
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Files to 12B's arrays, against Transformers' own processor of it: the hostile files, and random sizes and lengths."""
 
-import warnings
 from pathlib import Path
 
 import hf_processors
@@ -10,6 +9,7 @@ import pytest
 import soundfile
 import tiny
 import tiny_tokenizer
+from hf_processors import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,26 +19,12 @@ from numgemma.prompt import encoder_free, images, video
 from numgemma.prompt.processor import parse_processor, prepare, read_marks, with_budget
 from numgemma.prompt.tokenizer import open_tokenizer
 
-pytestmark = pytest.mark.hf
+pytestmark = [pytest.mark.hf, pytest.mark.filterwarnings("ignore")]  # Transformers' and Pillow's own, not ours
 pytest.importorskip("transformers")
 
 HOSTILE = Path(__file__).parent / "hostile"
 P = parse_processor(hf.official(), "the official file")
 PICTURES, SOUNDS, CLIPS = (sorted(HOSTILE.glob(f"{kind}_*")) for kind in ("picture", "sound", "clip"))
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    """Transformers' and Pillow's own warnings are not ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def assert_same(ours, theirs):
-    theirs = np.asarray(theirs)
-    assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-    np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)

@@ -8,7 +8,8 @@ from safetensors.numpy import save_file
 from tiny import DTYPES, KINDS
 
 from numgemma.families.gemma3n.config import read_config
-from numgemma.families.gemma3n.layout import stored_name, tensor_shapes, unread_by_sharing_layers
+from numgemma.families.gemma3n.layout import tensor_shapes
+from numgemma.families.gemma4.layout import stored_name, unread_by_sharing_layers
 
 # Both kinds of layer, two that share of each, sparse and dense ones of two widths, a window shorter than the prompts,
 # several query heads per key/value head, tables of different heights.

@@ -12,22 +12,24 @@ In reading order:
 from numgemma import cache
 from numgemma.families.family import Family
 from numgemma.families.gemma3n import config, embedders, gemma3n, layout, shrink
+from numgemma.families.gemma4 import config as gemma4_config
 from numgemma.families.gemma4 import gemma4
+from numgemma.families.gemma4 import layout as gemma4_layout
 from numgemma.layers import altup, usm
 
 FAMILY = Family(
     name="Gemma 3n",
     model_types=("gemma3n", "gemma3n_text"),
     read_config=config.read_config,
-    outline=config.outline,
-    with_layers=config.with_layers,
+    outline=gemma4_config.outline,
+    with_layers=gemma4_config.with_layers,
     shapes=layout.tensor_shapes,
     kvs=lambda c, dtype: cache.empty(c.text.layers, dtype),
     memory=layout.memory,
     optional=layout.towers,
-    besides=layout.besides,
-    ignored=layout.ignored,
-    stored_name=layout.stored_name,
+    besides=gemma4_layout.besides,
+    ignored=gemma4_layout.ignored,
+    stored_name=gemma4_layout.stored_name,
     parts={
         "forward": gemma3n.forward,
         "soft tokens": embedders.soft_tokens,

@@ -4,12 +4,11 @@ Both spellings are read: the released one (`rope_theta`, `rope_local_base_freq`)
 writes (`rope_parameters`).  What a config may leave unsaid is said here as Transformers says it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from numgemma.config import build, demand, is_positive, section
-from numgemma.families.family import Outline
 from numgemma.layers.mobilenet import Architecture, architecture
 
 KINDS = ("sliding_attention", "full_attention")
@@ -152,21 +151,6 @@ class Gemma3nConfig:
         """Kind of media -> the token id that its soft tokens replace."""
         ids = {"image": self.image_token_id, "audio": self.audio_token_id}
         return {kind: i for kind, i in ids.items() if i is not None}
-
-
-def outline(config: Gemma3nConfig) -> Outline:
-    """What every config tells, whatever its spelling."""
-    c = config.text
-    stops = config.eos_token_id if config.eos_token_id is not None else c.eos_token_id
-    P, longest = c.hidden_size_per_layer_input, c.max_position_embeddings
-    return Outline(c.layers, c.hidden_size, c.vocab_size, longest, P, c.bos_token_id, stops)
-
-
-def with_layers(config: Gemma3nConfig, rows: tuple[Gemma3nSpec, ...]) -> Gemma3nConfig:
-    """The same config with another layer table."""
-    text = replace(config.text)
-    vars(text)["layers"] = rows  # where the cached property looks first
-    return replace(config, text=text)
 
 
 IDLE = {"label_names", "num_classes", "initializer_range"}  # of the vision tower

@@ -11,10 +11,8 @@ from numgemma.families.gemma3n.config import (
     Gemma3nTextConfig,
     Gemma3nVisionConfig,
 )
-from numgemma.families.gemma4.layout import attention_shapes, cached, key_value_shapes, mlp_shapes, scoped
+from numgemma.families.gemma4.layout import attention_shapes, cached, mlp_shapes, scoped
 from numgemma.layers.mobilenet import net_shapes
-
-TOWERS = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
 
 
 def tensor_shapes(config: Gemma3nConfig) -> Shapes:
@@ -59,18 +57,6 @@ def towers(config: Gemma3nConfig) -> dict[str, Shapes]:
     return {"vision": vision_part(config), "audio": audio_part(config)}
 
 
-def besides(config: Gemma3nConfig) -> Shapes:
-    """What a file may hold and a run may do without: keys that nobody reads, and a head of its own."""
-    head: Shapes = {"lm_head.weight": (config.text.vocab_size, config.text.hidden_size)}
-    return unread_by_sharing_layers(config.text) | head
-
-
-def ignored(config: Gemma3nConfig) -> list[str]:
-    """Names of tensors that a file may hold all the same: of a tower that its config does not have."""
-    parts = (("vision", config.vision), ("audio", config.audio))
-    return [rf"({name}_tower|embed_{name})\..*" for name, c in parts if c is None]
-
-
 def embedder_shapes(name, c: Gemma3nVisionConfig | Gemma3nAudioConfig, text: Gemma3nTextConfig) -> Shapes:
     W = c.hidden_size
     shapes: Shapes = {
@@ -80,23 +66,6 @@ def embedder_shapes(name, c: Gemma3nVisionConfig | Gemma3nAudioConfig, text: Gem
         "embedding_projection.weight": (text.hidden_size, W),
     }
     return scoped(name, shapes)
-
-
-def stored_name(name: str, family: str) -> str:
-    """The name that Transformers gives a tensor in a file of that model_type: norm.weight -> model.norm.weight."""
-    if name.startswith("lm_head"):
-        return name
-    bare = name.startswith(TOWERS) or family == "gemma3n_text"
-    return f"model.{name}" if bare else f"model.language_model.{name}"
-
-
-def unread_by_sharing_layers(c: Gemma3nTextConfig) -> Shapes:
-    """Keys and values of layers that read another layer's: released files carry them, re-saved files do not."""
-    shapes: Shapes = {}
-    for spec in c.layers:
-        if spec.kv_from != spec.index:
-            shapes |= scoped(f"layers.{spec.index}.self_attn", key_value_shapes(spec, c.hidden_size))
-    return shapes
 
 
 def text_shapes(c: Gemma3nTextConfig) -> Shapes:

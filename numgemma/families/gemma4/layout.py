@@ -85,7 +85,7 @@ def stored_name(name: str, family: str) -> str:
     """The name that Transformers gives a tensor in a file of that model_type: norm.weight -> model.norm.weight."""
     if name.startswith("lm_head"):
         return name
-    bare = name.startswith(TOWERS) or family == "gemma4_text"
+    bare = name.startswith(TOWERS) or family.endswith("_text")
     return f"model.{name}" if bare else f"model.language_model.{name}"
 
 
