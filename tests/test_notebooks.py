@@ -139,9 +139,9 @@ def blank_fails(blank, check, names, where):
 
 
 def unlabelled(figure):
-    """Axes that do not say what they show; a colour bar has one label."""
+    """Axes that do not say what they show; a colour bar has one label, and a diagram, whose axes are off, has none."""
     bars = [ax for ax in figure.axes if ax.get_label() == "<colorbar>"]
-    plots = [ax for ax in figure.axes if ax not in bars]
+    plots = [ax for ax in figure.axes if ax.axison and ax not in bars]
     wrong = [ax for ax in plots if not (ax.get_xlabel() and ax.get_ylabel())]
     return wrong + [ax for ax in bars if not (ax.get_ylabel() or ax.get_xlabel())]
 

@@ -211,8 +211,8 @@ def test_show_writes_a_png(run, dump, tmp_path):  # noqa: F811 - the fixture
 @pytest.mark.parametrize("name", ["picture_1x5000.png", "picture_5000x1.png"])
 def test_a_thin_picture_makes_a_drawing_of_ordinary_size(name, dump, tmp_path):
     from numgemma.dump import Dump
-    from numgemma.plots.overlay import write_png
+    from numgemma.plots.overlay import write_figure
 
     meta = dump.meta | {"ids": [2, *[602] * 70, 5], "media": None}
-    write_png(draw_picture(HOSTILE / name, Dump(meta), SMALL), tmp_path / "thin.png")
+    write_figure(draw_picture(HOSTILE / name, Dump(meta), SMALL), tmp_path / "thin.png")
     assert max(size(tmp_path / "thin.png")) < 3000

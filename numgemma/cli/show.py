@@ -3,11 +3,15 @@
 from pathlib import Path
 
 from numgemma import plots
+from numgemma.checkpoint import open_checkpoint
 from numgemma.cli.numbers import whole_number
 from numgemma.dump import read_dump
 from numgemma.errors import InputError
+from numgemma.graph import Graph, graph_of, graph_of_dumps
+from numgemma.incoming import parse_object
 from numgemma.model import resolve
-from numgemma.plots.overlay import draw_picture, draw_sound, draw_video, write_png
+from numgemma.official import official
+from numgemma.plots.overlay import draw_picture, draw_sound, draw_video, write_figure
 from numgemma.plots.soft_tokens import Look
 from numgemma.prompt.images import BUDGETS
 from numgemma.prompt.processor import read_processor, with_budget
@@ -21,6 +25,7 @@ WHAT = {
     "rope": (),
     "gates": (),
     "routing": ("layer",),
+    "layer": ("layer",),
 }
 
 DRAW = {"image": draw_picture, "video": draw_video, "audio": draw_sound}
@@ -28,7 +33,11 @@ DRAW = {"image": draw_picture, "video": draw_video, "audio": draw_sound}
 
 def add_arguments(parser):
     parser.add_argument(
-        "dump", type=Path, metavar="DUMP", help="written with --image, --audio, ...; the attention needs its *.probs"
+        "dump",
+        type=Path,
+        metavar="DUMP",
+        help="written with --image, --audio, ...; the attention needs its *.probs; for --what layer also "
+        "a checkpoint's folder, or the name of an official config",
     )
     file = parser.add_mutually_exclusive_group(required=True)
     file.add_argument("--image", type=Path, metavar="FILE", help="a picture: its patches, soft tokens, attention")
@@ -38,9 +47,9 @@ def add_arguments(parser):
         "--what",
         choices=WHAT,
         help="attention: the map of a layer; surprise at each token; residual: sizes of the stream; rope: its "
-        "frequencies; gates of the per-layer inputs; routing: tokens of each expert",
+        "frequencies; gates of the per-layer inputs; routing: tokens of each expert; layer: what it computes from what",
     )
-    parser.add_argument("-o", "--out", required=True, type=Path, metavar="OUT.png", help="the drawing to write")
+    parser.add_argument("-o", "--out", required=True, type=Path, metavar="OUT", help="the drawing, .png or .svg")
     parser.add_argument(
         "--index", type=whole_number, default=0, metavar="K", help="which, where several are as long (default: 0)"
     )
@@ -49,7 +58,7 @@ def add_arguments(parser):
         "--layer",
         type=whole_number,
         metavar="L",
-        help="default: the last full-attention layer with probs; of routing, the last",
+        help="default: the last full-attention layer with probs; of routing, the last; of --what layer, the first",
     )
     parser.add_argument("--head", type=whole_number, metavar="N", help="default: the mean of all")
     parser.add_argument(
@@ -77,13 +86,13 @@ def run(args):
         settings = with_budget(settings, args.soft_tokens)
     look = Look(args.token, args.layer, args.head)
     kind = next(kind for kind in DRAW if getattr(args, kind) is not None)
-    write_png(DRAW[kind](getattr(args, kind), dump, settings, args.index, look), args.out)
+    write_figure(DRAW[kind](getattr(args, kind), dump, settings, args.index, look), args.out)
     print(f"{args.out}: drawn")
     return 0
 
 
 def draw_run(args):
-    """One of the figures of numgemma.plots, to a PNG file."""
+    """One of the figures of numgemma.plots, to a file."""
     import matplotlib
 
     matplotlib.use("agg")  # a file, whatever windows there could be
@@ -92,11 +101,26 @@ def draw_run(args):
     for option in ("layer", "head", "token", "soft_tokens"):
         if getattr(args, option) is not None and option not in WHAT[args.what]:
             raise InputError(f"--{option.replace('_', '-')} is no option of --what {args.what}; leave it out.")
-    ax = plot_of(args.what, read_dump(args.dump), args)
+    ax = layer_of(args) if args.what == "layer" else plot_of(args.what, read_dump(args.dump), args)
     try:
-        write_png(ax.figure, args.out)
+        write_figure(ax.figure, args.out)
     finally:
         pyplot.close(ax.figure)
+
+
+def layer_of(args):
+    """-> matplotlib Axes"""
+    return plots.layer(graph_told(args.dump), args.layer or 0)
+
+
+def graph_told(path) -> Graph:
+    """The graph of the model that a dump is of, a checkpoint's folder, or an official config by its name."""
+    known, path = official(str(path)), resolve(path)
+    if path.is_dir():
+        return graph_of(open_checkpoint(path).config)
+    if known and not path.exists():
+        return graph_of(parse_object(known.read_bytes(), str(known)))
+    return graph_of_dumps(read_dump(path))
 
 
 def plot_of(what, dump, args):

@@ -3,11 +3,13 @@
 In reading order:
 
     figures      the figures that the course shares: attention, surprise, the stream, rope, gates, routing, errors
+    anatomy      what a layer computes from what
     soft_tokens  what a dump holds of a picture, a clip or a recording
     overlay      the same, drawn over the file it was made of
 """
 
 from numgemma.colours import BLUE, GREEN, GREY, ORANGE, RED
+from numgemma.plots.anatomy import layer
 from numgemma.plots.figures import (
     SERIES,
     attention_map,
@@ -45,6 +47,7 @@ __all__ = [
     "error_against_depth",
     "gate_strengths",
     "last_map",
+    "layer",
     "local_errors",
     "name_ticks",
     "pair_strengths",

@@ -191,7 +191,7 @@ def show_samples(figure, ax, frames, hop, borders, p: Processor):
 VIEWS = {audio.SoundSettings: show_mel, encoder_free.FrameSettings: show_samples}
 
 
-def write_png(figure, path) -> None:
-    """The whole PNG file or none.  Raises InputError where it cannot be written."""
+def write_figure(figure, path) -> None:
+    """The whole file or none: SVG where its name says so, else PNG.  Raises InputError where it cannot be written."""
     with whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=130)
+        figure.savefig(partial, format="svg" if Path(path).suffix == ".svg" else "png", dpi=130)

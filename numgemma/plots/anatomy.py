@@ -1,0 +1,169 @@
+"""What a layer computes, as a figure: its points, their axes, and what is computed from what.
+
+Nothing of the model is known here.  The points and arrows are those of graph.py, which learned them from a run; where a
+box stands follows from them.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+
+from numgemma.colours import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, WHITE
+from numgemma.errors import InputError
+from numgemma.graph import Graph, layers_in
+
+WIDE, HIGH, THIN, GAP = 2.0, 0.56, 0.1, 0.2  # a box; a line that passes a row; between two.  A row is 1 high
+PARTS = {  # beginning of a point's name -> colour of its box
+    "self_attn.": BLUE,
+    "mlp.": GREEN,
+    "experts": ORANGE,
+    "router.": ORANGE,
+    "per_layer": PINK,
+    "altup.": RED,
+    "laurel.": RED,
+}
+
+
+def layer(graph: Graph, index: int, fills: Mapping[str, str] | None = None, ax=None):
+    """One layer of a model, its stream at the left, from the top to the bottom.  graph: see graph.py  ->  Axes
+
+    A box has a point's name and its axes; a grey line below it names what comes from outside the layer.  fills: colours
+    of boxes by their points' names, for a verdict on each, say.  Raises InputError where the graph has no such layer.
+    """
+    from numgemma.plots.figures import axes
+
+    points = own_points(graph, index)
+    before = entry(graph, points)
+    stream = [before, *(p for p in points if on_every_path(graph, p, points, before))]
+    rows = depths(graph, points, before)
+    ways = {(p, q): way(p, q, rows, stream) for q in points for p in graph.parents(q) if p in rows}
+    at = placed(rows, ways, stream)
+    width, height = max(at.values()) + WIDE / 2, max(rows.values())
+    ax = axes(ax, 0.72 * (width + WIDE / 2), 0.5 * (height + 1.2))
+    for stops in ways.values():
+        line(ax, [(at[stop], row_of(stop, rows)) for stop in stops], bold=stops[0] in stream and stops[-1] in stream)
+    for name, row in rows.items():
+        box(ax, (at[name], row), told(graph, name, index, rows), name in stream, (fills or {}).get(name, WHITE))
+    ax.set_xlim(-0.55 * WIDE, width + 0.05 * WIDE)
+    ax.set_ylim(height + 0.6, -0.6)
+    ax.set_axis_off()
+    return ax
+
+
+def own_points(graph, index) -> list[str]:
+    """The points of a layer, in order of execution."""
+    found = [p for p in graph.points if p.startswith(f"layers.{index}.")]
+    if not found:
+        raise InputError(f"Layer {index} is not one of the {layers_in(graph.points)} of this model; count from 0.")
+    return found
+
+
+def entry(graph, points) -> str:
+    """What enters the layer: what its first point is computed from."""
+    return next(p for p in reversed(graph.parents(points[0])) if p not in points)
+
+
+def on_every_path(graph, point, points, before) -> bool:
+    """Whether nothing reaches the end of the layer but through this point: it is the stream after one of its steps."""
+    beside = {before}
+    for p in points:
+        if p != point and beside.intersection(graph.parents(p)):
+            beside.add(p)
+    return points[-1] not in beside and graph.axes(point) == graph.axes(points[-1])
+
+
+def depths(graph, points, before) -> dict[str, int]:
+    """Of each point the row it stands in: one below the lowest that it is computed from."""
+    rows = {before: 0}
+    for p in points:
+        rows[p] = 1 + max((rows[q] for q in graph.parents(p) if q in rows), default=0)
+    return rows
+
+
+# A stop is where a line passes through a row: a point, or a place between two, written (from, to, row).
+
+
+def way(p, q, rows, stream) -> list:
+    """The stops of the line from p to q: along the stream there is nothing to go around."""
+    along = p in stream and q in stream
+    return [p, *((p, q, row) for row in range(rows[p] + 1, rows[q]) if not along), q]
+
+
+def row_of(stop, rows) -> int:
+    return rows[stop] if isinstance(stop, str) else stop[2]
+
+
+def placed(rows, ways, stream) -> dict:
+    """The column of each stop: the stream first, the rest below what they come from, side by side.  -> stop: x"""
+    above = defaultdict(list)
+    for stops in ways.values():
+        for one, next_ in pairwise(stops):
+            above[next_].append(one)
+    x = dict.fromkeys(stream, 0.0)
+    stops = sorted(set(above) - set(stream), key=lambda stop: list(above).index(stop))
+    for row in range(1, max(rows.values()) + 1):
+        here = [stop for stop in stops if row_of(stop, rows) == row]
+        wanted = [mean(x[one] for one in above[stop]) for stop in here]
+        x |= zip(here, apart(wanted, [WIDE if isinstance(stop, str) else THIN for stop in here]), strict=True)
+    return x
+
+
+def mean(columns: Iterable[float]) -> float:
+    """Of the columns beside the stream; where there is none, that of a branch's first point."""
+    found = [x for x in columns if x]
+    return sum(found) / len(found) if found else 2 * (WIDE + GAP)
+
+
+def apart(wanted: list[float], widths: list[float]) -> list[float]:
+    """The columns nearest to those wanted at which nothing touches another, nor the stream."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    at: list[float] = []
+    for k, i in enumerate(order):
+        least = at[-1] + GAP + (widths[order[k - 1]] + widths[i]) / 2 if at else wanted[i]
+        at.append(max(wanted[i], least))
+    back = (sum(at) - sum(wanted)) / len(at) if at else 0.0
+    nearest = min((a - (WIDE + widths[i]) / 2 - GAP for a, i in zip(at, order, strict=True)), default=0.0)
+    found = dict(zip(order, (a - min(back, nearest) for a in at), strict=True))
+    return [found[i] for i in range(len(wanted))]
+
+
+def told(graph, name, index, rows) -> tuple[str, str, str]:
+    """The lines of a box: the point's name, its axes, what it reads from outside the layer."""
+    own = name.removeprefix(f"layers.{index}.")
+    outside = [p for p in graph.parents(name) if p not in rows] if own != name else []
+    return own, graph.axes(name), "with " + ", ".join(shortened(outside)) if outside else ""
+
+
+def shortened(names) -> list[str]:
+    """Names of points outside, as short as they are clear: tables of angles by their kind."""
+    rotary = [p for p in names if p.startswith("rotary_emb.")]
+    rest = [p.replace(".self_attn", "") for p in names if p not in rotary]
+    return rest + ([f"{rotary[0].split('.')[1].removesuffix('_attention')} rope"] if rotary else [])
+
+
+# drawing
+
+
+def box(ax, place, lines, bold, fill):
+    from matplotlib.patches import FancyBboxPatch
+
+    (x, y), (name, shape, outside) = place, lines
+    colour = next((c for part, c in PARTS.items() if name.startswith(part)), BLACK if bold else GREY)
+    edge = {"fc": fill, "ec": colour, "lw": 2.2 if bold else 1.2, "boxstyle": "round,pad=0.02"}
+    ax.add_patch(FancyBboxPatch((x - WIDE / 2, y - HIGH / 2), WIDE, HIGH, zorder=2, **edge))
+    text = {"ha": "center", "va": "center", "zorder": 3}
+    ax.text(x, y - 0.12, name, size=6.4, weight="bold" if bold else "normal", **text)
+    ax.text(x, y + 0.13, shape, size=6.4, color=colour, **text)
+    if outside:
+        text["bbox"] = {"fc": "white", "ec": "none", "pad": 0.4}
+        ax.text(x, y + HIGH / 2 + 0.12, outside, size=5.6, color=GREY, **text)
+
+
+def line(ax, stops, bold):
+    """From the lower edge of a box to the upper edge of another, through the places between."""
+    (x, y), *between, (u, v) = stops
+    style = {"color": BLACK if bold else GREY, "lw": 2.0 if bold else 0.9, "zorder": 1}
+    path = [(x, y + HIGH / 2), *(stop for a, b in between for stop in ((a, b - HIGH / 2), (a, b + HIGH / 2)))]
+    ax.plot(*zip(*path, strict=True), **style)
+    arrow = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, "color": style["color"], "lw": style["lw"]}
+    ax.annotate("", (u, v - HIGH / 2), path[-1], arrowprops=arrow, zorder=1)
