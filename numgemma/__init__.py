@@ -45,6 +45,7 @@ from numgemma.errors import InputError
 from numgemma.version import __version__
 
 if TYPE_CHECKING:
+    from numgemma.debug.capture.live import capture
     from numgemma.debug.compare.result import Diff
     from numgemma.dump import Dump, read_dump
     from numgemma.generate import Sampling
@@ -62,14 +63,9 @@ else:
 
 
 HOMES = {"Dump": "dump", "read_dump": "dump", "Sampling": "generate", "Model": "model", "load": "model"}
+HOMES |= {"capture": "debug.capture.live"}
 
-__all__ = ["Dump", "InputError", "Model", "Sampling", "__version__", "diff", "load", "read_dump"]
-
-
-def __getattr__(name: str):
-    if name not in HOMES:
-        raise AttributeError(f"module 'numgemma' has no attribute {name!r}")
-    return getattr(import_module(f"numgemma.{HOMES[name]}"), name)
+__all__ = ["Dump", "InputError", "Model", "Sampling", "__version__", "capture", "diff", "load", "read_dump"]
 
 
 def diff(a: "Dump | str | Path", b: "Dump | str | Path", points: Sequence[str] = ("*",)) -> "Diff":

@@ -29,6 +29,7 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         towers_3n  the same of Gemma 3n's
         streams    the decoder of Gemma 3n
         hooks      the run: a hook on every module, and what no module returns
+        live       a model in memory, recorded while its user runs it
     noise      how large an error rounding alone makes
         perturb  runs that are right and yet not equal: rounded, and summed, as another engine might
         floor    the noise floor: the size of that error at every point, for one checkpoint and one prompt

@@ -8,4 +8,5 @@ In reading order:
     towers_3n  the same of Gemma 3n's
     streams    the decoder of Gemma 3n
     hooks      the run: a hook on every module, and what no module returns
+    live       a model in memory, recorded while its user runs it
 """

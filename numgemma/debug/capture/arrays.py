@@ -1,4 +1,6 @@
-"""PyTorch, where it is installed, and its tensors as NumPy arrays."""
+"""PyTorch, where it is installed, its tensors as NumPy arrays, and the modelling file that a model is of."""
+
+import sys
 
 import ml_dtypes
 
@@ -15,8 +17,14 @@ def import_hf():
 
 
 def to_numpy(x):
-    """A copy as a NumPy array: Transformers goes on to overwrite some of its tensors."""
-    x = x.detach().clone().contiguous()
+    """A copy as a NumPy array, from whatever device: Transformers goes on to overwrite some of its tensors."""
+    x = x.detach().clone().contiguous().cpu()
     if str(x.dtype) == "torch.bfloat16":
         return x.view(dtype=import_hf()[0].int16).numpy().view(ml_dtypes.bfloat16)
     return x.numpy()
+
+
+def modelling_of(hf):
+    """The file of Transformers that a model's class is written in; of a class derived from one, that one's."""
+    names = [cls.__module__ for cls in type(hf).__mro__]
+    return sys.modules[next(name for name in names if name.startswith("transformers.models."))]

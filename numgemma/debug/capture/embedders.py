@@ -45,10 +45,15 @@ class Embedders:
         """Register what one module of an embedder calls for."""
         if not rest:
             yield module.register_forward_pre_hook(lambda *_: self.begin(side))
-        elif not any(module.children()):
+        elif self.is_point(side, rest):
             yield module.register_forward_hook(lambda m, x, out: self.each(f"{side}*.{rest}", out))
         if rest == "pos_norm":
             yield module.register_forward_pre_hook(lambda m, x: self.each(f"{side}*.placed", x[0]))
+
+    def is_point(self, side, rest):
+        """Whether a module returns a point, of the first picture or clip; a wrapped linear does, its parts do not."""
+        first = next((suffix for batch in self.waiting[side] for suffix, _ in batch), "")
+        return f"{side}{first}.{rest}" in self.graph
 
     def begin(self, side):
         """An embedder begins on a batch of pictures, on the images or after them on the frames; or on all clips."""

@@ -5,7 +5,6 @@ stream between branches) is caught at three functions of the modelling file.  Ne
 """
 
 import re
-import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from numgemma.debug.capture.arrays import import_hf, to_numpy
+from numgemma.debug.capture.arrays import import_hf, modelling_of, to_numpy
 from numgemma.debug.capture.embedders import Embedders
 from numgemma.debug.capture.streams import StreamsCatcher
 from numgemma.debug.capture.towers import Towers
@@ -27,6 +26,7 @@ from numgemma.trace import EVERYTHING_BUT_MAPS, selects
 
 # By Transformers' modelling file: what watches the modules that pictures and sound pass before the decoder.
 BEFORE_TEXT = {"modeling_gemma4": Towers, "modeling_gemma4_unified": Embedders}
+AT_THE_END = ("norm", "lm_head", "logits")  # which Transformers may compute for the last tokens alone
 
 
 def capture(
@@ -119,7 +119,13 @@ def describe(model: Model, ids, dtype="float32", points=EVERYTHING_BUT_MAPS, tex
 
 def catcher_of(hf):
     """What listens to a model of Transformers: one for each way in which it writes a decoder down."""
-    return StreamsCatcher if "gemma3n" in type(hf).__module__ else Catcher
+    return StreamsCatcher if "gemma3n" in modelling_of(hf).__name__ else Catcher
+
+
+def looks_ahead(mask):
+    """Whether a token sees a later one.  mask: 1 1 T S, what is hidden below 0; the last token is the last key"""
+    tokens, keys = mask.shape[-2:]
+    return bool((mask >= 0).triu(1 + keys - tokens).any())
 
 
 class Catcher:
@@ -129,27 +135,32 @@ class Catcher:
         self.config, self.graph, self.sink, self.points, self.media = config.text, graph, sink, points, media
         self.whole: Any = config
         self.towers: Any = None  # what watches pictures and sound, once it is known which model runs
-        self.looked_ahead = False  # whether some token of a full layer saw a later one
-        self.sizes = {"T": len(ids), "S": len(ids), "L": self.config.num_hidden_layers}
+        self.looked_ahead: bool | None = None  # whether some token of a full layer saw a later one, where maps are seen
+        self.sizes = {"T": len(ids), "L": self.config.num_hidden_layers}
         self.attention, self.to_rotate = None, []  # of the decoder layer that is running; of none in a tower
         self.full, self.after_attention = False, None  # of the layer that is running
 
+    def begin(self, tokens):
+        """A pass over so many tokens."""
+        self.sizes["T"] = tokens
+
     def keep(self, name, x):
         """Without the batch axis, joined axes split."""
-        if selects(self.points, name):
-            axes = self.graph.axes(name) or "T D"
+        if name in self.graph and selects(self.points, name):
+            axes = self.graph.axes(name)
             *front, _ = axes.split()
-            self.sink.keep(name, to_numpy(x).reshape([*(self.sizes[a] for a in front), -1]), axes)
+            sizes = self.sizes | ({"T": x.shape[1]} if name in AT_THE_END else {})
+            self.sink.keep(name, to_numpy(x).reshape([*(sizes[a] for a in front), -1]), axes)
 
     def keep_piece(self, name, x, axes):
         """What a tower made of one picture or clip: it has no batch axis."""
-        if selects(self.points, name):
+        if name in self.graph and selects(self.points, name):
             self.sink.keep(name, to_numpy(x), axes)
 
     @contextmanager
     def listening(self, hf):
         """Hooks on every module and three functions of the modelling file replaced, for as long as this lasts."""
-        modelling = sys.modules[type(hf).__module__]
+        modelling = modelling_of(hf)
         text = hf.get_decoder()
         with ExitStack() as stack:
             for name, module in hf.named_modules():
@@ -172,11 +183,11 @@ class Catcher:
         leaf = name.rpartition(".")[2]
         special = {"rotary_emb": self.table, "router": self.routing}
         if re.fullmatch(r"layers\.\d+", name):
-            yield module.register_forward_pre_hook(lambda *_: self.enter(name))
-            yield module.register_forward_hook(lambda m, a, out: self.keep(f"{name}.out", out))
+            yield module.register_forward_pre_hook(lambda m, x: self.enter(name, x[0]))
+            yield module.register_forward_hook(lambda m, x, out: self.leave(name, out))
         elif leaf in special:
             yield module.register_forward_hook(lambda m, args, out: special[leaf](name, args, out))
-        elif leaf == "experts" or (leaf != "act_fn" and not any(module.children())):
+        elif name in self.graph:
             yield module.register_forward_hook(lambda m, args, out: self.keep(name, out))
         yield from self.hook_between(module, name, leaf)
 
@@ -195,11 +206,15 @@ class Catcher:
     def merged(self, text, args, kwargs):
         self.keep("inputs_embeds", kwargs["inputs_embeds"])
 
-    def enter(self, layer):
+    def enter(self, layer, x):
         spec = self.config.layers[int(layer.rpartition(".")[2])]
-        self.sizes |= {"N": spec.N, "K": spec.K}
+        self.sizes |= {"T": x.shape[1], "N": spec.N, "K": spec.K}
         self.full = spec.window is None
         self.attention, self.to_rotate = f"{layer}.self_attn", ["q_rope", "k_rope"]  # in the order of the calls
+
+    def leave(self, layer, out):
+        self.attention = None
+        self.keep(f"{layer}.out", out)
 
     def between_branches(self, layer, x):
         self.after_attention = x
@@ -219,10 +234,8 @@ class Catcher:
 
         def apply_rotary_pos_emb(x, *args, **kwargs):
             y = original(x, *args, **kwargs)
-            if self.attention is None:
-                return y
-            point = self.to_rotate.pop(0)
-            self.keep(f"{self.attention}.{point}", y)
+            if self.attention is not None and self.to_rotate:
+                self.keep(f"{self.attention}.{self.to_rotate.pop(0)}", y)
             return y
 
         return apply_rotary_pos_emb
@@ -234,13 +247,13 @@ class Catcher:
             y, probs = original(module, query, key, value, attention_mask, **kwargs)
             scores = query @ modelling.repeat_kv(key, module.num_key_value_groups).transpose(2, 3)
             if attention_mask is not None:
-                self.looked_ahead |= self.full and bool((attention_mask >= 0).triu(1).any())
+                self.looked_ahead = bool(self.looked_ahead) or (self.full and looks_ahead(attention_mask))
                 scores = scores.masked_fill(attention_mask < 0, 0)  # as our point: what the mask hides reads as 0
-            if self.attention is None:
+            if self.attention is not None:
+                self.keep(f"{self.attention}.scores", scores * module.scaling)
+                self.keep(f"{self.attention}.probs", probs)
+            elif self.towers is not None:
                 self.towers.patch_maps(scores * module.scaling, probs)
-                return y, probs
-            self.keep(f"{self.attention}.scores", scores * module.scaling)
-            self.keep(f"{self.attention}.probs", probs)
             return y, probs
 
         return eager_attention_forward

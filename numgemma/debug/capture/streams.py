@@ -5,12 +5,11 @@ where Transformers has a method for it.
 """
 
 import re
-import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
-from numgemma.debug.capture.arrays import to_numpy
+from numgemma.debug.capture.arrays import modelling_of, to_numpy
 from numgemma.debug.capture.towers_3n import TowersOf3n
 from numgemma.trace import selects
 
@@ -23,20 +22,27 @@ class StreamsCatcher:
     def __init__(self, config, graph, ids, sink, points, media):
         self.config, self.graph, self.sink, self.points = config.text, graph, sink, points
         self.towers = TowersOf3n(config, graph, media, self.put)
-        self.sizes = {"T": len(ids), "S": len(ids), "L": self.config.num_hidden_layers}
+        self.sizes = {"T": len(ids), "L": self.config.num_hidden_layers}
         self.sizes |= {"A": self.config.altup_num_inputs, "N": self.config.num_attention_heads}
         self.sizes |= {"K": self.config.num_key_value_heads}
         self.runs: Counter = Counter()
         self.attention, self.to_rotate = "", []  # of the layer that is running
         self.after_attention = None
 
+    def begin(self, tokens):
+        """A pass over so many tokens."""
+        self.sizes["T"] = tokens
+        self.runs.clear()
+        self.towers.runs.clear()
+
     def keep(self, name, x):
         """Without the batch axis, joined axes split."""
-        *front, _ = self.graph.axes(name).split()
-        self.put(name, x.reshape([*(self.sizes[a] for a in front), -1]))
+        *front, _ = self.graph.axes(name).split() or [""]
+        sizes = self.sizes | ({"T": x.shape[1]} if name in ("lm_head", "logits") else {})
+        self.put(name, x.reshape([*(sizes[a] for a in front), -1]))
 
     def put(self, name, x):
-        if selects(self.points, name):
+        if name in self.graph and selects(self.points, name):
             self.sink.keep(name, to_numpy(x), self.graph.axes(name))
 
     def again(self, name):
@@ -47,7 +53,7 @@ class StreamsCatcher:
     @contextmanager
     def listening(self, hf):
         """Hooks on every module, and methods replaced, for as long as this lasts."""
-        modelling, text = sys.modules[type(hf).__module__], hf.get_decoder()
+        modelling, text = modelling_of(hf), hf.get_decoder()
         with ExitStack() as stack:
             for name, module in hf.named_modules():
                 short = name.removeprefix("model.").removeprefix("language_model.")
@@ -78,12 +84,12 @@ class StreamsCatcher:
         after, before = module.register_forward_hook, module.register_forward_pre_hook
         if re.fullmatch(r"layers\.\d+", name):
             yield before(lambda m, x: self.enter(name, x[0]))
-            yield after(lambda m, x, out: self.put(f"{name}.out", out[:, 0]))
+            yield after(lambda m, x, out: self.leave(name, out))
         elif leaf == "laurel":
             yield after(lambda m, x, out: self.keep(f"{name}.out", out))
         elif leaf == "rotary_emb":
             yield after(lambda m, x, out: self.table(name, x[2], out))
-        elif leaf != "act_fn" and not any(module.children()):
+        elif name in self.graph:
             yield after(lambda m, x, out: self.keep(self.again(name), out))
         if leaf == "o_proj":
             yield before(lambda m, x: self.keep(f"{layer}.context", x[0]))
@@ -105,6 +111,10 @@ class StreamsCatcher:
             if self.runs["inputs_embeds"] == 0 and not self.towers.there:
                 self.put("inputs_embeds", streams[0, 0])
         self.attention, self.to_rotate = f"{layer}.self_attn", ["q_rope", "k_rope"]  # in the order of the calls
+
+    def leave(self, layer, out):
+        self.attention = ""
+        self.put(f"{layer}.out", out[:, 0])
 
     def between_branches(self, layer, x):
         self.after_attention = x
@@ -128,8 +138,8 @@ class StreamsCatcher:
     def rotary(self, original):
         def apply_rotary_pos_emb(x, *args, **kwargs):
             y = original(x, *args, **kwargs)
-            point = self.to_rotate.pop(0)
-            self.keep(f"{self.attention}.{point}", y)
+            if self.attention and self.to_rotate:
+                self.keep(f"{self.attention}.{self.to_rotate.pop(0)}", y)
             return y
 
         return apply_rotary_pos_emb
@@ -142,8 +152,9 @@ class StreamsCatcher:
             scores = query @ modelling.repeat_kv(key, module.num_key_value_groups).transpose(2, 3)
             if attention_mask is not None:
                 scores = scores.masked_fill(attention_mask < 0, 0)  # as our point: what the mask hides reads as 0
-            self.keep(f"{self.attention}.scores", scores)
-            self.keep(f"{self.attention}.probs", probs)
+            if self.attention:
+                self.keep(f"{self.attention}.scores", scores)
+                self.keep(f"{self.attention}.probs", probs)
             return y, probs
 
         return eager_attention_forward

@@ -4,13 +4,11 @@ Transformers runs all pictures of a prompt as one padded batch, and all clips as
 and the batch taken apart, as if each had run alone, under the names that multimodal.py gives them.
 """
 
-import sys
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
+from numgemma.debug.capture.arrays import modelling_of
 from numgemma.prompt.media import clips, frames, images, suffixes
-
-SKIPPED = ("act_fn", "act", "linear")  # activation functions; what a clipped linear holds
 
 
 class Towers:
@@ -30,7 +28,7 @@ class Towers:
     @contextmanager
     def listening(self, hf):
         """Hooks on the modules of both towers, and functions replaced, for as long as this lasts."""
-        modelling = sys.modules[type(hf).__module__]
+        modelling = modelling_of(hf)
         with ExitStack() as stack:
             for name, module in hf.named_modules():
                 for handle in self.hook(module, name.removeprefix("model.")):
@@ -80,6 +78,11 @@ class Towers:
     def put(self, name, suffix, x):
         self.keep(name.replace("*", suffix), x, " ".join(self.axes(name, suffix)))
 
+    def is_point(self, name):
+        """Whether a module returns a point, of the first picture or clip; a wrapped linear does, its parts do not."""
+        suffix = next(iter(self.names[name.partition("_")[0]]), "")
+        return name.replace("*", suffix) in self.graph
+
     def axes(self, name, suffix):
         return self.graph.axes(name.replace("*", suffix)).split()
 
@@ -112,7 +115,7 @@ class Towers:
             yield module.register_forward_hook(lambda m, x, out: self.pool(*out))
         elif leaf == "patch_embedder" or leaf.isdecimal():
             yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.out", out))
-        elif leaf not in SKIPPED and is_leaf(module):
+        elif self.is_point(name):
             yield module.register_forward_hook(lambda m, x, out: self.each(name, out))
         layer = name.rpartition(".")[0]
         if leaf == "self_attn":
@@ -171,7 +174,7 @@ class Towers:
             yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.out", out[0]))
         elif leaf in ("feed_forward1", "feed_forward2", "lconv1d"):
             yield module.register_forward_hook(lambda m, x, out: self.each(f"{name}.out", out))
-        elif leaf not in SKIPPED and is_leaf(module):
+        elif self.is_point(name):
             yield module.register_forward_hook(lambda m, x, out: self.each(name, out))
         layer = name.rpartition(".")[0]
         if leaf == "self_attn":
@@ -208,8 +211,3 @@ class Towers:
         banded = blocked[:, :, :, rows, columns].flatten(2, 3)
         for (suffix, real), piece in zip(self.batch, banded, strict=True):
             self.put(f"{self.layer}.{point}", suffix, piece[:, : real[::4].sum()])
-
-
-def is_leaf(module):
-    """Whether the module has no parts with points of their own; a clipped linear counts as one."""
-    return not any(module.children()) or hasattr(module, "use_clipped_linears")

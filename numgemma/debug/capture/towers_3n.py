@@ -67,13 +67,17 @@ class TowersOf3n:
     def hook_vision(self, module, rest, leaf):
         name, after = f"vision_tower*.{rest}", module.register_forward_hook
         if rest == "":
-            yield after(lambda m, x, out: self.maps("vision_tower*.out", out.last_hidden_state))
+            yield after(lambda m, x, out: self.seen_all(out.last_hidden_state))
         elif re.fullmatch(r"timm_model\.(blocks\.\d+\.\d+|msfa\.ffn)", rest):
             yield after(lambda m, x, out: self.maps(f"{name}.out", out))
         elif leaf in NORMS or is_step(module):
             yield after(lambda m, x, out: self.maps(name, out))
         if leaf == "attn":
             yield module.register_forward_pre_hook(lambda *_: setattr(self, "layer", name))
+
+    def seen_all(self, x):
+        self.layer = ""
+        self.maps("vision_tower*.out", x)
 
     def maps(self, name, x):
         """x: pictures C Y X"""
@@ -83,6 +87,8 @@ class TowersOf3n:
     def fused(self, original):
         def scaled_dot_product_attention(q, k, v, **kwargs):
             y = original(q, k, v, **kwargs)
+            if not self.layer.startswith("vision_tower"):
+                return y  # the decoder's
             scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5  # that function has none to show
             for suffix, one, out in zip(self.seen, scores, y, strict=True):
                 layer = self.layer.replace("*", suffix)
@@ -110,7 +116,7 @@ class TowersOf3n:
             yield after(lambda m, x, out: self.each(f"{name}.context", out))
         elif leaf in COMPOSITES:
             yield after(lambda m, x, out: self.each(f"{name}.out", out))
-        elif is_step(module):
+        elif self.heard and name.replace("*", self.heard[0][0]) in self.graph:  # a wrapped linear too
             yield after(lambda m, x, out: self.each(name, out))
         if leaf == "depthwise_conv1d":
             glu = f"{name.rpartition('.')[0]}.glu"

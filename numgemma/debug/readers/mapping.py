@@ -20,6 +20,30 @@ from numgemma.incoming import read_object
 
 PRESETS = {
     "max": {"layer_{i}": "layers.{i}.out", "embedding": "embed_tokens", "final_norm": "norm"},  # Modular MAX's recipe
+    # DeepMind's gemma in Flax, a dense layer (beside experts its norms exchange their numbers); a module may be called
+    # without its `__call__` being named
+    "deepmind": {
+        f"{theirs}{call}": ours
+        for theirs, ours in {
+            "layer_{i}": "layers.{i}.out",
+            "layer_{i}.pre_attention_norm": "layers.{i}.input_layernorm",
+            "layer_{i}.attn.q_einsum": "layers.{i}.self_attn.q_proj",
+            "layer_{i}.attn.k_einsum": "layers.{i}.self_attn.k_proj",
+            "layer_{i}.attn.query_norm": "layers.{i}.self_attn.q_norm",
+            "layer_{i}.attn.key_norm": "layers.{i}.self_attn.k_norm",
+            "layer_{i}.attn.value_norm": "layers.{i}.self_attn.v_norm",
+            "layer_{i}.attn.attn_vec_einsum": "layers.{i}.self_attn.o_proj",
+            "layer_{i}.post_attention_norm": "layers.{i}.post_attention_layernorm",
+            "layer_{i}.pre_ffw_norm": "layers.{i}.pre_feedforward_layernorm",
+            "layer_{i}.mlp": "layers.{i}.mlp.down_proj",
+            "layer_{i}.post_ffw_norm": "layers.{i}.post_feedforward_layernorm",
+            "layer_{i}.per_layer_input_gate": "layers.{i}.per_layer_input_gate",
+            "layer_{i}.per_layer_projection": "layers.{i}.per_layer_projection",
+            "layer_{i}.post_per_layer_input_norm": "layers.{i}.post_per_layer_input_norm",
+            "final_norm": "norm",
+        }.items()
+        for call in (".__call__", "")
+    },
 }
 KEYS = {"point", "axes", "transpose"}
 
