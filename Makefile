@@ -65,7 +65,7 @@ $(VENV)/notebooks: $(VENV)/ready
 $(HF)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(HF)
 	$(HF)/bin/python $(PIP) torch==2.13.0
-	$(HF)/bin/python $(PIP) -e '.[test,hf]'
+	$(HF)/bin/python $(PIP) -e '.[test,hf]' transformers==5.24.0
 	touch $@
 
 # in a folder of their own, and without what they ask for: beside a CPU build of torch, torchvision cannot be imported

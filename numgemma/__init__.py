@@ -25,6 +25,7 @@ The files, in the order in which they read best:
     dump         a recorded run, in memory or in a file
     marks        arrays that remember what they were computed from
     graph        which point comes from which, with which axes, from which line: learned from a run
+    opening      from a path to a checkpoint that its family knows, every tensor there
     model        what `load` returns
     score        how likely a model finds a given text
     machine      what this machine can do at most

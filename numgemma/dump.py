@@ -22,6 +22,7 @@ from numgemma.errors import InputError
 from numgemma.incoming import parse_object
 from numgemma.notebook import html_table
 from numgemma.prompt.media import Media, clips, frames, images
+from numgemma.prompt.named import POINTS, named
 from numgemma.trace import EVERYTHING_BUT_MAPS
 from numgemma.weights.safetensors import open_safetensors
 
@@ -60,8 +61,11 @@ TYPES = {
 def placed(x, axes, start, total):
     """Where one step's part of a point lies in the whole run's tensor: that tensor's shape, and the index.
 
-    A step's queries (T) stand at start, start + 1, ...; its keys (S) end where its queries end.
+    A step's queries (T) stand at start, start + 1, ...; its keys (S) end where its queries end.  start: None where one
+    step is the whole run; what stands at its T need not be the prompt's tokens.
     """
+    if start is None:
+        return x.shape, (slice(None),) * x.ndim
     letters = axes.split()
     end = start + (x.shape[letters.index("T")] if "T" in letters else 0)
     spans = {"T": slice(start, end), "S": slice(end - x.shape[letters.index("S")] if "S" in letters else 0, end)}
@@ -82,7 +86,7 @@ class Dump(Mapping[str, np.ndarray]):
         axes: dict[str, str] | None = None,
     ) -> None:
         self.meta, self.arrays, self.axes = meta, arrays or {}, axes or {}
-        self.start, self.total = 0, len(meta.get("ids", ()))
+        self.start, self.total = None, len(meta.get("ids") or ())
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.arrays[name]
@@ -124,7 +128,7 @@ class DumpWriter:
         self.path, self.meta = target(path), meta
         if self.path.suffix in FOREIGN:
             raise InputError(f"{path}: a dump is a safetensors file, not {self.path.suffix}; give -o NAME.safetensors.")
-        self.start, self.total = 0, len(meta.get("ids", ()))
+        self.start, self.total = None, len(meta.get("ids") or ())
         self.entries, self.axes = {}, {}
 
     def __enter__(self):
@@ -132,7 +136,9 @@ class DumpWriter:
             self.partial, self.lock = begin(self.path)
             self.file = open(self.partial, "r+b")
         layers = len(self.meta.get("model", {}).get("layer_kinds", ()))
-        self.room = 1 << 16 | 24 * self.total + 16384 * layers  # for the header; `finish` copes when it is too small
+        self.room = (
+            1 << 16 | 24 * len(self.meta.get("ids") or ()) + 16384 * layers
+        )  # for the header; `finish` copes when it is too small
         self.end = self.room = -(-self.room // 64) * 64
         return self
 
@@ -267,6 +273,11 @@ def new_meta(engine, version, model, ids, precision, points=EVERYTHING_BUT_MAPS,
     }
 
 
+def inputs_of(dump: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the run of a dump was given by name: its points `inputs.*`."""
+    return {name.removeprefix(POINTS): dump[name] for name in dump if name.startswith(POINTS)}
+
+
 def made_by(meta: Mapping[str, Any]) -> str:
     """The engine of a dump in words: its name, version and backend, as far as it says them."""
     found = meta.get("engine") or {}
@@ -287,6 +298,7 @@ def hashes(media: Media) -> dict[str, str]:
         "num_frames_per_video": [] if media.num_frames_per_video is None else [media.num_frames_per_video],
         "input_features": clips(media),
     }
+    found |= {name: [x] for name, x in named(media).items()}
     return {name: digest(arrays) for name, arrays in found.items() if arrays}
 
 

@@ -35,11 +35,10 @@ class Sampling:
 
 def steps(ids, prefill=None):
     """The parts of a sequence that are run one after another: (start, ids) of the first `prefill`, then one by one."""
-    first = len(ids) if prefill is None else prefill
-    if not 1 <= first <= len(ids):
-        raise InputError(f"A prefill of {first} does not fit a prompt of {len(ids)} tokens; give 1 to {len(ids)}.")
-    yield 0, ids[:first]
-    for i in range(first, len(ids)):
+    if prefill is not None and not 1 <= prefill <= len(ids):
+        raise InputError(f"A prefill of {prefill} does not fit a prompt of {len(ids)} tokens; give 1 to {len(ids)}.")
+    yield 0, ids[:prefill]
+    for i in range(len(ids) if prefill is None else prefill, len(ids)):
         yield i, ids[i : i + 1]
 
 

@@ -1,8 +1,6 @@
 """A checkpoint, opened and checked: what `numgemma.load` returns.  It only calls a family's forward and generate.py."""
 
-import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,32 +12,28 @@ import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 
 from numgemma import ops
-from numgemma.checkpoint import Checkpoint, Weights, check_tensors, open_checkpoint
+from numgemma.checkpoint import Checkpoint, Weights, open_checkpoint
 from numgemma.config import typed
-from numgemma.dump import Dump, hashes, new_meta
+from numgemma.dump import Dump, hashes, inputs_of, new_meta
 from numgemma.errors import InputError, meant
 from numgemma.families import Family, Outline, Run, find
 from numgemma.families.family import started
 from numgemma.generate import Memory, Sampling, continuation, steps
+from numgemma.opening import check_model_tensors, fingerprint, incomplete, masked, resolve, with_adapter
 from numgemma.ops import threads
 from numgemma.prompt.chat import chat_files, render_chat
-from numgemma.prompt.media import NO_MEDIA, Media, check_places, check_prefill, clips, frames, images, read_media, spans
+from numgemma.prompt.media import NAMES, NO_MEDIA, Media, check_places, clips, frames, images, read_media, spans
+from numgemma.prompt.named import IDS, Input, check_prefill, read_named, with_inputs
 from numgemma.prompt.processor import join, listed, place
 from numgemma.prompt.tokenizer import Tokenizer, open_tokenizer
 from numgemma.streaming import streamed
 from numgemma.trace import EVERYTHING_BUT_MAPS, NONE, Recorder, Tap
 from numgemma.version import __version__
-from numgemma.weights.adapters import adapted, file_of
-from numgemma.weights.safetensors import read_header
 
 PRECISIONS = {name: np.dtype(name) for name in ("float32", "float64", "bfloat16")}  # ml_dtypes names the last
 
 Ids = Sequence[int] | np.ndarray  # T token ids, the first at position 0
 Edits = Mapping[str, Callable[[np.ndarray], np.ndarray]]
-
-IMAGE_MASKS = ("intended", "transformers")
-
-DATA = Path(__file__).parent / "data"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +61,11 @@ class Model:
     def outline(self) -> Outline:
         """What every config tells: the layer table, widths, the ids that begin and end a text."""
         return self.family.outline(self.config)
+
+    @cached_property
+    def given_by_name(self) -> Mapping[str, Input]:
+        """The arrays that a run takes by name, beside or in the place of ids; most families take none."""
+        return self.family.inputs(self.config)
 
     @property
     def weights(self) -> Weights:
@@ -115,7 +114,24 @@ class Model:
         arrays = join(text, files, self.checkpoint.folder, self.config, self.tokenizer, encode, soft_tokens)
         return arrays["input_ids"][0].tolist(), read_media(arrays)
 
-    def logits(self, ids: Ids, media: Media = NO_MEDIA) -> np.ndarray:
+    def named_ids(self, arrays: Mapping[str, np.ndarray], where: str = "these inputs") -> tuple[list[int], Media]:
+        """Arrays by name, as Transformers passes them to a model of this family, as they enter it.  -> ids: T, media
+
+        With a batch axis of 1 or without; what a processor returns may be among them.  `where` names them in errors.
+        Raises InputError where a name is not known or missing, or an array does not fit the config.
+        """
+        of_files = {name: x for name, x in arrays.items() if name in NAMES}
+        others = {name: x for name, x in arrays.items() if name not in NAMES}
+        found = read_named(others, self.given_by_name, where)
+        ids = [int(i) for i in found.pop(IDS, ())]
+        return ids, replace(read_media(of_files, where), named=found)
+
+    def media_of(self, dump: Mapping[str, np.ndarray]) -> Media:
+        """What the run of a dump was given by name, which it holds.  Raises InputError where that does not fit."""
+        due = {name: one for name, one in self.given_by_name.items() if name != IDS}
+        return replace(NO_MEDIA, named=read_named(inputs_of(dump), due, "the dump")) if due else NO_MEDIA
+
+    def logits(self, ids: Ids = (), media: Media = NO_MEDIA) -> np.ndarray:
         """Logits of every token, in the model's precision.  ids: T  ->  T V
 
         ids hold as many placeholders as media have soft tokens.  Raises InputError where they do not, or where an id
@@ -133,20 +149,25 @@ class Model:
 
     def record(
         self,
-        ids: Ids,
+        ids: Ids = (),
         points: Sequence[str] = EVERYTHING_BUT_MAPS,
         edits: Edits = NONE,
         prefill: int | None = None,
         text: str | None = None,
         media: Media = NO_MEDIA,
+        inputs: Mapping[str, np.ndarray] = NONE,
     ) -> Dump:
         """Run once and keep the activations whose names match `points`.  ids: T  ->  a Dump, in the model's precision
 
         points: globs; one with a leading `!` excludes.  edits: name -> function array -> array, applied where that
         tensor is born.  prefill: run so many tokens at once and the others one by one through the cache.  text: what
-        the ids spell, for the record.  media: what stands at the placeholders.
+        the ids spell, for the record.  media: what stands at the placeholders.  inputs: in the place of ids and media,
+        the arrays that a family takes by name, see `named_ids`; the dump keeps them as `inputs.NAME`.
         Raises InputError where nothing has an edit's name, NonFiniteError at the first NaN or infinity.
         """
+        if inputs:
+            ids, media = self.named_ids(inputs)
+        points = with_inputs(points, media)
         dump = Dump(self.describe(ids, points, text, prefill, media))
         self.record_into(dump, ids, points, edits, prefill, media)
         return dump
@@ -163,9 +184,9 @@ class Model:
         """`record`; each point goes to sink.keep(name, x, axes) as it is computed, sink.start says from which token."""
         kvs: dict = {}
         ids = self.checked(ids, media)
-        check_prefill(ids, self.family.placeholders(self.config), prefill)
+        check_prefill(ids, self.family.placeholders(self.config), prefill, media)
         for start, part in steps(ids, prefill):
-            sink.start = start
+            sink.start = None if prefill is None else start
             tap = Recorder(sink.keep, self.dtype, points, edits)
             with np.errstate(all="ignore"):  # the recorder says it in words
                 self.forward(part, media, self.run(kvs, start), tap)
@@ -237,6 +258,8 @@ class Model:
 
     def checked(self, ids: Ids, media: Media = NO_MEDIA) -> np.ndarray:
         """Token ids as an array T, none outside the vocabulary, and a placeholder for every soft token of media."""
+        if len(ids) == 0 and self.given_by_name and IDS not in self.given_by_name:
+            return np.zeros(0, np.int64)
         ids = np.asarray(ids)
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
             raise InputError("Token ids should be one or more integers below 2^63; a batch is a loop outside.")
@@ -290,17 +313,6 @@ class Model:
         return spans(self.checked(ids, media), media, *self.soft_tokens(media))
 
 
-def fingerprint(checkpoint: Checkpoint, outline: Outline):
-    """Which model this is, without reading its weights."""
-    return {
-        "name": checkpoint.folder.resolve().name,
-        "config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),
-        "shards": checkpoint.header_hashes,
-        "layer_kinds": outline.layer_kinds,
-        "config_json": checkpoint.config,
-    }
-
-
 def load(
     path: str | Path, precision: str = "float32", image_mask: str = "intended", adapters: Sequence[str | Path] = ()
 ) -> Model:
@@ -323,44 +335,3 @@ def load(
         checkpoint = with_adapter(checkpoint, folder)
     weights = streamed(checkpoint.weights, len(family.outline(config).layers))
     return Model(replace(checkpoint, weights=weights), config, PRECISIONS[precision])
-
-
-def with_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    """The checkpoint under a LoRA adapter, which its fingerprint names too."""
-    weights = replace(checkpoint.weights, tensors=adapted(checkpoint.weights.tensors, folder))
-    hashes = checkpoint.header_hashes | {str(folder / "adapter"): read_header(file_of(folder)).sha256}
-    return replace(checkpoint, weights=weights, header_hashes=hashes)
-
-
-def masked(config, image_mask, family: Family, where):
-    """The config with another image mask than the intended one."""
-    if image_mask not in IMAGE_MASKS:
-        raise InputError(f"Image mask '{image_mask}' is neither 'intended' nor 'transformers'.")
-    if image_mask == family.image_masks[0]:
-        return config
-    if image_mask not in family.image_masks:
-        raise InputError(f"{where}: Transformers runs {family.name} with the intended image mask; choose no other.")
-    return replace(config, image_mask=image_mask)
-
-
-def resolve(path) -> Path:
-    """A path, or the bundled checkpoint by its bare name."""
-    path = Path(path)
-    return DATA / "tiny" if str(path) == "tiny" and not path.exists() else path
-
-
-def check_model_tensors(weights, config, family: Family):
-    """Every tensor of the model is there in its shape, and nothing is there that nobody knows."""
-    expected, ignored = family.shapes(config), list(family.ignored(config))
-    for part in family.optional(config).values():
-        if not all(name in weights for name in part):  # text runs without a tower that is absent, or is not all there
-            expected = {name: shape for name, shape in expected.items() if name not in part}
-            ignored += map(re.escape, part)
-    expected |= {name: shape for name, shape in family.besides(config).items() if name in weights}
-    check_tensors(weights, expected, ignored)
-
-
-def incomplete(weights, config, family: Family) -> dict[str, tuple[int, int]]:
-    """Parts of which some tensors are there and some are not: name -> how many are, of how many."""
-    parts = {kind: (sum(name in weights for name in part), len(part)) for kind, part in family.optional(config).items()}
-    return {kind: (there, due) for kind, (there, due) in parts.items() if 0 < there < due}

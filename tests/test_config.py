@@ -13,7 +13,7 @@ from numgemma.errors import InputError
 from numgemma.families import FOLDERS, read_config
 from numgemma.families.gemma4 import layout
 from numgemma.families.gemma4.config import layer_table
-from numgemma.model import DATA
+from numgemma.opening import DATA
 
 OFFICIAL = sorted((DATA / "configs").glob("*.json"))
 GOLDEN = Path(__file__).parent / "golden"

@@ -25,7 +25,7 @@ from numgemma.families.gemma4.layout import TOWERS, unread_by_sharing_layers
 from numgemma.graph import graph_of
 from numgemma.incoming import parse_object
 from numgemma.layers import mobilenet, usm
-from numgemma.model import DATA
+from numgemma.opening import DATA
 from numgemma.prompt.media import read_media
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -48,7 +48,7 @@ def test_every_point_equals_transformers(tmp_path, variant, dtype):
 
 def test_every_point_of_the_bundled_checkpoint_equals_transformers():
     """Past its window of 128 tokens."""
-    theirs, ours = both(numgemma.model.DATA / "tiny", tiny.prompt({"vocab_size": 1024}, 300))
+    theirs, ours = both(numgemma.opening.DATA / "tiny", tiny.prompt({"vocab_size": 1024}, 300))
     assert_same_run(theirs, ours)
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from numgemma.errors import InputError
-from numgemma.model import DATA
+from numgemma.opening import DATA
 from numgemma.prompt.chat import render_chat
 from numgemma.prompt.tokenizer import open_tokenizer
 

@@ -201,7 +201,7 @@ def test_greedy_ids_behind_pictures_and_sound_equal_those_of_transformers(tmp_pa
 def test_transformers_builds_the_tensors_that_the_released_config_calls_for(name):
     from numgemma.checkpoint import read_object
     from numgemma.families import find
-    from numgemma.model import DATA
+    from numgemma.opening import DATA
 
     raw = read_object(DATA / "configs" / f"{name}.json", "")
     family = find(raw, name)

@@ -11,7 +11,7 @@ import numgemma
 from numgemma.checkpoint import open_checkpoint
 from numgemma.debug.capture import hooks as capture
 from numgemma.dump import Dump
-from numgemma.model import DATA
+from numgemma.opening import DATA
 from numgemma.surgery import stack, transplant
 from numgemma.surgery.recipe import of_one
 from numgemma.surgery.synth import synth

@@ -15,7 +15,7 @@ from test_stack import LIKE_E4B, PLAIN, written
 import numgemma
 from numgemma.cli import main
 from numgemma.errors import InputError
-from numgemma.model import DATA
+from numgemma.opening import DATA
 from numgemma.surgery import stack
 from numgemma.surgery.findings import ranges, spelled
 from numgemma.surgery.lint import lint, structure

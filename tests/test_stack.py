@@ -19,7 +19,7 @@ from numgemma.errors import InputError
 from numgemma.families import find, read_config
 from numgemma.families.gemma4.layout import count, scoped, stored_name, tensor_shapes, unread_by_sharing_layers
 from numgemma.families.gemma4.shrink import SCALES, shrunk
-from numgemma.model import DATA
+from numgemma.opening import DATA
 from numgemma.surgery import stack
 from numgemma.surgery.recipe import PRESETS, Recipe, Slice, of_one, parse_slices, read_recipe, recipe_yaml
 from numgemma.surgery.synth import random_tensors

@@ -26,7 +26,7 @@ from numgemma.errors import InputError
 from numgemma.families import find, read_config
 from numgemma.families.gemma4.layout import stored_name, tensor_shapes
 from numgemma.families.gemma4.shrink import SCALES, shrunk
-from numgemma.model import DATA
+from numgemma.opening import DATA
 from numgemma.prompt.tokenizer import open_tokenizer
 from numgemma.surgery import synth, writer
 from numgemma.surgery.writer import Tensor, by_rows, copied, in_one, write_checkpoint

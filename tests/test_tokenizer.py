@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numgemma.errors import InputError
-from numgemma.model import DATA
+from numgemma.opening import DATA
 from numgemma.prompt.tokenizer import HALF, open_tokenizer, stream
 
 BUNDLED = open_tokenizer(DATA / "tiny")

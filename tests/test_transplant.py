@@ -15,7 +15,7 @@ from numgemma.cli import main
 from numgemma.errors import InputError
 from numgemma.families import read_config
 from numgemma.families.gemma4 import layout
-from numgemma.model import DATA
+from numgemma.opening import DATA
 from numgemma.surgery import transplant
 from numgemma.surgery.gemma3 import gemma3_shapes, read_gemma3
 from numgemma.surgery.synth import find_config, synth

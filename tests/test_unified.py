@@ -20,7 +20,7 @@ from numgemma.dump import Dump
 from numgemma.errors import InputError
 from numgemma.families import find, read_config
 from numgemma.families.unified import unified
-from numgemma.model import DATA
+from numgemma.opening import DATA
 from numgemma.prompt.media import NO_MEDIA, Media, read_media
 from numgemma.surgery.lint import lint
 from numgemma.surgery.synth import synth

@@ -5,7 +5,8 @@ from pathlib import Path
 from numgemma.cli.common import add_points, add_prompt, check_kept, numbered, read_prompts
 from numgemma.debug.capture import hooks
 from numgemma.dump import DumpWriter
-from numgemma.model import IMAGE_MASKS, load
+from numgemma.model import load
+from numgemma.opening import IMAGE_MASKS
 
 
 def add_arguments(parser):

@@ -12,7 +12,8 @@ from numgemma import ops
 from numgemma.cli.files import add_files, given_files, remark
 from numgemma.cli.numbers import whole_number
 from numgemma.errors import InputError
-from numgemma.model import IMAGE_MASKS, Model
+from numgemma.model import Model
+from numgemma.opening import IMAGE_MASKS
 from numgemma.prompt.chat import chat_files, read_chat, render_chat
 from numgemma.prompt.media import NAMES, NO_MEDIA, Media, read_media
 from numgemma.prompt.processor import place
@@ -44,7 +45,11 @@ def add_prompt(parser, inputs=True, required=True):
     add_ids(group, "token ids, separated by commas")
     if inputs:
         group.add_argument(
-            "--inputs", type=Path, metavar="FILE", help="a .safetensors file with what Transformers' processor returns"
+            "--inputs",
+            type=Path,
+            metavar="FILE",
+            help="a .safetensors or .npz file with what Transformers' processor returns, or with what else this model "
+            "is called with",
         )
     add_files(parser.add_argument_group("files, with --prompt or --chat"))
     add_chat(parser.add_argument_group("options of --chat"))
@@ -130,7 +135,7 @@ def read_prompts(args, model: Model) -> list[Prompt]:
             raise InputError(f"--{option.replace('_', '-')} joins a text; give it with --prompt or --chat.")
     if args.ids is not None:
         return [Prompt(parse_ids(args.ids))]
-    return read_inputs(Path(args.inputs))
+    return read_inputs(Path(args.inputs), model)
 
 
 def encode(args, model) -> Prompt:
@@ -170,9 +175,26 @@ def parse_ids(text) -> list[int]:
     return [int(part) for part in parts]
 
 
-def read_inputs(path) -> list[Prompt]:
+def read_arrays(path) -> dict[str, np.ndarray]:
+    """The arrays of a .safetensors or .npz file."""
+    if path.suffix != ".npz":
+        return open_safetensors(path).tensors
+    from numgemma.debug.readers.tensors import from_npz  # who gives no such file does not wait for the debugger
+
+    return dict(from_npz(path))
+
+
+def read_inputs(path, model) -> list[Prompt]:
+    """The arrays that this model takes by name; else one prompt per row of input_ids, padding left out."""
+    found = read_arrays(path)
+    if model.given_by_name:
+        ids, media = model.named_ids(found, str(path))
+        return [Prompt(ids, media=media)]
+    return rows_of(found, path)
+
+
+def rows_of(found, path) -> list[Prompt]:
     """One prompt per row of input_ids, without the tokens that attention_mask calls padding."""
-    found, _, _ = open_safetensors(path)
     if "input_ids" not in found:
         raise InputError(f"{path}: has no input_ids; save what Transformers' processor or tokenizer returns.")
     others = sorted(found.keys() - {"input_ids", "attention_mask", "token_type_ids", *NAMES})
@@ -232,12 +254,12 @@ class Progress:
 
     def keep(self, name, x, axes):
         if self.shown and name.endswith(".out") and name.startswith("layers."):
-            self.show(int(name.split(".")[1]) + 1, self.start + len(x))
+            self.show(int(name.split(".")[1]) + 1, (self.start or 0) + len(x))
         if selects(self.points, name):
             self.sink.start = self.start
             self.sink.keep(name, x, axes)
 
     def show(self, layer, tokens):
         bar = "#" * round(30 * layer / self.layers)
-        end = "\n" if layer == self.layers and tokens == self.sink.total else ""
+        end = "\n" if layer == self.layers and tokens >= self.sink.total else ""
         print(f"\r[{bar:30}] layer {layer}/{self.layers}, {tokens} tokens ", end=end, file=sys.stderr, flush=True)

@@ -12,7 +12,8 @@ from numgemma.cli.inspect import describe
 from numgemma.debug.compare.diff import diff
 from numgemma.debug.compare.words import render, verdict
 from numgemma.dump import read_dump
-from numgemma.model import DATA, load
+from numgemma.model import load
+from numgemma.opening import DATA
 from numgemma.weights.safetensors import open_safetensors
 
 REFERENCE = DATA / "demo" / "transformers.safetensors"  # what Transformers made of the bundled checkpoint

@@ -97,7 +97,8 @@ def floors(args, a, b):
     if ids is None:
         raise InputError("--floor auto needs the token ids, which neither dump has; measure one with `numgemma floor`.")
     if args.ckpt:
-        return [cached_floor(load(args.ckpt), ids, precision)]
+        model = load(args.ckpt)
+        return [cached_floor(model, ids, precision, media=model.media_of(a))]
     for dump in (a, b):
         path = cache_path(dump.meta.get("model") or {}, ids, precision, beside(dump.meta))
         if path.exists():

@@ -60,11 +60,11 @@ def subject(args, model) -> tuple[Dump, Prompt]:
         dump = read_any(args.dump, args.map, model.outline)
         if summary(dump):
             print(summary(dump))
-        return dump, prompt_of(args, dump)
+        return dump, prompt_of(args, dump, model)
     from numgemma.debug.capture import hooks
 
     hooks.import_hf()
-    prompt = prompt_of(args, Dump({}))
+    prompt = prompt_of(args, Dump({}), model)
     dump = Dump(hooks.describe(model, prompt.ids, media=prompt.media))
     hooks.capture(model, model.checked(prompt.ids, prompt.media), dump, media=prompt.media)
     return dump, prompt

@@ -18,6 +18,7 @@ from numgemma.cli.common import (
 from numgemma.cli.numbers import whole_number
 from numgemma.dump import DumpWriter
 from numgemma.model import PRECISIONS, load
+from numgemma.prompt.named import with_inputs
 
 
 def add_arguments(parser):
@@ -40,14 +41,13 @@ def run(args):
     use_backend(args)
     model = load(args.ckpt, args.precision, args.image_mask, adapters=args.adapter)
     for prompt in read_prompts(args, model):
-        out = numbered(args.out, prompt.suffix)
+        out, points = numbered(args.out, prompt.suffix), with_inputs(args.points, prompt.media)
         warn_of_length(prompt.ids, model)
-        with DumpWriter(
-            out, model.describe(prompt.ids, args.points, prompt.text, args.prefill, prompt.media)
-        ) as writer:
-            sink = Progress(writer, args.points, len(model.outline.layers))
-            watched = [*args.points, "layers.*.out"]  # the latter for the progress bar
+        with DumpWriter(out, model.describe(prompt.ids, points, prompt.text, args.prefill, prompt.media)) as writer:
+            sink = Progress(writer, points, len(model.outline.layers))
+            watched = [*points, "layers.*.out"]  # the latter for the progress bar
             model.record_into(sink, prompt.ids, watched, prefill=args.prefill, media=prompt.media)
             check_kept(writer, args.points)
-        print(f"{out}: {len(writer.entries)} points over {len(prompt.ids)} tokens, {out.stat().st_size / 1e6:.1f} MB")
+        tokens = f" over {len(prompt.ids)} tokens" if prompt.ids else ""
+        print(f"{out}: {len(writer.entries)} points{tokens}, {out.stat().st_size / 1e6:.1f} MB")
     return 0

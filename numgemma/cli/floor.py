@@ -57,7 +57,7 @@ def prompts(args, model, dump):
         raise InputError("A floor is that of one prompt; give --prompt, --chat, --ids or --inputs, or a DUMP.")
     if dump.meta.get("ids") is None:
         raise InputError(f"{args.dump}: does not say which token ids were run; give them with --ids or --inputs.")
-    return [Prompt(dump.meta["ids"])]
+    return [Prompt(dump.meta["ids"], media=model.media_of(dump))]
 
 
 def told(precision):
@@ -74,9 +74,8 @@ def summary(found):
     """What the noise is at the end, and where it is largest."""
     worst = max(found.points, key=lambda name: found.points[name].rel[1])
     last = next(reversed(found.points))
-    lines = [
-        f"The floor of {found.precision} over {len(found.ids)} tokens: {len(found.points)} points, {found.runs} runs."
-    ]
+    tokens = f" over {len(found.ids)} tokens" if found.ids else ""
+    lines = [f"The floor of {found.precision}{tokens}: {len(found.points)} points, {found.runs} runs."]
     for name in dict.fromkeys((last, worst)):
         n = found.points[name]
         sizes = f"{n.rel[0]:.1e} (95 %: {n.rel[1]:.1e}), worst token {n.worst_token[1]:.1e}"

@@ -12,8 +12,8 @@ from numgemma.config import passed_over
 from numgemma.errors import InputError
 from numgemma.families import Family, find
 from numgemma.incoming import parse_object
-from numgemma.model import check_model_tensors, resolve
 from numgemma.official import official, unknown
+from numgemma.opening import check_model_tensors, resolve
 from numgemma.weights.packed import format_of
 
 LEGEND = """\

@@ -10,7 +10,7 @@ from numgemma.cli.common import add_chat, add_text
 from numgemma.cli.files import add_files, given_files, remark
 from numgemma.families import read_config
 from numgemma.incoming import read_object
-from numgemma.model import resolve
+from numgemma.opening import resolve
 from numgemma.prompt.chat import chat_files, read_chat, render_chat
 from numgemma.prompt.processor import join, place
 from numgemma.prompt.tokenizer import open_tokenizer

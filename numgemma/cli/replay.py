@@ -63,15 +63,15 @@ def subject(args):
     dump = read_any(args.dump, args.map, model.outline)
     if summary(dump):
         print(summary(dump))
-    prompt = prompt_of(args, dump)
+    prompt = prompt_of(args, dump, model)
     return {"model": model, "dump": dump, "ids": prompt.ids, "media": prompt.media, "told": progress()}
 
 
-def prompt_of(args, dump) -> Prompt:
+def prompt_of(args, dump, model) -> Prompt:
     if args.ids is not None:
         return Prompt(parse_ids(args.ids))
     if args.inputs is not None:
-        prompts = read_inputs(Path(args.inputs))
+        prompts = read_inputs(Path(args.inputs), model)
         if len(prompts) > 1:
             raise InputError(f"{args.inputs}: holds {len(prompts)} prompts; a dump is that of one.")
         return prompts[0]

@@ -9,8 +9,8 @@ from numgemma.dump import read_dump
 from numgemma.errors import InputError
 from numgemma.graph import Graph, graph_of, graph_of_dumps
 from numgemma.incoming import parse_object
-from numgemma.model import resolve
 from numgemma.official import official
+from numgemma.opening import resolve
 from numgemma.plots.overlay import draw_picture, draw_sound, draw_video, write_figure
 from numgemma.plots.soft_tokens import Look
 from numgemma.prompt.images import BUDGETS

@@ -28,6 +28,7 @@ import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.prompt.media import NO_MEDIA
+from numgemma.prompt.named import Input
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -138,6 +139,8 @@ class Family:
     placeholders: config -> kind of media: the token id that its soft tokens replace.
     counts: media, config -> kind of media: how many soft tokens each picture, frame and clip becomes.
     check_media: media, weights, config; raises InputError where the model cannot take them.
+    inputs: config -> name: Input, arrays that a run takes by name, beside or in the place of ids; `forward` takes each
+    up with prompt.named.taken, and `sample` gives some.
     image_masks: masks of pictures that a run may choose from; where there are several, config.image_mask is the choice.
     twin: a parsed config.json, and the file's name -> one of a model whose runs have the same points, as small as may
     be; shallow: with few layers of each kind.  graph.py runs it.
@@ -163,6 +166,7 @@ class Family:
     placeholders: Callable[[Any], dict[str, int]] = nothing
     counts: Callable[[Any, Any], dict[str, list[int]]] = nothing
     check_media: Callable[[Any, Any, Any], None] = no_media
+    inputs: Callable[[Any], dict[str, Input]] = nothing
     image_masks: tuple[str, ...] = ("intended",)
     twin: Callable[..., dict] = as_it_is
     sample: Callable[[Any, int, int], tuple] = some_text

@@ -14,4 +14,5 @@ A prompt is spelled out, cut into tokens, and its files become arrays:
     processor_classes  what differs between Transformers' processors
     processor          a prompt and its files -> all the arrays that enter the model
     media              those arrays, held together; where each stands in the prompt
+    named              arrays that a run takes by name, beside or in the place of token ids
 """

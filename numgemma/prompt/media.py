@@ -9,7 +9,7 @@ one picture or clip after another, each alone.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,11 +30,12 @@ class Media:
     input_features: np.ndarray | None = None  # clips frames 128: log-mel
     input_features_mask: np.ndarray | None = None  # clips frames: 1 where a frame is real; padding stands behind
     mm_token_type_ids: np.ndarray | None = None  # tokens: 0 text, 1 image, 2 video, 3 sound; None: told by the ids
+    named: Any = None  # name -> array: what only this family's runs take, see prompt.named
 
 
 NO_MEDIA = Media()
 
-NAMES = tuple(field.name for field in fields(Media))
+NAMES = tuple(field.name for field in fields(Media) if field.name != "named")
 
 # Arrays that have a meaning only together.
 TOGETHER = (
@@ -174,13 +175,6 @@ def check_towers(media: Media, w, config):
     for clip in clips(media):
         if clip.shape[1] != MEL_BINS:
             raise InputError(f"input_features have {clip.shape[1]} mel bins, the audio tower takes {MEL_BINS}.")
-
-
-def check_prefill(ids, placeholders, prefill):
-    """Media enter whole, with the first part of the prompt.  placeholders: kind: id"""
-    at = np.flatnonzero(np.isin(ids, list(placeholders.values())))
-    if prefill is not None and at.size and prefill <= at[-1]:
-        raise InputError(f"A prefill of {prefill} ends before the last placeholder; give {at[-1] + 1} or more.")
 
 
 class Grid(NamedTuple):

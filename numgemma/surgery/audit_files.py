@@ -6,7 +6,7 @@ from pathlib import Path
 from numgemma.checkpoint import Checkpoint, open_checkpoint
 from numgemma.errors import InputError
 from numgemma.families import find
-from numgemma.model import resolve
+from numgemma.opening import resolve
 from numgemma.surgery.audit import MISSING, WRONG, Audit, audit
 from numgemma.weights.adapters import adapted
 

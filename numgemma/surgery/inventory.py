@@ -5,7 +5,7 @@ from collections import defaultdict
 from numgemma.checkpoint import open_checkpoint
 from numgemma.errors import InputError
 from numgemma.families import read_config
-from numgemma.model import resolve
+from numgemma.opening import resolve
 from numgemma.surgery.blocks import block
 from numgemma.surgery.lineage import Lineage, Origin, decoder_layer, scope
 from numgemma.surgery.recipe import Recipe, Slice, recipe_yaml

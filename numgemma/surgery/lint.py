@@ -6,7 +6,8 @@ from typing import Any
 
 from numgemma.errors import InputError
 from numgemma.families import find
-from numgemma.model import load, resolve
+from numgemma.model import load
+from numgemma.opening import resolve
 from numgemma.surgery.findings import ERROR, NOTE, WARNING, Finding, error, warning
 from numgemma.surgery.lint_config import config_rules, last_word, sections, skipped
 from numgemma.surgery.lint_files import Parts, companions, read_parts

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from numgemma.checkpoint import join_files, open_files
-from numgemma.model import resolve
+from numgemma.opening import resolve
 from numgemma.weights.safetensors import release
 
 FEW = 32  # columns that stand for a row, rows that stand for a column

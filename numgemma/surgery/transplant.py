@@ -24,7 +24,7 @@ from numgemma.errors import InputError
 from numgemma.families import read_config
 from numgemma.families.gemma4 import layout
 from numgemma.families.gemma4.config import Config
-from numgemma.model import resolve
+from numgemma.opening import resolve
 from numgemma.surgery.gemma3 import FULL, NORMS, SLIDING, Gemma3, gemma3_shapes, read_gemma3
 from numgemma.surgery.synth import generator, normal
 from numgemma.surgery.writer import Tensor, by_rows, companions, copied, in_one, write_checkpoint

@@ -117,6 +117,7 @@ def doctor(model, dump, *, ids=None, media=NO_MEDIA, budget=None, say=nothing, t
     if ids is None:
         raise InputError("The dump does not say which token ids were run; give them with --ids.")
     visit = Visit(budget, say, told)
+    media = model.media_of(dump) if media is NO_MEDIA else media
     dump = last_token(dump, len(ids))
     asked = Asked(model, dump, [int(i) for i in ids], media, precision_of(dump))
     return replace(examined(asked, visit), steps=tuple(visit.steps), left_out=tuple(visit.left_out))

@@ -80,6 +80,7 @@ def emulate(
         raise InputError(f"The arithmetic of '{engine:.40}' is not known; known are {', '.join(ENGINES)}.")
     if ids is None:
         raise InputError("The dump does not hold its token ids; give them with --ids.")
+    media = model.media_of(dump) if media is NO_MEDIA else media
     twin, found = replace(model, dtype=np.dtype("float32")), []
     for run in range(runs):
         told(run)

@@ -20,8 +20,9 @@ from numgemma.dump import new_meta
 from numgemma.errors import InputError
 from numgemma.families.gemma4.layout import TOWERS
 from numgemma.graph import counted, graph_of
-from numgemma.model import Model, fingerprint
-from numgemma.prompt.media import NO_MEDIA, is_empty
+from numgemma.model import Model
+from numgemma.opening import fingerprint
+from numgemma.prompt.media import NAMES, NO_MEDIA, is_empty
 from numgemma.trace import EVERYTHING_BUT_MAPS, selects
 
 # By Transformers' modelling file: what watches the modules that pictures and sound pass before the decoder.
@@ -70,7 +71,7 @@ def hf_inputs(ids, media, placeholders):
     ids = np.asarray(ids)
     if is_empty(media):
         return {"input_ids": ids[None]}
-    given = {name: x for name, x in vars(media).items() if x is not None}
+    given = {name: x for name in NAMES if (x := getattr(media, name)) is not None}
     kinds = {"image": 1, "video": 2, "audio": 3}
     types = sum(kinds[kind] * (ids == i) for kind, i in placeholders.items())
     types = given.get("mm_token_type_ids", types)  # without them Transformers would let no image see itself

@@ -1,0 +1,68 @@
+"""From a path to a checkpoint that its family knows: every tensor there, an adapter over it, an image mask chosen."""
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from numgemma.checkpoint import Checkpoint, check_tensors
+from numgemma.errors import InputError
+from numgemma.families import Family, Outline
+from numgemma.weights.adapters import adapted, file_of
+from numgemma.weights.safetensors import read_header
+
+DATA = Path(__file__).parent / "data"
+IMAGE_MASKS = ("intended", "transformers")
+
+
+def fingerprint(checkpoint: Checkpoint, outline: Outline):
+    """Which model this is, without reading its weights."""
+    return {
+        "name": checkpoint.folder.resolve().name,
+        "config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),
+        "shards": checkpoint.header_hashes,
+        "layer_kinds": outline.layer_kinds,
+        "config_json": checkpoint.config,
+    }
+
+
+def with_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """The checkpoint under a LoRA adapter, which its fingerprint names too."""
+    weights = replace(checkpoint.weights, tensors=adapted(checkpoint.weights.tensors, folder))
+    hashes = checkpoint.header_hashes | {str(folder / "adapter"): read_header(file_of(folder)).sha256}
+    return replace(checkpoint, weights=weights, header_hashes=hashes)
+
+
+def masked(config, image_mask, family: Family, where):
+    """The config with another image mask than the intended one."""
+    if image_mask not in IMAGE_MASKS:
+        raise InputError(f"Image mask '{image_mask}' is neither 'intended' nor 'transformers'.")
+    if image_mask == family.image_masks[0]:
+        return config
+    if image_mask not in family.image_masks:
+        raise InputError(f"{where}: Transformers runs {family.name} with the intended image mask; choose no other.")
+    return replace(config, image_mask=image_mask)
+
+
+def resolve(path) -> Path:
+    """A path, or the bundled checkpoint by its bare name."""
+    path = Path(path)
+    return DATA / "tiny" if str(path) == "tiny" and not path.exists() else path
+
+
+def check_model_tensors(weights, config, family: Family):
+    """Every tensor of the model is there in its shape, and nothing is there that nobody knows."""
+    expected, ignored = family.shapes(config), list(family.ignored(config))
+    for part in family.optional(config).values():
+        if not all(name in weights for name in part):  # text runs without a tower that is absent, or is not all there
+            expected = {name: shape for name, shape in expected.items() if name not in part}
+            ignored += map(re.escape, part)
+    expected |= {name: shape for name, shape in family.besides(config).items() if name in weights}
+    check_tensors(weights, expected, ignored)
+
+
+def incomplete(weights, config, family: Family) -> dict[str, tuple[int, int]]:
+    """Parts of which some tensors are there and some are not: name -> how many are, of how many."""
+    parts = {kind: (sum(name in weights for name in part), len(part)) for kind, part in family.optional(config).items()}
+    return {kind: (there, due) for kind, (there, due) in parts.items() if 0 < there < due}
