@@ -2,7 +2,7 @@
 # make test       the tests that need no torch
 # make test-hf    the live comparisons with Transformers (installs torch)
 # make test-timm  the same for Gemma 3n with pictures, whose tower in Transformers is timm's
-# make notebooks  runs the course and writes its pages to build/course/
+# make notebooks  runs the course and writes its pages, slides and figures to build/course/
 # make test-notebooks  holds the course's exercises to their solutions
 # make check      ruff, ruff format --check, mypy
 # make fuzz       twenty thousand mutated files of every kind that enters

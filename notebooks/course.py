@@ -1,7 +1,7 @@
 """Reads the notebooks, fills their blanks with the solutions, runs them, and writes them out as pages.
 
-`python notebooks/course.py build/course` executes all notebooks, solutions filled in, and writes one HTML page each and
-an index that opens from disk.  How a notebook is built stands in README.md.
+`python notebooks/course.py build/course` executes all notebooks, solutions filled in, and writes one HTML page and one
+deck of slides each, and an index that opens from disk.  How a notebook is built stands in README.md.
 """
 
 import copy
@@ -11,6 +11,9 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from gallery import gallery
+from slides import deck
 
 HERE = Path(__file__).parent
 MARKER = re.compile(r"# (exercise|check) (\d+\.\d+)\b")
@@ -193,13 +196,17 @@ def render(node, title: str, blanks: dict[str, str], beside=(None, None), solved
 
     Every exercise stands there as the student gets it; the solution, which was run, is folded below, or left out.
     """
+    return page(title, f"{links(beside)}<main>{cells(node, title, blanks, solved)}</main>{links(beside, 'end')}")
+
+
+def cells(node, title: str, blanks: dict[str, str], solved=True) -> str:
+    """The cells of an executed notebook as HTML, one element each."""
     from nbconvert import HTMLExporter
 
     node = copy.deepcopy(node)
     node.cells = [shown for cell in node.cells for shown in as_shown(cell, blanks, solved)]
     body, _ = HTMLExporter(template_name="basic").from_notebook_node(node)
-    body = body.replace("No description has been provided for this image", f"Plot of {html.escape(title)}")
-    return page(title, f"{links(beside)}<main>{folded(body)}</main>{links(beside, 'end')}")
+    return folded(body.replace("No description has been provided for this image", f"Plot of {html.escape(title)}"))
 
 
 def as_shown(cell, blanks, solved):
@@ -230,14 +237,18 @@ def folded(body: str) -> str:
     return str(soup)
 
 
-def index(cards: list[tuple[str, Card, str]]) -> str:
-    """The page of cards.  cards: file name, what it shows, picture in base64."""
+MORE = 'As <a href="slides/index.html">slides</a>; all its <a href="figures.html">figures</a>.'
+
+
+def index(cards: list[tuple[str, Card, str]], more: str = "") -> str:
+    """The page of cards.  cards: file name, what it shows, picture in base64; more: HTML, what else there is."""
     items = [
         f'<li><a href="{name}"><img alt="" src="data:image/png;base64,{picture}"><h2>{html.escape(c.title)}</h2>'
         f'<p>{with_code(c.question)}</p><p class="small">{with_code(c.facts)}</p></a></li>'
         for name, c, picture in cards
     ]
-    intro = "<h1>Gemma 4, computed by you</h1><p>Each page is a notebook, run; write the exercises yourself.</p>"
+    intro = "<h1>Gemma 4, computed by you</h1><p>Each page is a notebook, run; write the exercises yourself. "
+    intro += f"{more}</p>"
     return page("Gemma 4, computed by you", f'{intro}<ul class="cards">{"".join(items)}</ul>', "index")
 
 
@@ -253,23 +264,28 @@ def blanks(notebook: dict) -> dict[str, str]:
 
 
 def build(out: Path) -> None:
-    """Execute the course and write its pages: solutions folded, and in `student/` left out."""
+    """Execute the course and write its pages: solutions folded, in `student/` left out; and as `slides/`."""
     import tempfile
 
-    (out / "student").mkdir(parents=True, exist_ok=True)
+    folders = out, out / "student", out / "slides"
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
     cards, paths = [], notebooks()
     for before, path, after in zip([None, *paths], paths, [*paths[1:], None], strict=False):
         notebook = read(path)
         with tempfile.TemporaryDirectory() as folder:
             node = execute(filled(notebook, solutions(path)), Path(folder))
         this = card(notebook)
-        for folder, solved in ((out, True), (out / "student", False)):
-            text = render(node, this.title, blanks(notebook), (before, after), solved)
+        asked = blanks(notebook)
+        written = [render(node, this.title, asked, (before, after), solved) for solved in (True, False)]
+        written.append(page(this.title, deck(cells(node, this.title, asked)), "deck"))
+        for folder, text in zip(folders, written, strict=True):
             (folder / f"{path.stem}.html").write_text(text, encoding="utf-8")
         cards.append((f"{path.stem}.html", this, pictures(node)[-1]))
         print(f"{out / path.stem}.html", flush=True)
-    for folder in (out, out / "student"):
-        (folder / "index.html").write_text(index(cards), encoding="utf-8")
+    (out / "figures.html").write_text(page("The figures", f"{links((None, None))}{gallery()}"), encoding="utf-8")
+    for folder in folders:
+        (folder / "index.html").write_text(index(cards, MORE if folder == out else ""), encoding="utf-8")
     print(out / "index.html")
 
 

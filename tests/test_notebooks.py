@@ -5,6 +5,7 @@ import importlib.util
 import json
 import linecache
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from numgemma.exercise import StillBlank, hints
 FOLDER = Path(__file__).parents[1] / "notebooks"
 spec = importlib.util.spec_from_file_location("course", FOLDER / "course.py")
 course = importlib.util.module_from_spec(spec)
+sys.path.insert(0, str(FOLDER))  # for the modules beside it
 spec.loader.exec_module(course)
 
 NOTEBOOKS = course.notebooks()
@@ -116,6 +118,13 @@ def test_its_links_lead_somewhere(path):
 def test_the_teachers_page_lists_every_notebook():
     listed = re.findall(r"\]\((\w+\.ipynb)\)", (FOLDER / "README.md").read_text())
     assert listed == [path.name for path in NOTEBOOKS]
+
+
+def test_every_lecture_of_the_syllabus_has_a_notebook_and_an_answer_to_its_question():
+    syllabus = (FOLDER / "README.md").read_text().partition("## A syllabus")[2]
+    lectures = re.findall(r"^\| (\d\d|[A-Z]\w+) \|", syllabus, re.MULTILINE)
+    assert lectures == [path.stem[:2] if path in NUMBERED else path.stem.capitalize() for path in NOTEBOOKS]
+    assert re.findall(r"^\*\*(\w+)\.\*\*", (FOLDER / "solutions/exam.md").read_text(), re.MULTILINE) == lectures
 
 
 def execute(source, names, where):
@@ -246,6 +255,27 @@ def one_page(tmp_path):
     for step in course.steps(course.filled(notebook, {"0.1": "# exercise 0.1: one\nx = 1"})):
         node.cells.append(nbformat.v4.new_code_cell(step.source))
     return node, course.blanks(notebook)
+
+
+def test_a_slide_is_a_text_with_its_code_and_no_check_is_shown():
+    pytest.importorskip("bs4")
+    text, code, check = ("cell text_cell", "cell code_cell", "cell code_cell celltag_check")
+    cells = [(text, "01"), (code, "import"), (text, "Now"), (code, "plot"), (text, "What to see: all"), (check, "no")]
+    body = "".join(f'<div class="{kind}"><p>{says}</p></div>' for kind, says in [*cells, (text, "Next")])
+    shown = [drawn(slide).get_text() for slide in course.deck.__globals__["slides"](body)]
+    assert shown == ["01", "import", "NowplotWhat to see: all", "Next"]
+    assert [section.get_text() for section in drawn(course.deck(body)).select("section")] == shown
+
+
+def test_the_gallery_draws_every_figure_of_plots():
+    pytest.importorskip("matplotlib").use("agg")
+    from numgemma import plots
+
+    drawers = {name for name in plots.__all__ if "-> Axes" in " ".join((getattr(plots, name).__doc__ or "").split())}
+    body = course.gallery()
+    assert len(drawers) >= 12
+    assert not [name for name in drawers if f"plots.{name}(" not in body]
+    assert body.count("data:image/svg+xml;base64,") >= len(drawers)
 
 
 def drawn(text):
