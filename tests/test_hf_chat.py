@@ -169,6 +169,12 @@ def test_a_chat_of_a_large_model_is_transformers(pairs, messages, choices):
     assert_same(pairs["large"], messages, choices)
 
 
+@settings(slow_to_draw, max_examples=300)
+@given(messages=ALTERNATING.filter(lambda m: m[0]["role"] != "developer"), choices=CHOICES)
+def test_a_chat_of_a_gemma_3n_is_transformers(pairs, messages, choices):
+    assert_same(pairs["gemma3n"], messages, choices)
+
+
 @slow_to_draw
 @given(messages=CHATS, choices=CHOICES)
 def test_every_construct_is_transformers(pairs, messages, choices):

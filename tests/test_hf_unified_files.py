@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from numgemma.families.unified.config import read_config
-from numgemma.prompt import encoder_free, images, video
+from numgemma.prompt import images, video
 from numgemma.prompt.processor import parse_processor, prepare, read_marks, with_budget
+from numgemma.prompt.processors import unified
 from numgemma.prompt.tokenizer import open_tokenizer
 
 pytestmark = [pytest.mark.hf, pytest.mark.filterwarnings("ignore")]  # Transformers' and Pillow's own, not ours
@@ -30,7 +31,7 @@ PICTURES, SOUNDS, CLIPS = (sorted(HOSTILE.glob(f"{kind}_*")) for kind in ("pictu
 @pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
 @pytest.mark.parametrize("budget", [70, 280])
 def test_every_picture_is_the_same_to_the_last_bit(path, budget):
-    pixels, places = encoder_free.picture_arrays(path, with_budget(P, budget).image)
+    pixels, places = unified.picture_arrays(path, with_budget(P, budget).image)
     theirs = hf.pictures(path, max_soft_tokens=budget)
     assert_same(pixels, theirs["pixel_values"][0])
     assert_same(places, theirs["image_position_ids"][0])
@@ -48,7 +49,7 @@ def test_pictures_of_any_size_are_the_same_to_the_last_bit(tmp_path_factory, hei
     path = tmp_path_factory.getbasetemp() / "picture.png"
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(noise).save(path, compress_level=1)
-    pixels, places = encoder_free.picture_arrays(path, with_budget(P, budget).image)
+    pixels, places = unified.picture_arrays(path, with_budget(P, budget).image)
     theirs = hf.pictures(path, max_soft_tokens=budget)
     assert_same(pixels, theirs["pixel_values"][0])
     assert_same(places, theirs["image_position_ids"][0])
@@ -57,7 +58,7 @@ def test_pictures_of_any_size_are_the_same_to_the_last_bit(tmp_path_factory, hei
 @pytest.mark.parametrize("path", SOUNDS, ids=lambda path: path.name)
 def test_every_recording_is_the_same_to_the_last_bit(path):
     """The one of 35 s too: nothing is cut off."""
-    frames, mask = encoder_free.frame_arrays([path], P.sound)
+    frames, mask = unified.frame_arrays([path], P.sound)
     theirs = hf.sounds([path])
     assert_same(mask, theirs["input_features_mask"])
     assert_same(frames, theirs["input_features"])
@@ -74,14 +75,14 @@ def test_recordings_of_any_rate_and_length_are_the_same(tmp_path_factory, second
     path = tmp_path_factory.getbasetemp() / "sound.wav"
     noise = np.random.default_rng(seed).uniform(-1, 1, (int(seconds * rate), channels))
     soundfile.write(path, noise, rate, subtype="PCM_16")
-    frames, mask = encoder_free.frame_arrays([path], P.sound)
+    frames, mask = unified.frame_arrays([path], P.sound)
     theirs = hf.sounds([path])
     assert_same(mask, theirs["input_features_mask"])
     assert_same(frames, theirs["input_features"])
 
 
 def test_several_recordings_are_padded_alike():
-    frames, mask = encoder_free.frame_arrays(SOUNDS, P.sound)
+    frames, mask = unified.frame_arrays(SOUNDS, P.sound)
     theirs = hf.sounds(SOUNDS)
     assert_same(mask, theirs["input_features_mask"])
     assert_same(frames, theirs["input_features"])

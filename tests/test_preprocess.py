@@ -21,9 +21,10 @@ from numgemma import load, read_dump
 from numgemma.cli import main
 from numgemma.errors import InputError
 from numgemma.families import read_config
+from numgemma.plots.overlay import draw_picture, draw_sound
 from numgemma.prompt.audio import sound_arrays
 from numgemma.prompt.images import image_arrays
-from numgemma.prompt.media import NO_MEDIA, is_empty
+from numgemma.prompt.media import NO_MEDIA, is_empty, read_media
 from numgemma.prompt.processor import (
     Marks,
     parse_processor,
@@ -35,6 +36,7 @@ from numgemma.prompt.processor import (
 )
 from numgemma.prompt.tokenizer import open_tokenizer
 from numgemma.prompt.video import video_arrays
+from numgemma.surgery.synth import synth
 from numgemma.weights.safetensors import open_safetensors
 
 HOSTILE = Path(__file__).parent / "hostile"
@@ -516,3 +518,91 @@ def test_placeholders_that_do_not_stand_side_by_side_have_no_place(folder):
     assert said == {"kind": "image", "file": 0, "first": None, "count": 63}
     assert model.describe([2, 5, 9], media=NO_MEDIA)["media"] == []
     assert "media" not in model.describe([2, 5, 9])
+
+
+# -- Gemma 3n ---------------------------------------------------------------------------------------------------------
+
+SQUARES = json.loads((Path(numgemma.__file__).parent / "data/processor/gemma3n.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    """A tiny random Gemma 3n: its tokenizer names the released special tokens, its processor is the released one."""
+    folder = tmp_path_factory.mktemp("squares") / "m"
+    synth("gemma-3n-E4B-it", target=folder, scale="tiny")
+    template = Path(__file__).parent / "templates" / "gemma3n.jinja"
+    (folder / "chat_template.jinja").write_text(template.read_text())
+    return folder
+
+
+def test_every_picture_and_every_recording_of_gemma_3n_becomes_as_many_soft_tokens_between_blank_lines(squares):
+    model = load(squares)
+    ids, media = model.prompt_ids("Hello", {"image": [RGB, GRAY], "audio": [TONE]})
+    text = "".join(model.tokenizer.pieces(ids))
+    picture = "\n\n<start_of_image>" + "<image_soft_token>" * 256 + "<end_of_image>\n\n"
+    sound = "\n\n<start_of_audio>" + "<audio_soft_token>" * 188 + "<end_of_audio>\n\n"
+    assert text == "<bos>" + picture * 2 + sound + "Hello"
+    assert media.pixel_values.shape == (2, 3, 768, 768)
+    assert media.image_position_ids is None
+
+
+def test_a_gemma_3n_answers_a_chat_about_a_picture_and_a_recording(run, squares, tmp_path):
+    content = [{"type": "image", "path": str(RGB)}, {"type": "audio", "path": str(TONE)}, {"type": "text", "text": "?"}]
+    chat = tmp_path / "chat.json"
+    chat.write_text(json.dumps([{"role": "user", "content": content}]))
+    code, out, _ = run("preprocess", squares, "--chat", chat, "-o", tmp_path / "inputs.safetensors")
+    assert code == 0
+    assert "444 of them soft" in out
+    code, out, _ = run("generate", squares, "--chat", chat, "--max-new-tokens", 4, "--print-ids")
+    assert code == 0
+    model, arrays = load(squares), open_safetensors(tmp_path / "inputs.safetensors")[0]
+    new = model.generate(arrays["input_ids"][0].tolist(), 4, media=read_media(arrays))
+    assert out.splitlines()[-1] == ",".join(map(str, new))
+
+
+def test_what_a_gemma_3n_sees_and_hears_is_drawn(run, squares, tmp_path):
+    points = ("--points", "inputs_embeds", "layers.*.self_attn.probs")
+    words = ("--prompt", "Hello", "--image", RGB, "--audio", TONE, "-o", tmp_path / "d.safetensors", *points)
+    assert run("dump", squares, *words)[0] == 0
+    dump, p = read_dump(tmp_path / "d.safetensors"), read_processor(squares)
+    picture, sound = draw_picture(RGB, dump, p), draw_sound(TONE, dump, p)
+    assert "16 x 16 soft tokens" in picture.axes[0].get_title(loc="left")
+    first = dump.meta["ids"].index(load(squares).config.image_token_id)
+    expected = np.sqrt((dump["inputs_embeds"][first : first + 256].astype(float) ** 2).mean(-1)).reshape(16, 16)
+    np.testing.assert_allclose(np.asarray(picture.axes[1].images[-1].get_array()), expected, rtol=1e-6)
+    assert "188 soft tokens" in sound.axes[0].get_title(loc="left")
+    for kind, path in (("image", RGB), ("audio", TONE)):
+        words = ("show", tmp_path / "d.safetensors", f"--{kind}", path, "--ckpt", squares, "-o", tmp_path / "x.png")
+        assert run(*words)[0] == 0
+
+
+def test_a_gemma_3n_takes_no_clips_and_no_budget(squares):
+    model = load(squares)
+    with pytest.raises(InputError, match=r"name no tokens for video|takes no video"):
+        model.prompt_ids("Hello", {"video": [FIVE]})
+    with pytest.raises(InputError, match="leave out --soft-tokens"):
+        model.prompt_ids("Hello", {"image": [RGB]}, soft_tokens=70)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "told"),
+    [
+        ("image_processor", {"size": {"height": 768, "width": 512}}, "size should be a square"),
+        ("image_processor", {"size": {"height": 100_000, "width": 100_000}}, "size should be a square"),
+        ("image_processor", {"size": {"shortest_edge": 768}}, "size should be a square"),
+        ("image_processor", {"do_normalize": True}, "do_normalize True"),
+        ("image_processor", {"resample": 3}, "resample 3"),
+        ("image_processor", {"do_center_crop": True}, "unknown key 'do_center_crop'"),
+        ("feature_extractor", {"frame_length": 320}, "frame_length should be 32 ms"),
+        ("feature_extractor", {"fft_length": 512}, "the next power of two, doubled"),
+        ("feature_extractor", {"preemphasis": 1.5}, "preemphasis is not from 0 to 1"),
+        ("feature_extractor", {"dither": 1e-4}, "dither"),
+        (None, {"image_seq_length": 200}, "image_seq_length should be the square"),
+        (None, {"audio_seq_length": 0}, "audio_seq_length is not positive"),
+        (None, {"audio_seq_length": "many"}, "audio_seq_length should be int"),
+    ],
+)
+def test_a_setting_of_gemma_3n_that_is_not_computed_here_is_refused_by_name(section, changes, told):
+    raw = SQUARES | changes if section is None else SQUARES | {section: SQUARES[section] | changes}
+    with pytest.raises(InputError, match=re.escape(told)):
+        parse_processor(raw, "processor_config.json")

@@ -37,7 +37,8 @@ def run(args):
     arrays = prepared(args, folder, config, open_tokenizer(folder))
     write(arrays, args.out)
     tokens = arrays["input_ids"].shape[1]
-    print(f"{args.out}: {tokens} tokens, {(arrays['mm_token_type_ids'] > 0).sum()} of them soft")
+    types = next(x for name, x in arrays.items() if name.endswith("token_type_ids"))
+    print(f"{args.out}: {tokens} tokens, {(types > 0).sum()} of them soft")
     for name, x in arrays.items():
         print(f"  {name:<22}{x.dtype!s:>8}  {list(x.shape)}")
     return 0

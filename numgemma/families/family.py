@@ -146,7 +146,7 @@ class Family:
     be; shallow: with few layers of each kind.  graph.py runs it.
     sample: config, number of pictures, of sounds -> ids, media: the shortest prompt with so many.
     shrunk: a parsed config.json, a Scale, and the file's name -> one of a smaller model.
-    suppressed: config -> tokens that a released generation_config.json never samples.
+    generation: config -> what a released generation_config.json says of tokens that config.json does not.
     sections: of config.json, for who reads it past its first fault: text, vision, audio, and whole for what is in none.
     """
 
@@ -171,7 +171,7 @@ class Family:
     twin: Callable[..., dict] = as_it_is
     sample: Callable[[Any, int, int], tuple] = some_text
     shrunk: Callable[[dict, Any, str], dict] = not_shrunk
-    suppressed: Callable[[Any], list[int]] = lambda config: []
+    generation: Callable[[Any], dict[str, list[int]]] = nothing
     sections: Mapping[str, Section] = field(default_factory=dict)
 
     def text_shapes(self, config) -> Shapes:

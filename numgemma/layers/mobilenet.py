@@ -145,20 +145,17 @@ def row(block: dict[str, Any]) -> Row:
     raise InputError(f"vision_config: block_type '{kind}' is not computed here; numgemma knows er, uir and mqa.")
 
 
-def narrowed(net: Architecture, channels: int) -> list[list[dict[str, Any]]]:
-    """The same blocks with so many channels everywhere, and one head of that width, as timm spells them."""
-    return [[spelled(row, channels) for row in rows] for rows in net.stages]
-
-
-def spelled(row: Row, channels: int) -> dict[str, Any]:
-    common = {"out_chs": channels, "act_layer": None, "noskip": False}
+def spelled(row: Row) -> dict[str, Any]:
+    """A block as timm spells it; `row` reads it."""
+    common = {"out_chs": row.after, "act_layer": None, "noskip": False}
     if isinstance(row, Edge):
         sizes = {"exp_kernel_size": row.kernel, "pw_kernel_size": 1, "force_in_chs": 0, "se_ratio": 0.0}
-        return {"block_type": "er", "stride": row.stride, "exp_ratio": 1.0} | sizes | common
+        return {"block_type": "er", "stride": row.stride, "exp_ratio": float(row.expand)} | sizes | common
     if isinstance(row, Inverted):
         sizes = {"dw_kernel_size_start": row.start, "dw_kernel_size_mid": row.mid, "dw_kernel_size_end": 0}
-        return {"block_type": "uir", "stride": row.stride, "exp_ratio": 1.0, "se_ratio": 0.0} | sizes | common
-    heads = {"num_heads": 1, "key_dim": channels, "value_dim": channels, "kv_stride": row.kv_stride}
+        sizes |= {"exp_ratio": float(row.expand), "se_ratio": 0.0}
+        return {"block_type": "uir", "stride": row.stride} | sizes | common
+    heads = {"num_heads": row.N, "key_dim": row.H, "value_dim": row.H, "kv_stride": row.kv_stride}
     return {"block_type": "mqa", "stride": 1, "dw_kernel_size": row.kernel} | heads | common
 
 

@@ -11,8 +11,8 @@ from numgemma.atomic import whole
 from numgemma.colours import HEAT, RED, WHITE
 from numgemma.dump import Dump
 from numgemma.plots.soft_tokens import USUAL, attention, chosen, files, fitting, strength
-from numgemma.prompt import audio, encoder_free, images
-from numgemma.prompt.processor import Processor
+from numgemma.prompt import audio, images
+from numgemma.prompt.processors import Processor, unified
 
 MEL_TICKS = (100, 300, 1000, 2000, 4000, 8000)  # Hz
 
@@ -135,8 +135,7 @@ def draw_sound(path, dump: Dump, p: Processor, index=0, look=USUAL):
 
     -> a matplotlib Figure
     """
-    features, mask = (x[0] for x in p.cls.read_sounds([path], p.sound))
-    count = p.cls.sound_tokens(mask)
+    frames, count = p.cls.heard(path, p)
     (start,) = chosen(files(dump, "audio", count), "audio", count, index, path)
     seen, values = attention(dump, look, start, count), strength(dump, start, count)
     curves = [] if values is None else [(values, "rms of\ninputs_embeds")]
@@ -144,13 +143,13 @@ def draw_sound(path, dump: Dump, p: Processor, index=0, look=USUAL):
     figure, axes = lanes(len(curves))
     hop = p.sound.frame_seconds
     borders = np.arange(count + 1) * p.sound.frames_per_soft_token * hop
-    VIEWS[type(p.sound)](figure, axes[0], features[mask], hop, borders, p)
+    VIEWS.get(type(p.sound), show_mel)(figure, axes[0], frames, hop, borders, p)
     tokens = f"{count} soft tokens (tokens {start} to {start + count - 1})"
-    axes[0].set_title(f"{Path(path).name} as the model hears it: {mask.sum()} frames, {tokens}", **TITLE)
+    axes[0].set_title(f"{Path(path).name} as the model hears it: {len(frames)} frames, {tokens}", **TITLE)
     for ax, (numbers, label) in zip(axes[1:], curves, strict=True):
         ax.stairs(numbers, borders, color=RED, fill=True)
         ax.set_ylabel(label, fontsize=8)
-        ax.set_xlim(0, mask.sum() * hop)
+        ax.set_xlim(0, len(frames) * hop)
     if seen is not None:
         axes[-1].set_title(f"{seen.said}: {seen.weights.sum():.1%} of it falls on this recording", **TITLE)
     axes[-1].set_xlabel("seconds")
@@ -187,8 +186,8 @@ def show_samples(figure, ax, frames, hop, borders, p: Processor):
     ax.set_xlim(0, len(frames) * hop)
 
 
-# What a recording is to a model, by the settings that make it.
-VIEWS = {audio.SoundSettings: show_mel, encoder_free.FrameSettings: show_samples}
+# What a recording is to a model, where it is not log-mel, by the settings that make it.
+VIEWS = {unified.FrameSettings: show_samples}
 
 
 def write_figure(figure, path) -> None:

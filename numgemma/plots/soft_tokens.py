@@ -4,8 +4,9 @@ Which tokens stand for a file the dump says (its meta's `media`); where it does 
 id, as long as the file has soft tokens.
 """
 
+import math
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from numgemma.dump import Dump
 from numgemma.errors import InputError
 from numgemma.incoming import explained, open_regular
 from numgemma.prompt import images, video
-from numgemma.prompt.processor import Processor, with_budget
+from numgemma.prompt.processor import with_budget
+from numgemma.prompt.processors import Processor
 
 KINDS = {"image": "pictures", "audio": "recordings", "video": "clips"}
 
@@ -44,7 +46,7 @@ class Sight(NamedTuple):
 
     frames: list[np.ndarray]  # height width 3, uint8
     times: list[str]  # of each frame; none of a picture
-    s: images.ImageSettings
+    s: Any  # of its pictures
     starts: list[int]
 
     @property
@@ -66,7 +68,7 @@ class Sight(NamedTuple):
 
 
 def read_image(path, p: Processor) -> Sight:
-    return Sight([images.resized(images.open_image(path), p.image)], [], p.image, [])
+    return Sight([p.cls.seen(path, p.image)], [], p.image, [])
 
 
 def read_video(path, p: Processor) -> Sight:
@@ -140,20 +142,16 @@ def chosen(found: list[list[int]], kind, count, index, path) -> list[int]:
 
 def fitting(path, dump: Dump, p: Processor, kind, index) -> Sight:
     """The file at the budget at which it was dumped: the given one, or else another that fits the dump."""
+    if kind not in p.cls.read:
+        raise InputError(f"{path}: this model takes no {KINDS[kind]}; name the checkpoint that made the dump.")
     size_of, read = READ[kind]
     height, width, frames = size_of(path, p)
-    given = (p.frame if kind == "video" else p.image).max_soft_tokens
-    tried = [with_budget(p, budget) for budget in dict.fromkeys((given, *images.BUDGETS))]
-    counts = [soft_tokens(height, width, q.frame if kind == "video" else q.image) for q in tried]
+    tried = [p, *(with_budget(p, budget) for budget in p.cls.budgets)]
+    counts = [math.prod(p.cls.grid(height, width, q.frame if kind == "video" else q.image)) for q in tried]
     found = [files(dump, kind, count, frames) for count in counts]
     fits = next((n for n, some in enumerate(found) if some), 0)
     starts = chosen(found[fits], kind, counts[fits], index, path)
     return read(path, tried[fits])._replace(starts=starts)
-
-
-def soft_tokens(height, width, s: images.ImageSettings) -> int:
-    rows, columns = (n // s.cell for n in images.target_size(height, width, s))
-    return rows * columns
 
 
 def attention(dump: Dump, look: Look, start, count) -> Attention | None:

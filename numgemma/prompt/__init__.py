@@ -2,17 +2,15 @@
 
 A prompt is spelled out, cut into tokens, and its files become arrays:
 
-    sandbox            the process in which templates run, bounded in time and memory
-    template           a chat template and its variables -> text
-    chat               messages from a file, checked -> text, by the checkpoint's own template
-    tokenizer          text -> token ids, and back
-    images             a picture -> patches
-    audio              a recording -> log-mel frames
-    video              a clip -> patches of some of its frames, and when they are seen
-    squares            a picture and a recording for Gemma 3n
-    encoder_free       a picture and a recording for a model without towers
-    processor_classes  what differs between Transformers' processors
-    processor          a prompt and its files -> all the arrays that enter the model
-    media              those arrays, held together; where each stands in the prompt
-    named              arrays that a run takes by name, beside or in the place of token ids
+    sandbox     the process in which templates run, bounded in time and memory
+    template    a chat template and its variables -> text
+    chat        messages from a file, checked -> text, by the checkpoint's own template
+    tokenizer   text -> token ids, and back
+    images      a picture -> patches
+    audio       a recording -> log-mel frames
+    video       a clip -> patches of some of its frames, and when they are seen
+    processors  Transformers' processors, a record each
+    processor   a prompt and its files -> all the arrays that enter the model
+    media       those arrays, held together; where each stands in the prompt
+    named       arrays that a run takes by name, beside or in the place of token ids
 """

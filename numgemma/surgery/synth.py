@@ -17,7 +17,7 @@ import numpy as np
 from numgemma.errors import InputError
 from numgemma.families import Family, find
 from numgemma.families.family import as_stored
-from numgemma.families.gemma4.shrink import SCALES, move_tokens, token_moves
+from numgemma.families.gemma4.shrink import SCALES
 from numgemma.incoming import parse_object, read_object
 from numgemma.official import official, unknown
 from numgemma.prompt.processor import released
@@ -27,7 +27,7 @@ from numgemma.surgery.writer import PIECE, Tensor, as_json, companions, write_ch
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": np.dtype(np.float32)}
 
-# What Gemma 4's own generation_config.json says.
+# What all released generation_config.json say.
 GENERATION = {"do_sample": True, "temperature": 1.0, "top_k": 64, "top_p": 0.95, "bos_token_id": 2, "pad_token_id": 0}
 
 
@@ -56,9 +56,13 @@ def draw(name: str, shape: tuple[int, ...], per_layer: int | None):
         return lambda rng, n: rng.uniform(0.5, 1.5, n)
     if name.endswith("router.proj.weight"):
         return normal  # it reads a vector of length 1, so fan-in is taken care of
+    if leaf == "modality_router":
+        return lambda rng, n: np.float32(0.7 * shape[-1] ** 0.5) * normal(rng, n)  # it reads a D-th of a normed vector
+    if leaf.endswith("tion_coefs"):
+        return lambda rng, n: np.float32(0.15) * normal(rng, n)  # added to 1, in every layer
     if leaf == "embed_tokens_per_layer":
         return lambda rng, n: (per_layer or 1) ** -0.5 * normal(rng, n)  # multiplied by sqrt(P) when it is read
-    fan_in = math.prod(shape[1:]) if "conv" in leaf else shape[-1]
+    fan_in = math.prod(shape[1:]) if "conv" in leaf or len(shape) == 4 else shape[-1]
     return lambda rng, n: np.float32(fan_in**-0.5) * normal(rng, n)
 
 
@@ -117,7 +121,7 @@ def synth(name: str, target: str | Path, scale="full", seed=0, dtype="bfloat16",
     name: of a config.json, its directory, or an official config.  how: shard, force, progress of `write_checkpoint`.
     """
     raw, where, folder = find_config(name)
-    suppressed: list[int] = []
+    said: dict[str, list[int]] = {}
     if raw.get("model_type") == "gemma3_text":
         small, tensors = raw, gemma3_tensors(raw, where, scale, DTYPES[dtype], seed)
         stored = {as_stored(short, "gemma3_text"): tensor for short, tensor in tensors.items()}
@@ -125,10 +129,10 @@ def synth(name: str, target: str | Path, scale="full", seed=0, dtype="bfloat16",
         family = find(raw, where)
         small = raw if scale == "full" else family.shrunk(raw, SCALES[scale], where)
         config = family.read_config(small, where)
-        suppressed = family.suppressed(config)
+        said = family.generation(config)
         tensors = random_tensors(family, config, DTYPES[dtype], seed, unread)
         stored = {family.stored_name(short, small["model_type"]): tensor for short, tensor in tensors.items()}
-    files = generation(raw, small, suppressed) | tokenizer(raw, small) | processor(small)
+    files = generation(small, said) | tokenizer(raw, small) | processor(small)
     if folder and scale == "full":
         files = {**files, **companions(folder)}
     small = with_dtype(small, dtype)
@@ -154,13 +158,10 @@ def with_dtype(raw: dict[str, Any], dtype: str) -> dict[str, Any]:
     return raw | parts | {"dtype": dtype}
 
 
-def generation(raw, small, suppressed=()) -> dict[str, bytes | Path]:
-    """generation_config.json with the stop tokens of the config; instruction-tuned models also stop at 50."""
-    eos = raw.get("eos_token_id") or (raw.get("text_config") or {}).get("eos_token_id") or 1
-    eos = [*eos, 50] if eos == [1, 106] and raw.get("text_config") else eos
-    moved = token_moves(raw, vocabulary(small), vocabulary(raw))
-    never = {"suppress_tokens": list(suppressed)} if suppressed else {}
-    return {"generation_config.json": as_json(move_tokens(GENERATION | {"eos_token_id": eos}, moved) | never)}
+def generation(small, said) -> dict[str, bytes | Path]:
+    """generation_config.json with the stop tokens of the config, and what the family says of tokens."""
+    eos = small.get("eos_token_id") or (small.get("text_config") or {}).get("eos_token_id") or 1
+    return {"generation_config.json": as_json(GENERATION | {"eos_token_id": eos} | said)}
 
 
 def tokenizer(raw, small) -> dict[str, bytes | Path]:

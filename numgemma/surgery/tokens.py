@@ -1,44 +1,17 @@
-"""A tokenizer for a shrunk vocabulary: every byte is a token, and Gemma 4's special tokens keep their meaning."""
+"""A tokenizer for a shrunk vocabulary: every byte is a token, and the family's special tokens keep their meaning."""
 
 from typing import Any
 
-# The special tokens that every Gemma 4 tokenizer has at these ids.
-FIXED = {
-    0: "<pad>",
-    1: "<eos>",
-    2: "<bos>",
-    3: "<unk>",
-    4: "<mask>",
-    46: "<|tool>",
-    47: "<tool|>",
-    48: "<|tool_call>",
-    49: "<tool_call|>",
-    50: "<|tool_response>",
-    51: "<tool_response|>",
-    52: '<|"|>',
-    98: "<|think|>",
-    100: "<|channel>",
-    101: "<channel|>",
-    105: "<|turn>",
-    106: "<turn|>",
-}
-# Those whose ids config.json tells.
-TOLD = {
-    "boi_token_id": "<|image>",
-    "boa_token_id": "<|audio>",
-    "image_token_id": "<|image|>",
-    "audio_token_id": "<|audio|>",
-    "eoi_token_id": "<image|>",
-    "eoa_token_id": "<audio|>",
-    "video_token_id": "<|video|>",
-}
+from numgemma.prompt.processor import released_class
+
 FIRST_BYTE = 128
 SPACE = "\u2581"  # stands for a space in Gemma's pieces
 
 
 def byte_tokenizer(raw: dict[str, Any], vocab: int) -> dict[str, Any]:
     """tokenizer.json for a model of this config.json whose vocabulary has at least 512 tokens."""
-    special = FIXED | {raw[key]: text for key, text in TOLD.items() if raw.get(key) is not None}
+    cls = released_class(raw.get("model_type"))
+    special = {**cls.special} | {raw[key]: text for key, text in cls.named.items() if raw.get(key) is not None}
     pieces = {i: f"<unused{i}>" for i in range(vocab)}
     pieces |= {FIRST_BYTE + byte: f"<0x{byte:02X}>" for byte in range(256)}
     pieces |= {107: "\n", 108: SPACE} | special
@@ -85,6 +58,7 @@ def with_bos():
 
 def tokenizer_config(raw: dict[str, Any]) -> dict[str, Any]:
     """tokenizer_config.json beside it."""
-    media = {key.removesuffix("_id"): text for key, text in TOLD.items() if raw.get(key) is not None}
+    told = released_class(raw.get("model_type")).named
+    media = {key.removesuffix("_id"): text for key, text in told.items() if raw.get(key) is not None}
     names = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk", "mask")}
     return {"tokenizer_class": "GemmaTokenizer", "padding_side": "left", **names, "extra_special_tokens": media}

@@ -57,4 +57,5 @@ FAMILY = Family(
     check_media=embedders.check_media,
     twin=shrink.twin,
     sample=shrink.sample,
+    shrunk=shrink.shrunk,
 )

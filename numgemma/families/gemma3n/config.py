@@ -141,6 +141,8 @@ class Gemma3nConfig:
     eoi_token_id: int | None = None
     boa_token_id: int | None = None
     eoa_token_id: int | None = None
+    eoa_token_index: int | None = None  # this and the next are Gemma 4's, and of no use here
+    video_token_id: int | None = None
     vision_soft_tokens_per_image: int = 256
     audio_soft_tokens_per_image: int = 188
     tie_word_embeddings: bool = True

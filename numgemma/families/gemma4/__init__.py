@@ -58,6 +58,7 @@ FAMILY = Family(
     twin=shrink.twin,
     sample=shrink.sample,
     shrunk=shrink.shrunk,
+    generation=lambda c: config.stops(c.eos_token_id),
     sections={
         "whole": Section(config.Config),
         "text": Section(config.TextConfig, config.check_text_config),

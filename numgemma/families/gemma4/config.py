@@ -183,6 +183,11 @@ def outline(config: Config) -> Outline:
     )
 
 
+def stops(told) -> dict[str, list[int]]:
+    """Instruction-tuned models also stop at 50.  told: eos_token_id of config.json"""
+    return {"eos_token_id": [*told, 50]} if told == (1, 106) else {}
+
+
 def with_layers(config: Config, rows: tuple[LayerSpec, ...]) -> Config:
     """The same config with another layer table."""
     text = replace(config.text)

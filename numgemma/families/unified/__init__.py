@@ -53,5 +53,5 @@ FAMILY = Family(
         "vision": Section(config.UnifiedVisionConfig, config.check_vision_config, config.spelled_vision),
         "audio": Section(config.UnifiedAudioConfig, config.check_audio_config, config.spelled_audio),
     },
-    suppressed=config.suppressed,
+    generation=config.generation,
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from numgemma.config import build, demand, section
 from numgemma.errors import InputError
-from numgemma.families.gemma4.config import TextConfig, check_text_config
+from numgemma.families.gemma4.config import TextConfig, check_text_config, stops
 
 # What a Gemma 4 config says and this family has none of: released files carry the keys, Transformers drops some.
 ABSENT: dict[str, Any] = {"enable_moe_block": False, "hidden_size_per_layer_input": 0, "use_double_wide_mlp": False}
@@ -79,9 +79,10 @@ def read_config(raw: dict, where: str) -> UnifiedConfig:
     return build(UnifiedConfig, rest | parts, where)
 
 
-def suppressed(config: UnifiedConfig) -> list[int]:
-    """Ends of sound and pictures: unmasked, the model ranks them first on some prompts."""
-    return [i for i in (config.eoa_token_id or config.eoa_token_index, config.eoi_token_id) if i is not None]
+def generation(config: UnifiedConfig) -> dict[str, list[int]]:
+    """As gemma4's; the ends of sound and pictures, unmasked, are ranked first on some prompts."""
+    ends = [i for i in (config.eoa_token_id or config.eoa_token_index, config.eoi_token_id) if i is not None]
+    return stops(config.eos_token_id) | ({"suppress_tokens": ends} if ends else {})
 
 
 def read_text_config(raw, where):
