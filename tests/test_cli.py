@@ -211,7 +211,7 @@ ERRORS = {
         ["dump", "tiny", "--ids", "1", "-o", "no/where.safetensors"],
         "where.safetensors: cannot be",
     ),
-    "a family of its own": (["inspect", "gemma-4-12B-it-assistant"], "is the drafter of the encoder-free Gemma 4 12B"),
+    "a family of its own": (["inspect", "gemma-3-1b-it"], "is Gemma 3, which numgemma does not run yet"),
 }
 
 

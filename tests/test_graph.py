@@ -146,7 +146,8 @@ def test_the_learned_edges_are_those_written_by_hand(recorded, variant):
     assert {name: set(graph.parents(name)) for name in graph.points} == arrows(model.config, *counted(media))
 
 
-WRITTEN = [raw for raw in official_configs() if raw["model_type"].startswith("gemma4")]  # Gemma 3n: test_gemma3n.py
+# Gemma 3n: test_gemma3n.py; drafters: test_drafter.py
+WRITTEN = [raw for raw in official_configs() if raw["model_type"] in ("gemma4", "gemma4_unified")]
 
 
 @pytest.mark.parametrize("raw", WRITTEN, ids=lambda raw: raw["model_type"])

@@ -218,9 +218,14 @@ def leftover_tensors(raw, seed=1):
 def stored_name(short, prefix, raw):
     if raw["model_type"] == "gemma4":
         return layout.stored_name(short, "gemma4")
-    if raw["model_type"].startswith("gemma4_unified"):
+    if raw["model_type"].startswith("gemma4_unified") or raw["model_type"].endswith("_assistant"):
         return find(raw, "the test").stored_name(short, raw["model_type"])
     return short if short.startswith("lm_head") else prefix + short
+
+
+def as_stored(x, dtype):
+    """In that dtype; integers, of which a drafter has some, as they are."""
+    return x if np.asarray(x).dtype.kind == "i" else np.asarray(x, DTYPES[dtype])
 
 
 def write(folder, raw, tensors=None, dtype="bfloat16", prefix="model.", generation=None):
@@ -228,7 +233,7 @@ def write(folder, raw, tensors=None, dtype="bfloat16", prefix="model.", generati
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = random_tensors(raw) if tensors is None else tensors
-    stored = {stored_name(name, prefix, raw): np.asarray(x, DTYPES[dtype]) for name, x in tensors.items()}
+    stored = {stored_name(name, prefix, raw): as_stored(x, dtype) for name, x in tensors.items()}
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(raw))
     generation = generation or {"eos_token_id": raw.get("eos_token_id", 1)}

@@ -112,10 +112,13 @@ def parameter_table(shapes, unread):
     return {"modules": table, "total": sum(table.values()), "buffers": buffers, "tensors": len(shapes)}
 
 
+BUFFERS = ("layer_scalar", "std_bias", "std_scale", "token_ordering")
+
+
 def module_of(name):
     """The row of the parameter table that a tensor belongs to: decoder layers by branch, all else by module."""
     parts = name.split(".")
-    if parts[-1] in ("layer_scalar", "std_bias", "std_scale") or parts[-1].endswith(("put_min", "put_max")):
+    if parts[-1] in BUFFERS or parts[-1].endswith(("put_min", "put_max")):
         return "buffers"
     if parts[0] != "layers":
         return parts[0]
@@ -148,7 +151,8 @@ def layer_table_text(layers):
 
 
 def donor(s):
-    return "own" if s["kv_from"] == s["index"] else str(s["kv_from"])
+    own, maker = s["kv_from"] == s["index"], s["kv_from"]
+    return "own" if own else str(maker) if isinstance(maker, int) else "the target"
 
 
 # Column -> the fields of a row that it tells, and how.
@@ -173,7 +177,9 @@ def parameters_text(table):
     rows = [
         *table["modules"].items(),
         ("total", table["total"]),
-        *((key, table[key]) for key in ("buffers", "tensors")),
+        ("buffers", table["buffers"]),
+        ("total with buffers", table["total"] + table["buffers"]),
+        ("tensors", table["tensors"]),
     ]
     return "\n".join([f"{'module':<30}{'parameters':>16}", *(f"{name:<30}{number:>16,}" for name, number in rows)])
 

@@ -9,9 +9,9 @@ from numgemma.families import find
 from numgemma.model import load
 from numgemma.opening import resolve
 from numgemma.surgery.findings import ERROR, NOTE, WARNING, Finding, error, warning
-from numgemma.surgery.lint_config import config_rules, last_word, sections, skipped
+from numgemma.surgery.lint_config import config_rules, is_plain, last_word, sections, skipped
 from numgemma.surgery.lint_files import Parts, companions, read_parts
-from numgemma.surgery.lint_tensors import depth, dtype_rules, tensor_rules
+from numgemma.surgery.lint_tensors import depth, dtype_rules, placed, tensor_rules
 from numgemma.surgery.lint_values import tied_head, value_rules
 
 SCHEMA = "numgemma.lint/1"
@@ -22,18 +22,35 @@ def structure(path: str | Path) -> list[Finding]:
     parts, found = read_parts(resolve(path))
     if parts.config is None:
         return ordered([*found, *dtype_rules(parts.tensors, None), skipped()])
-    config, more = config_rules(parts.config, depth(parts.tensors))
-    found += more
-    if config and parts.tensors:
-        found += tensor_rules(parts.tensors, config, find(parts.config, "config.json").optional(config))
-        found += names_of_transformers(parts)
-    elif parts.tensors:
-        found.append(skipped())
+    found += by_record(parts) if is_plain(parts.config) else by_rules(parts)
     part = sections(parts.config)
     told = part.top.get("dtype") or part.top.get("torch_dtype") or part.text.get("dtype")
     found += dtype_rules(parts.tensors, told) + companions(parts, part.text, part.top)
     found += last_word(parts.config, found)
     return ordered(found + refused(path, found))
+
+
+def by_rules(parts: Parts) -> list[Finding]:
+    """What is wrong with a decoder like Gemma 4's: every fault of its config, each with its rule."""
+    assert parts.config is not None
+    config, found = config_rules(parts.config, depth(parts.tensors))
+    if config and parts.tensors:
+        found += tensor_rules(parts.tensors, config, find(parts.config, "config.json").optional(config))
+        found += names_of_transformers(parts)
+    elif parts.tensors:
+        found.append(skipped())
+    return found
+
+
+def by_record(parts: Parts) -> list[Finding]:
+    """What is wrong with any other family: the first fault of its config; every tensor that is not in its place."""
+    assert parts.config is not None
+    family = find(parts.config, "config.json")
+    try:
+        config = family.read_config(parts.config, "config.json")
+    except InputError as problem:
+        return [error("config", str(problem)), skipped()]
+    return placed(parts.tensors, family, config) + names_of_transformers(parts) if parts.tensors else []
 
 
 def values(path: str | Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Finding]:

@@ -65,6 +65,15 @@ def known(raw: dict[str, Any]) -> Family | None:
     return family if text and text.cls is TextConfig else None
 
 
+def is_plain(raw: dict[str, Any]) -> bool:
+    """Whether it is of a family that runs here and has no rules of its own."""
+    try:
+        find(raw, "config.json")
+    except InputError:
+        return False
+    return known(raw) is None
+
+
 def draft(cls, raw: dict[str, Any], where: str, found: list[Finding]) -> dict[str, Any] | None:
     """The keys of a section that are of their type; every other is a finding.  None where one without default lacks."""
     known = {f.name: f for f in fields(cls)}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from numgemma.families.family import Family
 from numgemma.families.gemma4 import layout
 from numgemma.families.gemma4.config import LayerSpec
 from numgemma.surgery.findings import Finding, error, leaf, note, ranges, spelled, warning
@@ -37,6 +38,16 @@ def tensor_rules(tensors: Tensors, config, towers: Mapping[str, Shapes]) -> list
     for tower, part in towers.items():
         found += tower_rule(tower, shapes, part, expected)
     return [*found, *remaining(shapes, expected, explained)]
+
+
+def placed(tensors: Tensors, family: Family, config) -> list[Finding]:
+    """Every tensor in its place, as a family's record says; a part of which nothing is there may be absent."""
+    shapes: Shapes = {name: x.shape for name, x in tensors.items()}
+    absent = [part for part in family.optional(config).values() if not any(name in shapes for name in part)]
+    expected = {n: s for n, s in family.shapes(config).items() if not any(n in part for part in absent)}
+    expected |= {name: shape for name, shape in family.besides(config).items() if name in shapes}
+    known = [name for name in shapes if any(re.fullmatch(pattern, name) for pattern in family.ignored(config))]
+    return remaining(shapes, expected, set(known))
 
 
 def per_layer_width(shapes: Shapes, expected: Shapes, config):
@@ -191,7 +202,7 @@ def dtype_rules(tensors: Tensors, told: object) -> list[Finding]:
     """One dtype for all, the one that the config tells."""
     tensors = {name: x for name, x in tensors.items() if isinstance(x, np.ndarray)}  # those that are not quantised
     counts = Counter(str(x.dtype) for x in tensors.values())
-    odd = [name for name, x in tensors.items() if x.dtype.kind in "iub"]
+    odd = [name for name, x in tensors.items() if x.dtype.kind in "iub" and not name.endswith("token_ordering")]
     found = [error("dtype", f"{spelled(odd)} holds {tensors[odd[0]].dtype}, no weights.", odd)] if odd else []
     floats = {dtype: n for dtype, n in counts.items() if not dtype.startswith(("int", "uint", "bool"))}
     if not floats:

@@ -68,7 +68,7 @@ def value_rules(
         done += x.nbytes
         progress(done, total)
     found = [*broken_numbers(facts), *dead_rows(facts), *norm_rules(facts), *bounds(facts)]
-    return found + initial(facts)
+    return found + initial(facts) + orderings(tensors)
 
 
 def is_bound(name: str) -> bool:
@@ -152,6 +152,16 @@ def initial(facts: list[Facts]) -> list[Finding]:
     silent = [f.name for f in facts if f.name.endswith("layer_scalar") and f.values is not None and not f.values.any()]
     if silent:
         found.append(error("silent", f"{spelled(silent)} is 0: nothing passes these layers.", silent))
+    return found
+
+
+def orderings(tensors: Mapping[str, np.ndarray]) -> list[Finding]:
+    """A drafter's tokens, cluster by cluster: each of them once."""
+    found = []
+    for name, x in tensors.items():
+        if name.endswith("token_ordering") and not np.array_equal(np.sort(x, axis=None), np.arange(x.size)):
+            text = f"{name} does not hold each of {x.size} tokens once, so some are never drafted; zeros are what a "
+            found.append(error("ordering", text + "loader leaves that takes parameters and no buffers.", [name]))
     return found
 
 

@@ -72,6 +72,8 @@ def normal(rng, n):
 
 def random_tensor(name: str, shape: tuple[int, ...], dtype: np.dtype, seed: int, per_layer: int | None) -> Tensor:
     """The tensor of that short name."""
+    if name.endswith("token_ordering"):  # of a drafter: the tokens, cluster by cluster
+        return Tensor(shape, np.dtype(np.int64), lambda: [generator(name, seed).permutation(shape[0])])
     make, size, step = draw(name, shape, per_layer), math.prod(shape), PIECE // 4
 
     def pieces():

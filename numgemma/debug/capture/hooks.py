@@ -5,15 +5,14 @@ stream between branches) is caught at three functions of the modelling file.  Ne
 """
 
 import re
-import sys
 from contextlib import ExitStack, contextmanager
-from inspect import signature
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 
+from numgemma.config import typed
 from numgemma.debug.capture.arrays import import_hf, modelling_of, to_numpy
 from numgemma.debug.capture.embedders import Embedders
 from numgemma.debug.capture.streams import StreamsCatcher
@@ -22,13 +21,15 @@ from numgemma.dump import new_meta
 from numgemma.errors import InputError
 from numgemma.families.gemma4.layout import TOWERS
 from numgemma.graph import counted, graph_of
+from numgemma.incoming import by_library, read_object
 from numgemma.model import Model
 from numgemma.opening import fingerprint
 from numgemma.prompt.media import NAMES, NO_MEDIA, is_empty
-from numgemma.trace import EVERYTHING_BUT_MAPS, selects
+from numgemma.prompt.named import named, taken
+from numgemma.trace import EVERYTHING_BUT_MAPS, Recorder, selects
 
 # By Transformers' modelling file: what watches the modules that pictures and sound pass before the decoder.
-BEFORE_TEXT = {"modeling_gemma4": Towers, "modeling_embedding_gemma2": Towers, "modeling_gemma4_unified": Embedders}
+BEFORE_TEXT = {"modeling_gemma4": Towers, "modeling_gemma4_unified": Embedders}
 AT_THE_END = ("norm", "lm_head", "logits")  # which Transformers may compute for the last tokens alone
 
 
@@ -46,33 +47,16 @@ def capture(
     graph = graph_of(model.checkpoint.config, *counted(media))
     catcher = catcher_of(hf)(model.config, graph, ids, sink, points, media)
     given = hf_inputs(ids, media, model.family.placeholders(model.config))
-    inputs = {name: torch.tensor(x) for name, x in given.items()}
+    inputs = grouped({name: torch.tensor(x) for name, x in given.items()}, media, hf.dtype)
     several = model.has_image_mask(media)
     if image_mask == "intended" and several:
         inputs["attention_mask"] = intended_mask(hf, inputs)
+    keep_given(model, media, dtype, sink)
     with torch.no_grad(), catcher.listening(hf):
-        out = hf(**taken(hf, inputs | {"use_cache": False, "logits_to_keep": 0}))
-    keep_results(catcher, out)
+        out = hf(**inputs, use_cache=False, logits_to_keep=0)
+    catcher.keep("logits", out.logits)
     if several:
         sink.meta["image_mask"] = "transformers" if catcher.looked_ahead else "intended"
-
-
-def taken(hf, inputs):
-    """Of what a model may be called with, that which this one names."""
-    names = signature(hf.forward).parameters
-    return {name: x for name, x in inputs.items() if name in names}
-
-
-def keep_results(catcher, out):
-    """What a run ends with: logits, or the vector that sentence-transformers makes of the last state."""
-    if getattr(out, "logits", None) is not None:
-        catcher.keep("logits", out.logits)
-    elif "vector" in catcher.graph:
-        torch, _ = import_hf()
-        tokens = out.last_hidden_state
-        pooled = tokens.sum(1) / torch.tensor(tokens.shape[1], dtype=tokens.dtype, device=tokens.device)
-        catcher.keep("pooled", pooled)
-        catcher.keep("vector", torch.nn.functional.normalize(pooled, dim=1))
 
 
 def intended_mask(hf, inputs):
@@ -90,12 +74,38 @@ def hf_inputs(ids, media, placeholders):
     """What Transformers' forward pass is called with: a batch of one prompt, and its media.  placeholders: kind: id"""
     ids = np.asarray(ids)
     if is_empty(media):
-        return {"input_ids": ids[None]}
-    given = {name: x for name in NAMES if (x := getattr(media, name)) is not None}
+        return by_name(media) | ({"input_ids": ids[None]} if len(ids) else {})
+    given = by_name(media) | {name: x for name in NAMES if (x := getattr(media, name)) is not None}
     kinds = {"image": 1, "video": 2, "audio": 3}
     types = sum(kinds[kind] * (ids == i) for kind, i in placeholders.items())
     types = given.get("mm_token_type_ids", types)  # without them Transformers would let no image see itself
     return given | {"input_ids": ids[None], "mm_token_type_ids": types[None]}
+
+
+def by_name(media) -> dict[str, np.ndarray]:
+    """What the run is given by name, with a batch axis; PyTorch makes no tensor of NumPy's bfloat16."""
+    arrays = {name: np.asarray(x)[None] for name, x in named(media).items()}
+    return {name: x if x.dtype.kind in "fiub" else x.astype(np.float32) for name, x in arrays.items()}
+
+
+def grouped(inputs, media, dtype):
+    """As Transformers takes them: what is given by name in its dtype; `SCOPE.KIND.k` and `.v` as pairs, by kind."""
+    found: dict[str, Any] = {}
+    for name, x in inputs.items():
+        x = x.to(dtype) if name in named(media) and x.is_floating_point() else x
+        scope, *within = name.split(".")
+        if within:
+            found.setdefault(scope, {}).setdefault(within[0], []).append(x)
+        else:
+            found[name] = x
+    return found
+
+
+def keep_given(model, media, dtype, sink):
+    """What the run is given by name, as numgemma's run would keep it."""
+    tap = Recorder(sink.keep, np.dtype(dtype))
+    for name in named(media):
+        taken(name, model.given_by_name[name].axes, media, tap.dtype, tap)
 
 
 def load_hf(folder: Path, dtype, towers=TOWERS):
@@ -106,10 +116,15 @@ def load_hf(folder: Path, dtype, towers=TOWERS):
     _, transformers = import_hf()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    architecture = transformers.AutoConfig.from_pretrained(folder).architectures[0]
-    kind = getattr(transformers, architecture)
+    raw = read_object(folder / "config.json", "name a folder that has one")
+    (name,) = typed(raw.get("architectures"), tuple[str], f"{folder / 'config.json'}: architectures")
+    kind = getattr(transformers, name, None)
+    version = f"Transformers {transformers.__version__}"
+    if kind is None:
+        raise InputError(f"{folder}: {version} has no {name:.100}; install a newer one.")
     watched = {"attn_implementation": "eager", "experts_implementation": "eager"}
-    hf, told = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **watched)
+    with by_library(f"{folder}: {version} does not build it", "try a newer one, or `numgemma lint`"):
+        hf, told = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **watched)
     check_loaded(folder, told, towers)
     return hf.eval()
 
@@ -119,7 +134,7 @@ def check_loaded(folder, told, towers):
 
     A head that is tied counts as missing where the table of embeddings is; a head of its own is never alone in that.
     """
-    idle = tuple(f"{prefix}{tower}" for prefix in ("model.", "") for tower in TOWERS if tower not in towers)
+    idle = tuple(f"model.{tower}" for tower in TOWERS if tower not in towers)
     missing = sorted(name for name in told["missing_keys"] if not name.startswith(("lm_head", *idle)))
     if missing:
         unread = sorted(told["unexpected_keys"])
@@ -149,12 +164,6 @@ def looks_ahead(mask):
     return bool((mask >= 0).triu(1 + keys - tokens).any())
 
 
-def homes(hf, name):
-    """The modelling files that a model and its modules are of, if they have a function of that name."""
-    files = [modelling_of(hf), *(sys.modules[type(module).__module__] for module in hf.modules())]
-    return [file for file in dict.fromkeys(files) if hasattr(file, name)]
-
-
 class Catcher:
     """Gives what flows through a Transformers model the names of our points, and passes it on to a sink."""
 
@@ -163,10 +172,9 @@ class Catcher:
         self.whole: Any = config
         self.towers: Any = None  # what watches pictures and sound, once it is known which model runs
         self.looked_ahead: bool | None = None  # whether some token of a full layer saw a later one, where maps are seen
-        self.sizes = {"T": len(ids), "L": self.config.num_hidden_layers}
+        self.sizes = {"T": len(ids) or 1, "L": self.config.num_hidden_layers}
         self.attention, self.to_rotate = None, []  # of the decoder layer that is running; of none in a tower
         self.full, self.after_attention = False, None  # of the layer that is running
-        self.heads_first = False  # whether queries and keys have the axis of heads before that of tokens
 
     def begin(self, tokens):
         """A pass over so many tokens."""
@@ -177,8 +185,6 @@ class Catcher:
         if name in self.graph and selects(self.points, name):
             axes = self.graph.axes(name)
             *front, _ = axes.split()
-            if self.heads_first and front in (["T", "N"], ["T", "K"]) and x.ndim == 4:
-                x = x.transpose(1, 2)
             sizes = self.sizes | ({"T": x.shape[1]} if name in AT_THE_END else {})
             self.sink.keep(name, to_numpy(x).reshape([*(sizes[a] for a in front), -1]), axes)
 
@@ -190,9 +196,8 @@ class Catcher:
     @contextmanager
     def listening(self, hf):
         """Hooks on every module and three functions of the modelling file replaced, for as long as this lasts."""
-        modelling = modelling_of(hf)
         text = hf.get_decoder()
-        self.heads_first = "k" in signature(modelling.apply_rotary_pos_emb).parameters
+        modelling = modelling_of(text)
         with ExitStack() as stack:
             for name, module in hf.named_modules():
                 short = name.removeprefix("model.").removeprefix("language_model.")
@@ -204,9 +209,8 @@ class Catcher:
                 stack.enter_context(self.towers.listening(hf))
                 stack.callback(text.register_forward_pre_hook(self.merged, with_kwargs=True).remove)
             stack.enter_context(patch.object(modelling, "apply_rotary_pos_emb", self.rotary(modelling)))
-            for home in homes(hf, "eager_attention_forward"):
-                stack.enter_context(patch.object(home, "eager_attention_forward", self.eager(home)))
-            if "per_layer_inputs" in self.graph:
+            stack.enter_context(patch.object(modelling, "eager_attention_forward", self.eager(modelling)))
+            if self.config.hidden_size_per_layer_input:
                 stack.enter_context(patch.object(text, "project_per_layer_inputs", self.per_layer(text)))
             yield
 
@@ -221,8 +225,6 @@ class Catcher:
             yield module.register_forward_hook(lambda m, args, out: special[leaf](name, args, out))
         elif name in self.graph:
             yield module.register_forward_hook(lambda m, args, out: self.keep(name, out))
-        elif leaf == "ple_block":
-            yield module.register_forward_hook(lambda m, args, out: self.keep(f"{name}.out", out))
         yield from self.hook_between(module, name, leaf)
 
     def hook_between(self, module, name, leaf):
@@ -269,8 +271,7 @@ class Catcher:
         def apply_rotary_pos_emb(x, *args, **kwargs):
             y = original(x, *args, **kwargs)
             if self.attention is not None and self.to_rotate:
-                for turned in y if isinstance(y, tuple) else (y,):  # queries and keys in one call, or in two
-                    self.keep(f"{self.attention}.{self.to_rotate.pop(0)}", turned)
+                self.keep(f"{self.attention}.{self.to_rotate.pop(0)}", y)
             return y
 
         return apply_rotary_pos_emb
