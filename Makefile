@@ -6,6 +6,7 @@
 # make test-notebooks  holds the course's exercises to their solutions
 # make check      ruff, ruff format --check, mypy
 # make fuzz       twenty thousand mutated files of every kind that enters
+# make kills      two hundred kills of every verb that writes; a full disk at every write of each
 # make test-hf-random  random configs against Transformers; SEED=n TEXT=n MULTIMODAL=n
 # make reference  remakes the stored runs of Transformers; reference-3n those of Gemma 3n
 
@@ -14,7 +15,7 @@ PIP = -m pip install --quiet --disable-pip-version-check
 VENV = .venv
 HF = .venv-hf
 
-.PHONY: demo test test-hf test-timm notebooks test-notebooks check fuzz test-hf-random reference reference-3n clean
+.PHONY: demo test test-hf test-timm notebooks test-notebooks check fuzz kills test-hf-random reference reference-3n clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/numgemma demo
@@ -34,6 +35,10 @@ test-hf-random: $(HF)/ready
 
 fuzz: $(VENV)/ready
 	$(VENV)/bin/python tests/hostile_input/harness.py 20000
+
+kills: $(VENV)/ready
+	$(VENV)/bin/python tests/hostile_input/kills.py 200
+	$(VENV)/bin/python tests/hostile_input/full_disk.py
 
 test-notebooks: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -q -n auto -m notebooks

@@ -200,6 +200,19 @@ def becoming(path: Path, replaces=None):
                 shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def passing(name):
+    """A folder among the system's temporary files; it goes with the block, or with the next one of that name."""
+    place = Path(tempfile.gettempdir()) / name
+    with writing(place):
+        folder, lock = begin(place, folder=True)
+    with closing(lock):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def take_place(partial: Path, path: Path, replaces=None):
     """Rename, never over what was not there at the start; what is replaced has the partial's name then, or none."""
     if replaces is not None and os.path.lexists(path):

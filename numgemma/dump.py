@@ -133,8 +133,7 @@ class DumpWriter:
 
     def __enter__(self):
         with writing(self.path):
-            self.partial, self.lock = begin(self.path)
-            self.file = open(self.partial, "r+b")
+            self.partial, self.lock, self.file = opened(self.path)
         layers = len(self.meta.get("model", {}).get("layer_kinds", ()))
         self.room = (
             1 << 16 | 24 * len(self.meta.get("ids") or ()) + 16384 * layers
@@ -183,9 +182,8 @@ class DumpWriter:
     def move(self, room):
         """Make more room for the header by copying the data behind it."""
         narrow = self.partial, self.lock, self.file
-        self.partial, self.lock = begin(self.path)
+        self.partial, self.lock, self.file = opened(self.path)
         try:
-            self.file = open(self.partial, "r+b")  # noqa: SIM115 - closed in __exit__
             self.file.seek(room)
             narrow[2].seek(self.room)
             shutil.copyfileobj(narrow[2], self.file, 1 << 24)
@@ -203,6 +201,17 @@ class DumpWriter:
                     os.replace(self.partial, self.path)
         finally:
             abandon(self.partial, self.lock, self.file)
+
+
+def opened(path):
+    """A new partial beside `path`, the descriptor of its lock, and the file to write to."""
+    partial, lock = begin(path)
+    try:
+        return partial, lock, open(partial, "r+b")
+    except OSError:
+        partial.unlink(missing_ok=True)
+        os.close(lock)
+        raise
 
 
 def abandon(partial, lock, file):

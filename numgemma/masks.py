@@ -63,6 +63,12 @@ def far_image_mask(blocks, window, before=0):
     return Spans(np.where(blocks >= 0, np.minimum(near.first, block_first), near.first), near.end, near.S)
 
 
+def band_mask(T, radius):
+    """A query sees the tokens up to `radius` places before it and after it, both ends included, and itself."""
+    at = np.arange(T)
+    return Spans(np.maximum(0, at - radius), np.minimum(T, at + radius + 1), T)
+
+
 def everything(T, S):
     """Every query sees every key."""
     return Spans(np.zeros(T, int), np.full(T, S), S)

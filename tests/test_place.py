@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from numgemma import atomic as module
-from numgemma.atomic import becoming, begin, inventory, sweep, whole, write_whole
+from numgemma.atomic import becoming, begin, inventory, passing, sweep, whole, write_whole
 from numgemma.dump import read_dump
 from numgemma.errors import InputError
 from numgemma.model import load
@@ -137,6 +137,15 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_what_a_living_one_
         fill(partial, "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".other.1.partial", living.name, "m", "n"])
     os.close(lock)
+
+
+def test_a_temporary_folder_goes_with_its_block_and_one_of_a_killed_program_with_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / ".truth.1.partial").mkdir()
+    (tmp_path / ".truth.1.partial" / "large").write_text("x")
+    with passing("truth") as first, passing("truth") as second:
+        assert {path.name for path in tmp_path.iterdir()} == {first.name, second.name}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_a_killed_writer_had_set_aside_goes_back(tmp_path):

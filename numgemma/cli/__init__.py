@@ -18,7 +18,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from numgemma.atomic import target
+from numgemma.atomic import remedy, target
 from numgemma.cli import terminal
 from numgemma.errors import InputError, NonFiniteError, meant
 from numgemma.incoming import STANDARD, read_text
@@ -127,7 +127,8 @@ def main(argv=None) -> int:
             code = said(error, 4 if isinstance(error, NonFiniteError) else 2)
         except OSError as error:
             name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-            code = said(InputError(f"{name}{error.strerror or error}; check the path and its permissions."), 2)
+            step = remedy(error, otherwise="check the path and its permissions")
+            code = said(InputError(f"{name}{error.strerror or error}; {step}."), 2)
         except MemoryError:
             code = said("there is not enough memory for this; use a smaller checkpoint, or a shorter prompt.", 2)
         except KeyboardInterrupt:

@@ -1,19 +1,15 @@
 """Show it all on the bundled checkpoint: a story, every activation against Transformers' own, and a broken twin."""
 
-import shutil
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save_file
-
-from numgemma.atomic import becoming, inventory
-from numgemma.checkpoint import SINGLE
+from numgemma.checkpoint import SINGLE, open_checkpoint
 from numgemma.cli.inspect import describe
 from numgemma.debug.compare.diff import diff
 from numgemma.debug.compare.words import render, verdict
 from numgemma.dump import read_dump
 from numgemma.model import load
 from numgemma.opening import DATA
+from numgemma.surgery.writer import companions, copied, in_one, write_checkpoint
 from numgemma.weights.safetensors import open_safetensors
 
 REFERENCE = DATA / "demo" / "transformers.safetensors"  # what Transformers made of the bundled checkpoint
@@ -57,11 +53,11 @@ def compare(model, reference, out, told):
 
 def break_twin(folder):
     """A copy of the bundled checkpoint in which one norm was converted by Gemma 3's convention, 1 + weight."""
-    tensors = {name: np.array(x) for name, x in open_safetensors(DATA / "tiny" / SINGLE).tensors.items()}
-    tensors[f"model.{BROKEN}"] += 1
-    with becoming(folder, replaces=inventory(folder)) as partial:
-        shutil.copytree(DATA / "tiny", partial, dirs_exist_ok=True)
-        save_file(tensors, partial / SINGLE)
+    tiny, name = DATA / "tiny", f"model.{BROKEN}"
+    tensors = open_safetensors(tiny / SINGLE).tensors
+    kept = {stored: copied(x) for stored, x in tensors.items()}
+    bent = in_one(tensors[name] + tensors[name].dtype.type(1))
+    write_checkpoint(folder, open_checkpoint(tiny).config, kept | {name: bent}, companions(tiny), force=True)
     return folder
 
 

@@ -7,6 +7,7 @@ layout.py names its tensors, and the forward pass is written out in files of its
     gemma4   E2B, E4B, 26B-A4B and 31B
     unified  the encoder-free 12B
     gemma3n  Gemma 3n: E2B and E4B
+    embedding  EmbeddingGemma 2
     drafter  the drafters of Gemma 4, that read their target's keys
 """
 
@@ -22,12 +23,12 @@ FOLDERS = {
     **dict.fromkeys(("gemma4", "gemma4_text"), "gemma4"),
     **dict.fromkeys(("gemma4_unified", "gemma4_unified_text"), "unified"),
     **dict.fromkeys(("gemma3n", "gemma3n_text"), "gemma3n"),
+    **dict.fromkeys(("embedding_gemma2", "embedding_gemma2_text"), "embedding"),
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "drafter"),
 }
 
 LATER = {
     "diffusion_gemma": "DiffusionGemma",
-    "embedding_gemma2": "EmbeddingGemma 2",
     "gemma3": "Gemma 3",
     "gemma3_text": "Gemma 3",
 }

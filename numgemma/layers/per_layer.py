@@ -16,18 +16,26 @@ def per_layer_inputs(ids, x, w, config, tap=Tap()):
 
     Equals get_per_layer_inputs followed by project_per_layer_inputs of Gemma4TextModel.
     """
-    T, D = x.shape
-    L, P = config.num_hidden_layers, config.hidden_size_per_layer_input
+    T, L, P = len(x), config.num_hidden_layers, config.hidden_size_per_layer_input
     table = w["embed_tokens_per_layer.weight"]
     check_rows(ids, table)
     token = ops.embed(ids, table, x.dtype)
     # only this factor is rounded to the run's precision, as in every table of embeddings
     token = tap("embed_tokens_per_layer", ops.scale(token, x.dtype.type(math.sqrt(P))), "T LP").reshape(T, L, P)
-    context = tap("per_layer_model_projection", ops.linear(x, w["per_layer_model_projection.weight"]), "T LP")
-    context = ops.scale(context, D**-0.5).reshape(T, L, P)
-    norm = w["per_layer_projection_norm.weight"]
-    context = tap("per_layer_projection_norm", ops.rms_norm(context, norm, config.rms_norm_eps), "T L P")
+    context = projected_inputs(x, w, config, tap)
     return tap("per_layer_inputs", ops.scale(context + token, 2**-0.5), "T L P")  # two terms of equal variance
+
+
+def projected_inputs(x, w, config, tap=Tap()):
+    """The half that is projected from the stream; EmbeddingGemma 2 has no other.  x: T D  ->  T L P
+
+    Equals EmbeddingGemma2TextPLE.
+    """
+    (T, D), L, P = x.shape, config.num_hidden_layers, config.hidden_size_per_layer_input
+    h = tap("per_layer_model_projection", ops.linear(x, w["per_layer_model_projection.weight"]), "T LP")
+    h = ops.scale(h, D**-0.5).reshape(T, L, P)
+    norm = w["per_layer_projection_norm.weight"]
+    return tap("per_layer_projection_norm", ops.rms_norm(h, norm, config.rms_norm_eps), "T L P")
 
 
 def check_rows(ids, table):

@@ -13,6 +13,7 @@ context that makes it, and so in one thread; each call looks it up, which costs 
     definitions  the operations in NumPy: what they are
     streams      the same for Gemma 3n's decoder
     maps         the same for maps of a picture, and for its sound
+    vectors      the same for what becomes one vector
     compiled     what numba has compiled, on disk
     kernels      compiled loops
     twins        the slow operations once more, on those loops
@@ -29,7 +30,7 @@ import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.extras import package
-from numgemma.ops import choice, definitions, maps, streams, threads
+from numgemma.ops import choice, definitions, maps, streams, threads, vectors
 from numgemma.ops.choice import Choice, here
 from numgemma.ops.definitions import (
     affine,
@@ -74,6 +75,7 @@ from numgemma.ops.maps import (
     scale_queries,
 )
 from numgemma.ops.streams import as_large_as, divide, gaussian_topk, mean_of_streams, mix, tanh
+from numgemma.ops.vectors import mean_of_tokens, unit
 
 __all__ = [
     "affine",
@@ -106,6 +108,7 @@ __all__ = [
     "mean_of_bins",
     "mean_of_squares",
     "mean_of_streams",
+    "mean_of_tokens",
     "mix",
     "narrow",
     "relu",
@@ -119,13 +122,14 @@ __all__ = [
     "softcap",
     "standardize",
     "tanh",
+    "unit",
     "widen",
 ]
 
 BACKENDS = ("numpy", "numba")
 
 
-DEFINED = ChainMap(vars(definitions), vars(streams), vars(maps))
+DEFINED = ChainMap(vars(definitions), vars(streams), vars(maps), vars(vectors))
 
 
 def looked_up(name: str) -> Callable:

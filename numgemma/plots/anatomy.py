@@ -19,6 +19,7 @@ PARTS = {  # beginning of a point's name -> colour of its box
     "experts": ORANGE,
     "router.": ORANGE,
     "per_layer": PINK,
+    "ple_block.": PINK,
     "altup.": RED,
     "laurel.": RED,
 }

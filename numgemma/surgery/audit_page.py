@@ -71,6 +71,7 @@ def to_html(found: Audit) -> str:
         f"<h2>What is not faithful</h2>{table(worst)}"
         f"<h2>Error by layer and module</h2><img alt='heat map of errors' src='data:image/png;base64,{encoded}'>"
         f"<h2>All tensors</h2><details><summary>{len(found.tensors)} tensors</summary>{table(found.tensors)}</details>"
+        "</html>"
     )
 
 

@@ -5,7 +5,9 @@ stream between branches) is caught at three functions of the modelling file.  Ne
 """
 
 import re
+import sys
 from contextlib import ExitStack, contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,7 +31,7 @@ from numgemma.prompt.named import named, taken
 from numgemma.trace import EVERYTHING_BUT_MAPS, Recorder, selects
 
 # By Transformers' modelling file: what watches the modules that pictures and sound pass before the decoder.
-BEFORE_TEXT = {"modeling_gemma4": Towers, "modeling_gemma4_unified": Embedders}
+BEFORE_TEXT = {"modeling_gemma4": Towers, "modeling_embedding_gemma2": Towers, "modeling_gemma4_unified": Embedders}
 AT_THE_END = ("norm", "lm_head", "logits")  # which Transformers may compute for the last tokens alone
 
 
@@ -53,10 +55,28 @@ def capture(
         inputs["attention_mask"] = intended_mask(hf, inputs)
     keep_given(model, media, dtype, sink)
     with torch.no_grad(), catcher.listening(hf):
-        out = hf(**inputs, use_cache=False, logits_to_keep=0)
-    catcher.keep("logits", out.logits)
+        out = hf(**accepted(hf, inputs | {"use_cache": False, "logits_to_keep": 0}))
+    keep_results(catcher, out)
     if several:
         sink.meta["image_mask"] = "transformers" if catcher.looked_ahead else "intended"
+
+
+def accepted(hf, inputs):
+    """Of what a model may be called with, that which this one names."""
+    names = signature(hf.forward).parameters
+    return {name: x for name, x in inputs.items() if name in names}
+
+
+def keep_results(catcher, out):
+    """What a run ends with: logits, or the vector that sentence-transformers makes of the last state."""
+    if getattr(out, "logits", None) is not None:
+        catcher.keep("logits", out.logits)
+    elif "vector" in catcher.graph:
+        torch, _ = import_hf()
+        tokens = out.last_hidden_state
+        pooled = tokens.sum(1) / torch.tensor(tokens.shape[1], dtype=tokens.dtype, device=tokens.device)
+        catcher.keep("pooled", pooled)
+        catcher.keep("vector", torch.nn.functional.normalize(pooled, dim=1))
 
 
 def intended_mask(hf, inputs):
@@ -134,7 +154,7 @@ def check_loaded(folder, told, towers):
 
     A head that is tied counts as missing where the table of embeddings is; a head of its own is never alone in that.
     """
-    idle = tuple(f"model.{tower}" for tower in TOWERS if tower not in towers)
+    idle = tuple(f"{prefix}{tower}" for prefix in ("model.", "") for tower in TOWERS if tower not in towers)
     missing = sorted(name for name in told["missing_keys"] if not name.startswith(("lm_head", *idle)))
     if missing:
         unread = sorted(told["unexpected_keys"])
@@ -164,6 +184,12 @@ def looks_ahead(mask):
     return bool((mask >= 0).triu(1 + keys - tokens).any())
 
 
+def homes(hf, name):
+    """The modelling files that a model and its modules are of, if they have a function of that name."""
+    files = [modelling_of(hf), *(sys.modules[type(module).__module__] for module in hf.modules())]
+    return [file for file in dict.fromkeys(files) if hasattr(file, name)]
+
+
 class Catcher:
     """Gives what flows through a Transformers model the names of our points, and passes it on to a sink."""
 
@@ -175,6 +201,7 @@ class Catcher:
         self.sizes = {"T": len(ids) or 1, "L": self.config.num_hidden_layers}
         self.attention, self.to_rotate = None, []  # of the decoder layer that is running; of none in a tower
         self.full, self.after_attention = False, None  # of the layer that is running
+        self.heads_first = False  # whether queries and keys have the axis of heads before that of tokens
 
     def begin(self, tokens):
         """A pass over so many tokens."""
@@ -185,6 +212,8 @@ class Catcher:
         if name in self.graph and selects(self.points, name):
             axes = self.graph.axes(name)
             *front, _ = axes.split()
+            if self.heads_first and front in (["T", "N"], ["T", "K"]) and x.ndim == 4:
+                x = x.transpose(1, 2)
             sizes = self.sizes | ({"T": x.shape[1]} if name in AT_THE_END else {})
             self.sink.keep(name, to_numpy(x).reshape([*(sizes[a] for a in front), -1]), axes)
 
@@ -198,6 +227,7 @@ class Catcher:
         """Hooks on every module and three functions of the modelling file replaced, for as long as this lasts."""
         text = hf.get_decoder()
         modelling = modelling_of(text)
+        self.heads_first = "k" in signature(modelling.apply_rotary_pos_emb).parameters
         with ExitStack() as stack:
             for name, module in hf.named_modules():
                 short = name.removeprefix("model.").removeprefix("language_model.")
@@ -209,8 +239,9 @@ class Catcher:
                 stack.enter_context(self.towers.listening(hf))
                 stack.callback(text.register_forward_pre_hook(self.merged, with_kwargs=True).remove)
             stack.enter_context(patch.object(modelling, "apply_rotary_pos_emb", self.rotary(modelling)))
-            stack.enter_context(patch.object(modelling, "eager_attention_forward", self.eager(modelling)))
-            if self.config.hidden_size_per_layer_input:
+            for home in homes(hf, "eager_attention_forward"):
+                stack.enter_context(patch.object(home, "eager_attention_forward", self.eager(home)))
+            if "per_layer_inputs" in self.graph:
                 stack.enter_context(patch.object(text, "project_per_layer_inputs", self.per_layer(text)))
             yield
 
@@ -225,6 +256,8 @@ class Catcher:
             yield module.register_forward_hook(lambda m, args, out: special[leaf](name, args, out))
         elif name in self.graph:
             yield module.register_forward_hook(lambda m, args, out: self.keep(name, out))
+        elif leaf == "ple_block":
+            yield module.register_forward_hook(lambda m, args, out: self.keep(f"{name}.out", out))
         yield from self.hook_between(module, name, leaf)
 
     def hook_between(self, module, name, leaf):
@@ -271,7 +304,8 @@ class Catcher:
         def apply_rotary_pos_emb(x, *args, **kwargs):
             y = original(x, *args, **kwargs)
             if self.attention is not None and self.to_rotate:
-                self.keep(f"{self.attention}.{self.to_rotate.pop(0)}", y)
+                for turned in y if isinstance(y, tuple) else (y,):  # queries and keys in one call, or in two
+                    self.keep(f"{self.attention}.{self.to_rotate.pop(0)}", turned)
             return y
 
         return apply_rotary_pos_emb

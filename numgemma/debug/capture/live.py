@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from numgemma.debug.capture.arrays import import_hf
-from numgemma.debug.capture.hooks import catcher_of, hf_inputs
+from numgemma.debug.capture.hooks import accepted, catcher_of, hf_inputs, keep_results
 from numgemma.dump import Dump, hashes, new_meta
 from numgemma.errors import InputError
 from numgemma.families import find
@@ -54,7 +54,7 @@ def capture(
             lambda m, args, kwargs: catcher.begin(passes.begin(ids, args, kwargs)), with_kwargs=True
         )
         stack.callback(begin.remove)
-        stack.callback(hf.register_forward_hook(lambda m, args, out: keep_logits(catcher, out)).remove)
+        stack.callback(hf.register_forward_hook(lambda m, args, out: keep_results(catcher, out)).remove)
         yield dump
         if not passes.reached:
             run_once(torch_model, hf, ids, media, family.placeholders(config))
@@ -90,17 +90,12 @@ def described(torch_model, hf, raw, outline, ids, points, media):
     return meta | ({"inputs": hashes(media)} if not is_empty(media) else {})
 
 
-def keep_logits(catcher, out):
-    if getattr(out, "logits", None) is not None:
-        catcher.keep("logits", out.logits)
-
-
 def run_once(torch_model, hf, ids, media, placeholders):
     """Without a cache, and with the logits of all tokens."""
     torch, _ = import_hf()
     given = {name: torch.tensor(x, device=hf.device) for name, x in hf_inputs(ids, media, placeholders).items()}
     with torch.no_grad():
-        torch_model(**given, use_cache=False)
+        torch_model(**accepted(hf, given | {"use_cache": False}))
 
 
 class Passes:

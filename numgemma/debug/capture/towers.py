@@ -28,7 +28,9 @@ class Towers:
     @contextmanager
     def listening(self, hf):
         """Hooks on the modules of both towers, and functions replaced, for as long as this lasts."""
-        modelling = modelling_of(hf)
+        whole = getattr(hf, "model", hf)
+        vision, audio = (getattr(whole, name, None) for name in ("vision_tower", "audio_tower"))
+        modelling = modelling_of(audio if vision is None else vision)  # EmbeddingGemma's towers are Gemma 4's
         with ExitStack() as stack:
             for name, module in hf.named_modules():
                 for handle in self.hook(module, name.removeprefix("model.")):
@@ -36,10 +38,9 @@ class Towers:
             rope = self.rotated(modelling.apply_multidimensional_rope)
             stack.enter_context(patch.object(modelling, "apply_multidimensional_rope", rope))
             stack.enter_context(patch.object(modelling.F, "softmax", self.before_softmax(modelling.F.softmax)))
-            if getattr(hf.model, "vision_tower", None) is not None:
-                embedder = hf.model.vision_tower.patch_embedder
-                place = self.position_embeddings(embedder._position_embeddings)
-                stack.enter_context(patch.object(embedder, "_position_embeddings", place))
+            if vision is not None:
+                place = self.position_embeddings(vision.patch_embedder._position_embeddings)
+                stack.enter_context(patch.object(vision.patch_embedder, "_position_embeddings", place))
             yield
 
     def hook(self, module, name):

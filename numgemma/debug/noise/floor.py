@@ -11,7 +11,6 @@ hide a hundred of them (discrete.py).
 import hashlib
 import json
 import os
-import tempfile
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from numgemma import ops
-from numgemma.atomic import write_whole
+from numgemma.atomic import passing, write_whole
 from numgemma.config import build
 from numgemma.debug.measure import discrete, logits, metrics
 from numgemma.debug.measure.precision import EPS, TOLERANCES
@@ -83,9 +82,9 @@ def measure_floor(model, ids, precision, runs=RUNS, points=EVERYTHING_BUT_MAPS, 
     """
     if precision not in PRECISIONS:
         raise InputError(f"No floor can be measured in '{precision}'; choose one of {', '.join(PRECISIONS)}.")
-    with tempfile.TemporaryDirectory(prefix="numgemma-floor-") as folder:
+    with passing("numgemma-floor") as folder:
         told(0)
-        truth = record_truth(model, ids, Path(folder) / "truth.safetensors", points, inputs)
+        truth = record_truth(model, ids, folder / "truth.safetensors", points, inputs)
         collected = Collected(truth, points, TOLERANCES[precision].channel_floor)
         twin = replace(model, dtype=np.dtype(precision))
         for run in range(runs):

@@ -21,7 +21,7 @@ def tensor_shapes(config: Config) -> Shapes:
     return shapes | vision_part(config) | audio_part(config)
 
 
-def vision_part(config: Config) -> Shapes:
+def vision_part(config) -> Shapes:
     """The vision tower and the projection behind it; empty where the config has none."""
     c = config.vision
     if c is None:
@@ -31,7 +31,7 @@ def vision_part(config: Config) -> Shapes:
     }
 
 
-def audio_part(config: Config) -> Shapes:
+def audio_part(config) -> Shapes:
     """The audio tower and the projection behind it; empty where the config has none."""
     c = config.audio
     if c is None:

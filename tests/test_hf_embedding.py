@@ -1,0 +1,124 @@
+"""EmbeddingGemma 2 live against Transformers: every module output of text and of all media, rows alone and padded."""
+
+import numpy as np
+import pytest
+import tiny
+import tiny_embedding
+from closeness import assert_same_run, relative
+
+import numgemma
+from numgemma.debug.blame.replay import replay
+from numgemma.debug.compare.diff import diff
+from numgemma.dump import Dump
+from numgemma.prompt.media import NO_MEDIA, read_media
+
+pytestmark = pytest.mark.hf
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from numgemma.debug.capture import hooks as capture  # noqa: E402
+
+RAW = tiny_embedding.WHOLE
+SEED = 1  # of weights with which float32 rounds to less than half of what is allowed
+
+
+def captured(folder, ids, media, dtype):
+    """Every point as Transformers computes it."""
+    model = numgemma.load(folder, dtype)
+    theirs = Dump(capture.describe(model, ids, dtype, ["*"], media=media))
+    capture.capture(model, ids, theirs, dtype, ["*"], media)
+    return theirs
+
+
+def both(folder, ids, media=NO_MEDIA, dtype="float32"):
+    """The captured run and ours, every point."""
+    return captured(folder, ids, media, dtype), numgemma.load(folder, dtype).record(ids, ["*"], media=media)
+
+
+def rows(dump):
+    """Its points; a vector is one row, whose single numbers are not judged by themselves."""
+    return {name: x[None] if x.ndim == 1 else x for name, x in dump.items()}
+
+
+def modules_with_an_output(folder):
+    """Every leaf module that Transformers builds, by the name of our point."""
+    hf = capture.load_hf(folder, torch.float32)
+    names = [name.removeprefix("language_model.") for name, module in hf.named_modules() if not any(module.children())]
+    return {name for name in names if not name.endswith(("act_fn", "act", "rotary_emb", ".linear", "pooler"))}
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+def test_every_point_of_the_text_model_equals_transformers(tmp_path, stored):
+    """Well past the radius of 7, on both sides."""
+    folder = tiny_embedding.write(tmp_path / "m", tiny_embedding.TEXT, dtype=stored)
+    theirs, ours = both(folder, tiny_embedding.prompt(40))
+    assert modules_with_an_output(folder) <= set(ours)
+    assert_same_run(rows(theirs), rows(ours))
+    assert theirs.axes == ours.axes
+    assert diff(theirs, ours).verdict == "same"
+
+
+@pytest.mark.parametrize("case", tiny_embedding.CONTENT)
+def test_every_point_equals_transformers(tmp_path, case):
+    folder = tiny_embedding.write(tmp_path / "m", RAW, tiny.random_tensors(RAW, SEED))
+    ids, arrays = tiny_embedding.multimodal_prompt(tiny_embedding.CONTENT[case])
+    theirs, ours = both(folder, ids, read_media(arrays))
+    assert sorted(theirs) == sorted(ours)
+    assert theirs.axes == ours.axes
+    assert_same_run(rows(theirs), rows(ours))
+    assert diff(theirs, ours).verdict == "same"
+
+
+@pytest.mark.parametrize("case", ["text", "a mix"])
+def test_a_bfloat16_run_rounds_where_transformers_rounds(tmp_path, case):
+    """Up to a few numbers that lie on the edge between two; with these weights none does in a tower."""
+    folder = tiny_embedding.write(tmp_path / "m", RAW, tiny.random_tensors(RAW, 5))
+    ids, arrays = tiny_embedding.multimodal_prompt(tiny_embedding.CONTENT[case])
+    theirs, ours = both(folder, ids, read_media(arrays), "bfloat16")
+    assert {name: x.dtype for name, x in theirs.items()} == {name: x.dtype for name, x in ours.items()}
+    off = {name: relative(theirs[name], ours[name]) for name in ours}
+    assert np.median(list(off.values())) < 1e-4
+    assert max(off.values()) < 5e-3
+    assert replay(numgemma.load(folder), theirs, media=read_media(arrays)).exit_code == 0
+
+
+@pytest.mark.parametrize("model_type", ["embedding_gemma2_text", "embedding_gemma2"])
+def test_a_checkpoint_that_transformers_has_saved_again_is_the_same(tmp_path, model_type):
+    raw = tiny_embedding.TEXT if model_type.endswith("_text") else RAW
+    folder, ids = tiny_embedding.write(tmp_path / "m", raw), tiny_embedding.prompt(30)
+    capture.load_hf(folder, torch.float32).save_pretrained(tmp_path / "again", max_shard_size="60KB")
+    again, before = (numgemma.load(path).record(ids)["vector"] for path in (tmp_path / "again", folder))
+    np.testing.assert_array_equal(again, before)
+
+
+def test_a_checkpoint_without_towers_equals_transformers(tmp_path):
+    raw = RAW | {"vision_config": None, "audio_config": None}
+    theirs, ours = both(tiny_embedding.write(tmp_path / "m", raw), tiny_embedding.prompt(40))
+    assert_same_run(rows(theirs), rows(ours))
+
+
+def test_towers_whose_weights_are_not_wanted_are_ignored_as_in_transformers(tmp_path):
+    """Transformers' base class leaves the weights of towers unread where the config has none."""
+    raw = RAW | {"vision_config": None, "audio_config": None}
+    folder = tiny_embedding.write(tmp_path / "m", raw, tiny.random_tensors(RAW))
+    theirs, ours = both(folder, tiny_embedding.prompt(20))
+    assert_same_run(rows(theirs), rows(ours))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_five_texts_padded_on_either_side_have_the_vectors_that_they_have_alone(tmp_path, side):
+    folder = tiny_embedding.write(tmp_path / "m", RAW, tiny.random_tensors(RAW, SEED))
+    texts = [tiny_embedding.prompt(n, seed=n) for n in (3, 40, 17, 8, 25)]
+    ids, mask = np.zeros((5, 40), int), np.zeros((5, 40), int)
+    for row, seen, text in zip(ids, mask, texts, strict=True):
+        place = slice(40 - len(text), None) if side == "left" else slice(len(text))
+        row[place], seen[place] = text, 1
+    hf, mask = capture.load_hf(folder, torch.float32), torch.tensor(mask)
+    with torch.no_grad():
+        tokens = hf(input_ids=torch.tensor(ids), attention_mask=mask).last_hidden_state
+    pooled = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    theirs = torch.nn.functional.normalize(pooled, dim=1).numpy()
+    model = numgemma.load(folder)
+    ours = np.stack([model.record(text, ["vector"])["vector"] for text in texts])
+    assert max(relative(x, y) for x, y in zip(theirs, ours, strict=True)) < 2e-5
+    np.testing.assert_allclose((ours * ours).sum(1), 1, 1e-6)
