@@ -7,6 +7,7 @@ In reading order:
     capture precheck floor                      before two runs are compared
     seams diff replay whatif emulate            where they part, whose fault it is, which
     doctor                                      all of that in one
+    sweep                                       for many prompts at once
     show score bench demo                             pictures, speed, all of it on the bundled checkpoint
     synth stack transplant lint lineage audit         checkpoints made and examined
 """
@@ -25,7 +26,7 @@ from numgemma.incoming import STANDARD, read_text
 from numgemma.version import __version__
 
 RUN_A_MODEL = ("inspect", "generate", "preprocess", "dump", "capture", "show", "score", "bench", "demo")
-COMPARE = ("doctor", "precheck", "floor", "diff", "replay", "whatif", "emulate", "seams")
+COMPARE = ("doctor", "precheck", "floor", "diff", "replay", "whatif", "emulate", "seams", "sweep")
 MAKE = ("synth", "stack", "transplant", "lint", "lineage", "audit")
 VERBS = (*RUN_A_MODEL, *COMPARE, *MAKE)  # modules, each imported only where it is named: help does not wait for them
 

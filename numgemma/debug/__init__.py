@@ -77,4 +77,12 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         page       the page
         depth      error against depth, as `diff --plot` draws it
         png        the pictures as files
+    sweep      many prompts with many checkpoints and engines: a row for each pair, and what all rows say together
+        prompts  texts, ids and chats from a file, or random ids
+        pair     what is run of one prompt: its rows
+        ledger   the file of rows: each written once, whatever is killed
+        cluster  who runs: Dask's workers, which are processes
+        trends   all rows together: what drifts, which prompts are worst, what fails first
+        page     the same as a page
+        order    what is asked of a sweep, and the run
 """

@@ -33,10 +33,15 @@ def to_html(subject: Subject) -> str:
         f'<section id="{name}" aria-labelledby="h-{name}"><h2 id="h-{name}">{escape(head)}</h2>{content}</section>'
         for name, head, content in sections
     )
+    return filled(subject.title, f"{head_of(subject)}<main><nav aria-label='Sections'>{links}</nav>{body}</main>")
+
+
+def filled(title: str, body: str) -> str:
+    """A page in the report's dress.  title: as text; body: as HTML"""
     values = {
-        "title": escape(subject.title),
+        "title": escape(title),
         "heat": "".join(f".h{i} {{ fill: var(--h{i}); background: var(--h{i}); }}\n" for i in range(svg.SHADES)),
-        "body": f"{head_of(subject)}<main><nav aria-label='Sections'>{links}</nav>{body}</main>{foot()}",
+        "body": body + foot(),
     }
     return re.sub("@(title|heat|body)@", lambda match: values[match[1]], TEMPLATE.read_text(encoding="utf-8"))
 
