@@ -331,7 +331,7 @@ def load(
     family = find(checkpoint.config, where)
     config = masked(family.read_config(checkpoint.config, where), image_mask, family, where)
     check_model_tensors(checkpoint.weights, config, family)
-    for folder in map(Path, adapters):
+    for folder in map(resolve, adapters):
         checkpoint = with_adapter(checkpoint, folder)
     weights = streamed(checkpoint.weights, len(family.outline(config).layers))
     return Model(replace(checkpoint, weights=weights), config, PRECISIONS[precision])

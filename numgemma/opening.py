@@ -14,12 +14,13 @@ from numgemma.weights.safetensors import read_header
 
 DATA = Path(__file__).parent / "data"
 IMAGE_MASKS = ("intended", "transformers")
+HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(@[\w./-]{1,200})?")
 
 
 def fingerprint(checkpoint: Checkpoint, outline: Outline):
     """Which model this is, without reading its weights."""
     return {
-        "name": checkpoint.folder.resolve().name,
+        "name": name_of(checkpoint.folder),
         "config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),
         "shards": checkpoint.header_hashes,
         "layer_kinds": outline.layer_kinds,
@@ -45,10 +46,50 @@ def masked(config, image_mask, family: Family, where):
     return replace(config, image_mask=image_mask)
 
 
-def resolve(path) -> Path:
-    """A path, or the bundled checkpoint by its bare name."""
+def located(path: str | Path) -> Path:
+    """A path; the bundled checkpoint by its bare name; or a model of the Hugging Face hub that its cache holds.
+
+    Such a model is named by its id, as google/gemma-4-E4B-it, or ID@REVISION.  Nothing is downloaded.
+    """
     path = Path(path)
-    return DATA / "tiny" if str(path) == "tiny" and not path.exists() else path
+    if path.exists() or path == Path():
+        return path
+    if str(path) == "tiny":
+        return DATA / "tiny"
+    return cached(str(path)) or path
+
+
+def resolve(path: str | Path) -> Path:
+    """`located`.  Raises InputError for what looks like an id of the hub and is neither there nor in its cache."""
+    found = located(path)
+    if HUB_ID.fullmatch(str(path)) and not found.exists() and not found.parent.exists():
+        name = str(path)
+        what = f"{name}: no such file, and the cache of huggingface_hub holds no model of that id"
+        raise InputError(f"{what}; name a checkpoint's folder, or fetch it with `hf download {name}`.")
+    return found
+
+
+def cached(name: str) -> Path | None:
+    """The folder of a model in the cache of huggingface_hub, where that is installed; $HF_HOME says where it lies."""
+    if not HUB_ID.fullmatch(name):
+        return None
+    try:
+        import huggingface_hub
+    except ImportError:
+        return None
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, local_files_only=True))
+    except (OSError, ValueError):  # it is not there; or no name that the hub allows
+        return None
+
+
+def name_of(folder: Path) -> str:
+    """What a checkpoint's folder is called; in the hub's cache, that is the model's name and not a commit's."""
+    parts = folder.resolve().parts
+    if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+        return parts[-3].rpartition("--")[2]
+    return parts[-1]
 
 
 def check_model_tensors(weights, config, family: Family):

@@ -33,8 +33,8 @@ VERBS = (*RUN_A_MODEL, *COMPARE, *MAKE)  # modules, each imported only where it 
 EPILOG = """exit codes: 0 same or done, 1 they differ, or lint found an error, 2 wrong usage or input, 3 not comparable,
 4 NaN or infinity
 
-CKPT is a directory with config.json and safetensors, one .safetensors file beside its config.json, or `tiny`, the
-checkpoint that comes with numgemma."""
+CKPT is a directory with config.json and safetensors, one .safetensors file beside its config.json, a .gguf file, the id
+of a model that the cache of huggingface_hub holds, or `tiny`, the checkpoint that comes with numgemma."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,7 +13,7 @@ from numgemma.errors import InputError
 from numgemma.families import Family, find
 from numgemma.incoming import parse_object
 from numgemma.official import official, unknown
-from numgemma.opening import check_model_tensors, resolve
+from numgemma.opening import check_model_tensors, located
 from numgemma.weights.packed import format_of
 
 LEGEND = """\
@@ -41,7 +41,7 @@ def run(args):
 
 def describe(name, context=1024):
     """Everything that `inspect` tells, as plain values."""
-    path = resolve(name)
+    path = located(name)
     known = official(str(name))
     if path.exists():
         checkpoint = open_checkpoint(path)

@@ -10,7 +10,7 @@ from numgemma.errors import InputError
 from numgemma.graph import Graph, graph_of, graph_of_dumps
 from numgemma.incoming import parse_object
 from numgemma.official import official
-from numgemma.opening import resolve
+from numgemma.opening import located, resolve
 from numgemma.plots.overlay import draw_picture, draw_sound, draw_video, write_figure
 from numgemma.plots.soft_tokens import Look
 from numgemma.prompt.images import BUDGETS
@@ -115,7 +115,7 @@ def layer_of(args):
 
 def graph_told(path) -> Graph:
     """The graph of the model that a dump is of, a checkpoint's folder, or an official config by its name."""
-    known, path = official(str(path)), resolve(path)
+    known, path = official(str(path)), located(path)
     if path.is_dir():
         return graph_of(open_checkpoint(path).config)
     if known and not path.exists():

@@ -20,6 +20,7 @@ from numgemma.families.family import as_stored
 from numgemma.families.gemma4.shrink import SCALES
 from numgemma.incoming import parse_object, read_object
 from numgemma.official import official, unknown
+from numgemma.opening import located
 from numgemma.prompt.processor import released
 from numgemma.surgery.gemma3 import gemma3_shapes, read_gemma3
 from numgemma.surgery.tokens import byte_tokenizer, tokenizer_config
@@ -107,7 +108,7 @@ def find_config(name: str) -> tuple[dict[str, Any], str, Path | None]:
 
     Returns the parsed file, its name for messages, and the directory whose other files belong to it.
     """
-    path, known = Path(name), official(name)
+    path, known = located(name), official(name)
     if path.is_dir():
         return read_object(path / "config.json", "name a directory that has one"), str(path / "config.json"), path
     if path.exists():
