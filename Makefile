@@ -2,6 +2,7 @@
 # make test       the tests that need no torch
 # make test-hf    the live comparisons with Transformers (installs torch)
 # make test-timm  the same for Gemma 3n with pictures, whose tower in Transformers is timm's
+# make test-jax   Gemma 3n once more, against Google's own package in JAX
 # make notebooks  runs the course and writes its pages, slides and figures to build/course/
 # make test-notebooks  holds the course's exercises to their solutions
 # make check      ruff, ruff format --check, mypy
@@ -14,21 +15,25 @@ PYTHON ?= python3
 PIP = -m pip install --quiet --disable-pip-version-check
 VENV = .venv
 HF = .venv-hf
+JAX = .venv-jax
 
-.PHONY: demo test test-hf test-timm notebooks test-notebooks check fuzz kills test-hf-random reference reference-3n clean
+.PHONY: demo test test-hf test-timm test-jax notebooks test-notebooks check fuzz kills test-hf-random reference reference-3n clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/numgemma demo
 
 # one thread each: the workers already fill the cores, and more would fight over them
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto -m "not hf and not timm and not notebooks"
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto -m "not hf and not timm and not jax and not notebooks"
 
 test-hf: $(HF)/ready
 	$(HF)/bin/python -m pytest -q -m hf
 
 test-timm: $(HF)/timm
 	PYTHONPATH=$(HF)/timm $(HF)/bin/python -m pytest -q -m timm
+
+test-jax: $(JAX)/ready
+	$(JAX)/bin/python -m pytest -q -m jax
 
 test-hf-random: $(HF)/ready
 	$(HF)/bin/python tests/random_configs.py $(or $(TEXT),1000) $(or $(MULTIMODAL),300) $(SEED)
@@ -79,5 +84,12 @@ $(HF)/timm: $(HF)/ready
 	$(HF)/bin/python $(PIP) --no-deps --upgrade --target $@ timm==1.0.31 torchvision==0.28.0
 	touch $@
 
+# without what `gemma` asks for: its training library brings TensorFlow, and pip does not come to an end with all of it
+$(JAX)/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(JAX)
+	$(JAX)/bin/python $(PIP) -e '.[test,jax]'
+	$(JAX)/bin/python $(PIP) --no-deps gemma==3.3.0
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(HF) build demo
+	rm -rf $(VENV) $(HF) $(JAX) build demo

@@ -21,7 +21,7 @@ from numgemma.trace import Tap
 STORED = Path(__file__).parents[1] / "reference_outputs"
 NAMES = ["tiny", "dense", "moe", "ple", *tiny.MULTIMODAL, "12b"]
 ELSEWHERE = {"T17-extra", "T13-exact"}  # they need a model without a soft cap, a bfloat16 run: tests of their own
-ELSEWHERE |= {id for id in CATALOGUE if id.startswith("N")}  # of Gemma 3n: test_gemma3n.py
+ELSEWHERE |= {id for id in CATALOGUE if id.startswith(("N", "G"))}  # of Gemma 3n: test_gemma3n.py
 
 
 @dataclass(frozen=True)

@@ -424,10 +424,41 @@ def test_media_that_the_model_cannot_take_are_refused_with_the_reason(model):
         model.logits(np.delete(ids, np.flatnonzero(ids == tiny3n.IDS["image"])[0]), read_media(arrays))
 
 
+@pytest.mark.parametrize(("whole", "stops"), [([], {7, 106}), (None, {7, 106}), ([1, 106], {1, 106}), (5, {5})])
+def test_an_empty_list_of_stop_tokens_says_nothing_and_the_text_config_tells_them(tmp_path, whole, stops):
+    raw = tiny3n.WHOLE | {"eos_token_id": whole, "text_config": tiny3n.TEXT | {"eos_token_id": [7, 106]}}
+    folder = tiny3n.write(tmp_path / "m", raw, generation={"eos_token_id": []})
+    assert numgemma.load(folder).stop_ids == stops
+
+
 # its faults
 
 
 NOTED = [id for id in CATALOGUE if id.startswith("N")]
+
+
+@pytest.mark.parametrize(
+    ("id", "part", "factor"), [("G01", "layers.7.altup.correction_coefs", 2000.0), ("G02", "altup_projections.", 1e-4)]
+)
+def test_what_googles_package_computes_otherwise_acts_where_the_weights_are_out_of_range(tmp_path, id, part, factor):
+    tensors = tiny3n.random_tensors(tiny3n.TEXT)
+    changed = {name: x * factor if part in name else x for name, x in tensors.items()}
+    usual, model = (
+        numgemma.load(tiny3n.write(tmp_path / name, tiny3n.TEXT, some, "float32"))
+        for name, some in (("usual", tensors), ("changed", changed))
+    )
+    ids = tiny3n.prompt(12)
+    clean = model.record(ids, ["*"])
+    with applied(model, id):
+        broken = model.record(ids, ["*"])
+    first = next(name for name in clean if not np.array_equal(clean[name], broken[name]))
+    assert CATALOGUE[id].shown_by(first), first
+    assert relative(clean["logits"], broken["logits"]) > 1e-3
+    if id == "G01":
+        assert CATALOGUE[id].places(usual) == ()
+    else:
+        with applied(usual, id):
+            assert relative(usual.logits(ids), numgemma.load(tmp_path / "usual").logits(ids)) < 1e-5
 
 
 @pytest.mark.parametrize("id", NOTED)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
+import tiny3n
 from closeness import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -456,3 +457,49 @@ def test_a_parent_is_never_replaced_by_its_child(tmp_path, capsys):
     assert main(["stack", parent, "--slices", "0-7", "-o", parent, "--force"]) == 2
     assert "would delete" in capsys.readouterr().err
     assert numgemma.load(parent).config.text.num_hidden_layers == 8
+
+
+# Gemma 3n
+
+
+SPANS_3N = [((0, 4), (2, 7)), ((1, 2), (0, 3))]  # of kinds s s f s f s s f, of which the last three share
+
+
+@pytest.mark.parametrize("spans", SPANS_3N)
+def test_what_a_gemma_3n_lists_by_layer_follows_the_layers(tmp_path, spans):
+    parent = tiny3n.write(tmp_path / "p", tiny3n.WHOLE, tiny3n.random_tensors(tiny3n.WHOLE, leftovers=True))
+    child, was = built(of_one(str(parent), spans), tmp_path / "m"), open_checkpoint(parent)
+    source = [j for first, last in spans for j in range(first, last + 1)]
+    text = child.config["text_config"]
+    for key in ("intermediate_size", "activation_sparsity_pattern", "layer_types"):
+        assert text[key] == [tiny3n.TEXT[key][j] for j in source]
+    P = tiny3n.TEXT["hidden_size_per_layer_input"]
+    table, projection = "embed_tokens_per_layer.weight", "per_layer_model_projection.weight"
+    for slot, j in enumerate(source):
+        for name in was.weights.at(f"layers.{j}"):
+            mine = child.weights[f"layers.{slot}.{name}"]
+            assert mine.tobytes() == was.weights[f"layers.{j}.{name}"].tobytes()
+        ours, theirs = (slice(i * P, (i + 1) * P) for i in (slot, j))
+        np.testing.assert_array_equal(child.weights[table][:, ours], was.weights[table][:, theirs])
+        np.testing.assert_array_equal(child.weights[projection][ours], was.weights[projection][theirs])
+    rest = [name for name in was.weights if not name.startswith("layers.") and name not in (table, projection)]
+    assert len(rest) > 100
+    assert all(child.weights[name].tobytes() == was.weights[name].tobytes() for name in rest)
+    numgemma.load(tmp_path / "m").logits(np.arange(3, 20))
+
+
+def test_a_gemma_3n_may_end_in_a_sliding_layer_and_a_slot_takes_its_donors_keys(tmp_path):
+    parent = tiny3n.write(tmp_path / "p", tiny3n.TEXT)  # without the keys that nobody reads
+    recipe = of_one(str(parent), ((0, 6), (5, 6)))
+    with pytest.raises(InputError, match="--kv-from-donor"):
+        stack.plan(recipe, shared=0)
+    stack.write(stack.plan(recipe, shared=0, kv_from_donor=True), tmp_path / "m")
+    child, was = open_checkpoint(tmp_path / "m").weights, open_checkpoint(parent).weights
+    assert child["layers.7.self_attn.k_proj.weight"].tobytes() == was["layers.3.self_attn.k_proj.weight"].tobytes()
+    numgemma.load(tmp_path / "m").logits(np.arange(3, 20))
+
+
+def test_parents_of_two_families_are_refused(tmp_path, ple):
+    other = str(tiny3n.write(tmp_path / "p", tiny3n.TEXT))
+    with pytest.raises(InputError, match=r"is a Gemma 3n, and .* a Gemma 4"):
+        stack.plan(Recipe((Slice(ple, 0, 3), Slice(other, 4, 7)), ple))

@@ -1,9 +1,10 @@
-"""Layers re-sequenced into a deeper (or shallower) Gemma 4.
+"""Layers re-sequenced into a deeper (or shallower) model of their family.
 
-A layer's tensors move as they are, but four things of Gemma 4 know how deep they are, and are rebuilt:
+A layer's tensors move as they are, but four things of a Gemma know how deep they are, and are rebuilt:
 
 * the per-layer embeddings: slot i reads columns P i to P (i + 1) of one table and rows of one projection;
-* the kinds of the layers: a slot's kind is its source layer's, since the shapes leave no choice, and the last is full;
+* the kinds of the layers, and all else that the config lists by layer (widths, sparsity): a slot has what its source
+  layer had, since the shapes leave no choice; and the last of a Gemma 4 is full;
 * which slots share keys: the last num_kv_shared_layers of them, each reading the last earlier slot of its own kind;
 * keys and values: a slot that must make its own, although its source layer shared, needs tensors that nobody read.
 """
@@ -17,15 +18,14 @@ import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.families import find, read_config
-from numgemma.families.gemma4 import layout
-from numgemma.families.gemma4.config import Config, LayerSpec, TextConfig
+from numgemma.families.family import Shapes
 from numgemma.model import Model, load
 from numgemma.surgery.recipe import Recipe, recipe_yaml
 from numgemma.surgery.writer import Tensor, by_rows, companions, copied, write_checkpoint
 from numgemma.weights.safetensors import release
 
-# What a stack sets anew; in all else its parents' text configs have to agree.
-DEPTH = {"num_hidden_layers", "layer_types", "num_kv_shared_layers"}
+# What a stack sets anew, beside what is listed by layer; in all else its parents' text configs have to agree.
+DEPTH = {"num_hidden_layers", "num_kv_shared_layers"}
 SPELLINGS = {"per_layer_config", "global_head_dim", "num_global_key_value_heads"}  # compared layer by layer
 TOKENS = {"pad_token_id", "bos_token_id", "eos_token_id"}
 
@@ -39,7 +39,7 @@ class Slot:
     index: int
     parent: str
     model: Model
-    spec: LayerSpec  # of the source layer
+    spec: Any  # the row of the source layer
 
     @property
     def shared(self) -> bool:
@@ -57,14 +57,14 @@ class Stack:
 
     recipe: Recipe
     raw: dict[str, Any]  # its config.json
-    config: Config
+    config: Any  # its family's
     slots: tuple[Slot, ...]
     tensors: dict[str, Tensor]  # by short name
     folders: tuple[Path, ...]  # of the parents, that of the trunk first
 
 
 def plan(recipe: Recipe, shared: int | None = None, kv_from_donor: bool = False) -> Stack:
-    """What `recipe` makes.  Raises InputError with the reason where it makes no Gemma 4.
+    """What `recipe` makes.  Raises InputError with the reason where it makes no model of its family.
 
     shared: slots that share keys, counted from the last (default: the trailing run whose source layers shared).
     kv_from_donor: a slot that must make keys its source layer never made takes those that the source layer read.
@@ -73,14 +73,15 @@ def plan(recipe: Recipe, shared: int | None = None, kv_from_donor: bool = False)
     slots = tuple(slot_table(recipe, models))
     trunk = models[recipe.trunk]
     raw = child_config(trunk, slots, trailing_run(slots) if shared is None else shared)
-    config = read_config(raw, "the stack's config")
+    config = read_child(raw, slots)
     for slot, spec in zip(slots, config.text.layers, strict=True):
         check_slot(slot, spec)
+    shapes = find(raw, "the stack's config").text_shapes(config)
     tensors = trunk_tensors(trunk) | per_layer_embeddings(slots, trunk)
-    for slot, spec in zip(slots, config.text.layers, strict=True):
-        tensors |= layer_tensors(slot, spec, kv_from_donor)
-    check_shapes(tensors, config)
-    order = [*layout.text_shapes(config.text), *tensors]  # unread keys and towers after what the text model reads
+    for slot in slots:
+        tensors |= layer_tensors(slot, shapes, kv_from_donor)
+    check_shapes(tensors, shapes)
+    order = [*shapes, *tensors]  # unread keys and towers after what the text model reads
     tensors = {name: tensors[name] for name in dict.fromkeys(order)}
     folders = tuple(model.checkpoint.folder for model in (trunk, *models.values()))
     return Stack(recipe, raw, config, slots, tensors, folders)
@@ -103,16 +104,32 @@ def open_parents(recipe: Recipe) -> dict[str, Model]:
     names = dict.fromkeys([recipe.trunk, *(part.parent for part in recipe.slices)])
     models = {name: load(name) for name in names}
     trunk = models[recipe.trunk]
+    usual = shared_keys(trunk.config.text)
     for name, model in models.items():
-        for field in fields(TextConfig):
-            here, there = getattr(trunk.config.text, field.name), getattr(model.config.text, field.name)
-            if field.name not in DEPTH | SPELLINGS | TOKENS and here != there:
+        if model.family is not trunk.family:
+            raise InputError(
+                f"{name}: is a {model.family.name}, and {recipe.trunk} a {trunk.family.name}; stack one kind."
+            )
+        for key, there in shared_keys(model.config.text).items():
+            if (here := usual.get(key)) != there:
                 raise InputError(
-                    f"{name}: {field.name} is {there!r:.60} and that of {recipe.trunk} is {here!r:.60}; "
+                    f"{name}: {key} is {there!r:.60} and that of {recipe.trunk} is {here!r:.60}; "
                     "stack parents of one size."
                 )
         check_dtype(name, model, recipe.dtype or dtype_of(trunk))
     return models
+
+
+def shared_keys(c) -> dict[str, Any]:
+    """What parents have to agree on.  c: a text config"""
+    listed = by_layer(c)
+    return {f.name: getattr(c, f.name) for f in fields(c) if f.name not in DEPTH | SPELLINGS | TOKENS | listed.keys()}
+
+
+def by_layer(c) -> dict[str, tuple]:
+    """What a text config lists for each of its layers."""
+    values = {f.name: getattr(c, f.name) for f in fields(c) if f.name not in TOKENS}
+    return {key: x for key, x in values.items() if isinstance(x, tuple) and len(x) == c.num_hidden_layers}
 
 
 def dtype_of(model: Model) -> str:
@@ -153,28 +170,40 @@ def trailing_run(slots) -> int:
 
 def child_config(trunk: Model, slots, shared: int) -> dict[str, Any]:
     """The trunk's config.json with another depth."""
-    kinds = [slot.spec.kind for slot in slots]
-    check_kinds(slots, kinds, shared)
+    check_donors(slots, shared)
     raw = trunk.checkpoint.config
     nested = "text_config" in raw
     text = dict(raw["text_config"] if nested else raw)
-    text |= {"num_hidden_layers": len(slots), "layer_types": kinds, "num_kv_shared_layers": shared}
+    text |= {"num_hidden_layers": len(slots), "num_kv_shared_layers": shared}
+    for key in by_layer(trunk.config.text):
+        text[key] = [getattr(slot.model.config.text, key)[slot.spec.index] for slot in slots]
     if text.get("per_layer_config") is not None:
         text["per_layer_config"] = spelled_out(slots)
     return raw | {"text_config": text} if nested else text
 
 
-def check_kinds(slots, kinds, shared):
-    last = slots[-1]
+def read_child(raw, slots):
+    """The child's config.  Raises InputError where its family has no such layer table."""
+    try:
+        return read_config(raw, "the stack's config")
+    except InputError:
+        check_last(slots[-1])
+        raise
+
+
+def check_last(last: Slot):
     if last.spec.kind != "full_attention":
         full = [spec.index for spec in last.model.config.text.layers if spec.kind == "full_attention"]
         raise InputError(
             f"The last slot would be {last.source}, a sliding one, and Gemma 4 ends with a full layer; "
             f"end the last slice at one of {', '.join(map(str, full))}."
         )
+
+
+def check_donors(slots, shared):
     if not 0 <= shared <= len(slots):
         raise InputError(f"{shared} of {len(slots)} slots cannot share keys; choose another --shared.")
-    makers = set(kinds[: len(slots) - shared])
+    makers = {slot.spec.kind for slot in slots[: len(slots) - shared]}
     for slot in slots[len(slots) - shared :]:
         if slot.spec.kind not in makers:
             raise InputError(
@@ -196,7 +225,7 @@ def spelled_out(slots) -> dict[str, dict[str, int]]:
     return found
 
 
-def check_slot(slot: Slot, spec: LayerSpec) -> None:
+def check_slot(slot: Slot, spec: Any) -> None:
     """The child's row is the source's row, its place aside.  spec: of the child"""
     if spec.F != slot.spec.F:
         was, now = ("shared", "make") if slot.shared else ("made", "share")
@@ -205,7 +234,7 @@ def check_slot(slot: Slot, spec: LayerSpec) -> None:
             f"that has to {now} keys has {spec.F} (use_double_wide_mlp); choose slices, or --shared, that keep roles."
         )
     moved = replace(slot.spec, index=spec.index, kv_from=spec.kv_from)
-    for field in fields(LayerSpec):
+    for field in fields(spec):
         if getattr(spec, field.name) != getattr(moved, field.name):
             raise InputError(
                 f"Slot {slot.index} would have {field.name} = {getattr(spec, field.name)}, and {slot.source} has "
@@ -222,16 +251,17 @@ def trunk_tensors(trunk: Model) -> dict[str, Tensor]:
     return {name: copied(w[name]) for name in w if not name.startswith("layers.") and name not in (TABLE, PROJECTION)}
 
 
-def layer_tensors(slot: Slot, spec: LayerSpec, kv_from_donor: bool) -> dict[str, Tensor]:
-    """The source layer's tensors under the slot's number.  spec: of the child"""
+def layer_tensors(slot: Slot, shapes: Shapes, kv_from_donor: bool) -> dict[str, Tensor]:
+    """The source layer's tensors under the slot's number.  shapes: of the child"""
     w, scope = slot.model.weights, f"layers.{slot.spec.index}"
     found = {name: w.at(scope)[name] for name in w.at(scope)}
-    if slot.shared and spec.kv_from == spec.index:
-        donor = w.at(f"layers.{slot.spec.kv_from}.self_attn")
-        names = layout.key_value_shapes(spec, slot.model.config.text.hidden_size)
+    had = slot.model.family.shapes(slot.model.config)
+    due = [name for name in inside(shapes, f"layers.{slot.index}") if f"{scope}.{name}" not in had]
+    if due:  # keys and values, which its source layer read from another
+        donor = w.at(f"layers.{slot.spec.kv_from}")
         if kv_from_donor:
-            found |= {f"self_attn.{name}": donor[name] for name in names}
-        elif any(f"self_attn.{name}" not in found for name in names):
+            found |= {name: donor[name] for name in due}
+        elif any(name not in found for name in due):
             raise InputError(
                 f"{slot.parent}: layer {slot.spec.index} read the keys of layer {slot.spec.kv_from}, and slot "
                 f"{slot.index} has to make its own, but this file has no k_proj there (a file saved by Transformers "
@@ -240,13 +270,17 @@ def layer_tensors(slot: Slot, spec: LayerSpec, kv_from_donor: bool) -> dict[str,
     return {f"layers.{slot.index}.{name}": copied(x) for name, x in found.items()}
 
 
+def inside(shapes: Shapes, scope: str) -> list[str]:
+    """The names at a scope, without it."""
+    return [name.removeprefix(f"{scope}.") for name in shapes if name.startswith(f"{scope}.")]
+
+
 def per_layer_embeddings(slots, trunk: Model) -> dict[str, Tensor]:
     """The table and the projection of the per-layer inputs, a block per slot; nothing where the model has none."""
-    c = trunk.config.text
-    P, L = c.hidden_size_per_layer_input, len(slots)
+    P, L = trunk.outline.per_layer, len(slots)
     if not P:
         return {}
-    V, dtype = c.vocab_size_per_layer_input, trunk.weights[TABLE].dtype
+    V, dtype = len(trunk.weights[TABLE]), trunk.weights[TABLE].dtype
     table = by_rows((V, L * P), dtype, lambda start, stop: table_rows(slots, P, start, stop))
 
     def projection():
@@ -254,7 +288,7 @@ def per_layer_embeddings(slots, trunk: Model) -> dict[str, Tensor]:
             j = slot.spec.index
             yield from copied(slot.model.weights[PROJECTION][j * P : (j + 1) * P]).pieces()
 
-    return {TABLE: table, PROJECTION: Tensor((L * P, c.hidden_size), dtype, projection)}
+    return {TABLE: table, PROJECTION: Tensor((L * P, trunk.outline.width), dtype, projection)}
 
 
 def table_rows(slots, P, start, stop) -> np.ndarray:
@@ -271,9 +305,9 @@ def table_rows(slots, P, start, stop) -> np.ndarray:
     return rows.reshape(stop - start, -1).view(some.dtype)
 
 
-def check_shapes(tensors: Mapping[str, Tensor], config: Config) -> None:
+def check_shapes(tensors: Mapping[str, Tensor], shapes: Shapes) -> None:
     """Every tensor of the child's text model is planned, in its shape."""
-    for name, shape in layout.text_shapes(config.text).items():
+    for name, shape in shapes.items():
         if name not in tensors or tensors[name].shape != shape:
             found = list(tensors[name].shape) if name in tensors else "missing"
             raise InputError(f"The stack's {name} is {found}, not {list(shape)}; stack parents of one shape.")

@@ -172,7 +172,7 @@ def ple_transposed(original, tap):
     "add it after the MLP, and multiply by layer_scalar after that",
     shows="layers.*.after_attention",
     swaps="block",
-    at=has_ple,
+    at=lambda spec, model: has_ple(spec, model) and f"layers.{spec.index}.layer_scalar" in model.weights,
 )
 def ple_before_mlp(original, own, w, spec, tap):
     def equation(y, seen):

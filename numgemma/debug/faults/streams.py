@@ -1,11 +1,14 @@
-"""Faults of Gemma 3n: its streams, sparse gates, hard tokens and towers.
+"""Faults of Gemma 3n: its streams, sparse gates, hard tokens and towers; and where Google's own package (`gemma`, in
+JAX) computes something else than Transformers, which is what numgemma follows: ids with a G.
 
-Left out: what is wrong at loading (N19) or in a processor (N15), what the norm behind it hides (N14).
+Left out: what is wrong at loading (N19) or in a processor (N15), what the norm behind it hides (N14).  That package
+defines its model without a soft cap: T17-missing.  Its rounding in bfloat16 is another one too, which is no fault.
 """
 
 import numpy as np
 
-from numgemma.debug.faults.fault import fault
+from numgemma import ops
+from numgemma.debug.faults.fault import Rewired, fault, with_weights
 from numgemma.debug.faults.pictures import with_clips, with_images
 
 
@@ -49,6 +52,22 @@ def joins_all(original, s, e):
 )
 def unscaled(original, x, tap):
     return tap("out", x, "T D")
+
+
+@fault(
+    "N03",
+    "LAuReL's residual is the raw stream",
+    "add what linear_right gives, normed, to the normed input that attention reads too",
+    shows="layers.*.laurel.out",
+    swaps="block",
+    at=has_streams,
+)
+def past_the_norm(original, tap):
+    return original(tap=Rewired(tap, {"laurel.out": raw_residual}))
+
+
+def raw_residual(y, seen):
+    return seen["altup.predict"][0] + seen["laurel.post_laurel_norm"]
 
 
 @fault(
@@ -136,6 +155,26 @@ def last_row(original, ids, c):
 
 
 @fault(
+    "N10",
+    "queries of sharing layers turn as if they stood behind this pass",
+    "turn them at their own positions, not from where the donor's cache ends",
+    shows="layers.*.self_attn.q_rope",
+    swaps="block",
+    at=lambda spec, model: has_streams(spec, model) and spec.kv_from != spec.index,
+)
+def behind_the_pass(original, x, spec, rope):
+    return original(rope=turned(rope, x.shape[-2], spec))
+
+
+def turned(rope, count, spec):
+    """The rotary table of positions that lie so many tokens later.  cos T H, sin T H  ->  the same"""
+    cos, sin = (part.astype(np.float64) for part in rope)
+    more_cos, more_sin = ops.rope_table(np.array([count]), spec.H, spec.theta, spec.angles, spec.rope_factor, cos.dtype)
+    later = cos * more_cos - sin * more_sin, sin * more_cos + cos * more_sin
+    return tuple(part.astype(rope[0].dtype) for part in later)
+
+
+@fault(
     "N11",
     "the ends of pictures and sound come from embed_tokens",
     "look up ids from vocab_offset on in the table of their tower",
@@ -158,6 +197,33 @@ def all_from_one_table(original, x):
 )
 def alike(original, k):
     return 2 * (k // 2), k // 2
+
+
+@fault(
+    "N13",
+    "the blocks of the picture's net lack their residual",
+    "add what came in where the stride is 1 and the widths are equal",
+    shows="vision_tower*.blocks.*.out",
+    swaps="layers.mobilenet.adds",
+    at=sees,
+    media=with_images,
+)
+def no_skip(original):
+    return False
+
+
+@fault(
+    "N13-gamma",
+    "the blocks of the picture's net leave out layer_scale",
+    "multiply what a block adds by its gamma: 1e-5 before training, so that a fresh model hides this",
+    shows="vision_tower*.layer_scale",
+    swaps="ops.scale",
+    within="layers.mobilenet.mobilenet",
+    at=sees,
+    media=with_images,
+)
+def no_gamma(original, x, factor):
+    return x if np.ndim(factor) else original()
 
 
 @fault(
@@ -197,3 +263,37 @@ def one_less(original, frames):
 )
 def cut_at_the_mask(original, features, frames):
     return original(features=features[:frames])
+
+
+LIMIT = 120.0  # altup_coef_clip of every release
+COEFS = ("altup.prediction_coefs.weight", "altup.correction_coefs.weight")
+
+
+def beyond_the_limit(spec, model):
+    w = model.weights.at(f"layers.{spec.index}")
+    return any(np.abs(w[name].astype(np.float32)).max() > LIMIT for name in COEFS if name in w)
+
+
+@fault(
+    "G01",
+    "the coefficients of the streams are clipped, as in Google's package",
+    "clip them to altup_coef_clip in training alone, as Transformers does",
+    shows="layers.*.altup.*tion_coefs",
+    swaps="block",
+    at=beyond_the_limit,
+)
+def clipped_coefs(original, w):
+    return original(w=with_weights(w, {name: np.clip(w[name], -LIMIT, LIMIT).astype(w[name].dtype) for name in COEFS}))
+
+
+@fault(
+    "G02",
+    "small streams are made as large as stream 0 too, as in Google's package",
+    "hold the mean of a projection's squares at 1e-5 or more before the root, as Transformers does",
+    shows="streams mean_of_streams",
+    swaps="ops.as_large_as",
+    at=has_streams,
+)
+def without_floor(original, y, like):
+    have, wanted = (np.sqrt(np.mean(np.square(x.astype(np.float32)), -1, keepdims=True)) for x in (y, like))
+    return y * (wanted / np.maximum(have, np.float32(1e-12))).astype(y.dtype)
