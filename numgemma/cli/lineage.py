@@ -7,6 +7,8 @@ from numgemma.cli.building import progress
 from numgemma.cli.report import write_json, written
 from numgemma.surgery.inventory import inventory, misplaced_inputs, slices, strangers, to_recipe
 from numgemma.surgery.lineage import lineage
+from numgemma.surgery.merge_yaml import is_merge, to_mergekit
+from numgemma.surgery.summary import Account, summary
 
 
 def add_arguments(parser):
@@ -19,36 +21,60 @@ def add_arguments(parser):
         required=True,
         help="what it may be made of; Gemma 3 and others too",
     )
+    parser.add_argument(
+        "--base", type=Path, metavar="P", help="what the parents were trained from: differences are told against it"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write slots and tensors as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the layer matrix: slots against layers")
-    parser.add_argument("--emit", type=Path, metavar="FILE.yaml", help="write the recipe by which `stack` remakes it")
+    parser.add_argument(
+        "--emit", type=Path, metavar="FILE.yaml", help="write the recipe that remakes it: a stack's, or mergekit's"
+    )
 
 
 def run(args):
-    found = lineage(args.ckpt, args.parents, progress())
+    found = lineage(args.ckpt, args.parents, progress(), args.base)
     print(render(found))
     if args.json:
-        write_json(args.json, found)
+        write_json(args.json, Account(found))
     if args.plot:
         from numgemma.surgery.pictures import layer_matrix, save
 
         save(layer_matrix(found), args.plot)
         written(args.plot)
     if args.emit:
-        write_whole(args.emit, to_recipe(found, args.emit.name))
+        write_whole(args.emit, (to_mergekit if is_merge(found) else to_recipe)(found, args.emit.name))
         written(args.emit)
     return 0
 
 
 def render(found):
-    """Parents, slices, components, and what is out of place."""
-    labels = {parent: f"P{i}" for i, parent in enumerate(found.parents, 1)}
-    blocks = ["\n".join(f"{label} = {parent}" for parent, label in labels.items())]
+    """Parents, the recipe, slices, components, and what is out of place."""
+    labels = {parent: "base" if parent == found.base else f"P{i}" for i, parent in enumerate(found.parents, 1)}
+    blocks = ["\n".join(f"{label} = {parent}" for parent, label in labels.items()), recipe(found, labels)]
     if found.slots:
         blocks.append(slice_table(found, labels))
     blocks.append(component_table(found, labels))
-    blocks += ["\n".join(lines) for lines in (foreign(found, labels), misplaced(found)) if lines]
+    blocks += ["\n".join(lines) for lines in (astray(found), foreign(found, labels), misplaced(found)) if lines]
     return "\n\n".join(blocks)
+
+
+MOST_LINES = 12
+
+
+def recipe(found, labels):
+    """What was done, in a few lines, each with how certain it is."""
+    lines = summary(found, labels)
+    rows = [f"{line.text}  [{line.where}; {certainty(line)}]" for line in lines[:MOST_LINES]]
+    more = [f"and {len(lines) - MOST_LINES} more ways, in --json"] if len(lines) > MOST_LINES else []
+    return "\n".join(rows + more)
+
+
+def certainty(line):
+    return f"{line.confidence}, {line.error:.1e} left" if line.error else line.confidence
+
+
+def astray(found):
+    return [f"ERROR: {text}" for text in found.faults[:MOST_LINES]]
 
 
 def slice_table(found, labels):

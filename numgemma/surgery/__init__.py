@@ -15,10 +15,21 @@ what others built: whether it is sound, what it is made of, where it leaves its 
     lint_tensors  rules about names and shapes
     lint_values   rules about the numbers
     lint          all of them
+    rounding      how far rounding moves the numbers of a tensor
     relations     what one tensor is to another, as a whole
     blocks        what it is made of, line by line
+    mixture       what it is the sum of, and by what weights
+    thinned       differences to a base of which some were dropped: TIES, DARE
+    edits         a difference of few directions
+    mixtures      which of these a tensor is
+    experts       which experts of a parent a layer has, and whether its router follows
+    partners      which layers a layer may be mixed from
+    homes         where a layer is from as a whole
+    followers     what says too little by itself, told by what is beside it
     lineage       which parent's layer each tensor came from
     inventory     the same in words, as a table, as a recipe
+    summary       the recipe in a few lines
+    merge_yaml    the recipe of an element-wise merge, as mergekit's YAML
     seams         where the activations leave the parent's range
     loops         how much a text repeats itself
     pictures      the layer matrix and the seams, drawn

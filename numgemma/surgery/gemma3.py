@@ -5,6 +5,7 @@ from typing import Any
 
 from numgemma.errors import InputError
 from numgemma.families.gemma4.layout import Shapes, mlp_shapes, scoped
+from numgemma.families.gemma4.shrink import Scale, move_tokens, token_moves, width
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -63,6 +64,21 @@ def rope_bases(raw, where) -> dict[str, float]:
     if any(ropes.get(kind, {}).get("rope_type") != "default" for kind in (FULL, SLIDING)):
         raise InputError(f"{where}: rope_parameters are not of type default; name a Gemma 3 1B.")
     return {kind: float(ropes[kind]["rope_theta"]) for kind in (FULL, SLIDING)}
+
+
+def shrunk_gemma3(raw: dict[str, Any], scale: Scale, where: str) -> dict[str, Any]:
+    """A config.json like this one, for a model as narrow as that scale and as deep as it was: `transplant` counts."""
+    c = read_gemma3(raw, where)
+    ratio, head = min(1, scale.hidden / c.hidden_size), width(c.head_dim, min(1, scale.head / c.head_dim))
+    moved = token_moves(raw, scale.vocab, c.vocab_size)
+    return move_tokens(raw, moved) | {
+        "vocab_size": min(c.vocab_size, scale.vocab),
+        "hidden_size": width(c.hidden_size, ratio),
+        "intermediate_size": width(c.intermediate_size, ratio),
+        "head_dim": head,
+        "query_pre_attn_scalar": head if c.query_pre_attn_scalar == c.head_dim else c.query_pre_attn_scalar,
+        "sliding_window": min(c.sliding_window, scale.window),
+    }
 
 
 def gemma3_shapes(c: Gemma3) -> Shapes:

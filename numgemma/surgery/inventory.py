@@ -7,7 +7,10 @@ from numgemma.errors import InputError
 from numgemma.families import read_config
 from numgemma.opening import resolve
 from numgemma.surgery.blocks import block
-from numgemma.surgery.lineage import Lineage, Origin, decoder_layer, scope
+from numgemma.surgery.findings import ranges
+from numgemma.surgery.homes import decoder_layer, homes_of
+from numgemma.surgery.lineage import MIXED, Lineage, Origin
+from numgemma.surgery.partners import scope
 from numgemma.surgery.recipe import Recipe, Slice, recipe_yaml
 from numgemma.surgery.relations import Relation
 from numgemma.surgery.stack import PROJECTION, TABLE, Stack, plan
@@ -28,6 +31,8 @@ def component(name: str) -> str:
 
 def described(r: Relation) -> str:
     """A relation in words."""
+    if r.kind in MIXED:
+        return mixed([r])
     value = "1 + w" if r.plus_one else ""
     if abs(r.scale - 1) > 1e-9 and r.kind != "split":
         scale = f"{r.scale:.{2 if r.error > 1e-4 else 6}g} x"
@@ -38,9 +43,10 @@ def described(r: Relation) -> str:
         "converted": value,
         "tiled": f"{r.axis} {r.times} times",
         "split": f"{r.axis} {r.times} times, each 1/{r.times}",
-        "rows": "rows of" if len(r.spans) == 1 else f"blocks of {block(r) if r.spans else 0} rows",
-        "columns": "columns of" if len(r.spans) == 1 else f"blocks of {block(r) if r.spans else 0} columns",
+        "rows": part_of(r),
+        "columns": part_of(r),
         "resized": f"copy, {r.new} new {r.axis}: the mean",
+        "changed": "changed",
         "fresh": "fresh" if r.constant is None else f"fresh: all {r.constant:g}",
     }[r.kind]
     if r.kind == "tiled" and value:
@@ -52,13 +58,51 @@ def described(r: Relation) -> str:
     return text
 
 
+def part_of(r: Relation) -> str:
+    return f"{r.axis} of" if len(r.spans) == 1 else f"blocks of {block(r) if r.spans else 0} {r.axis}"
+
+
+def mixed(some: list[Relation]) -> str:
+    """Mixtures made in one way, in words; their numbers are in the order of the parents."""
+    r = some[0]
+    weights = " : ".join(span([x.shares[i].weight for x in some]) for i in range(len(r.shares)))
+    kept = " : ".join(span([x.shares[i].density for x in some]) for i in range(len(r.shares)))
+    if r.kind == "thinned":
+        return f"base and differences x {weights}, of which {kept} kept ({r.how})"
+    if r.kind == "experts":
+        text = "experts merged" if r.how == "merged" else f"{len(r.experts)} experts"
+        return text if r.how != "astray" else f"{text}, and not those of the matrices"
+    if r.kind == "edited":
+        removed = [x.removed for x in some if x.removed is not None]
+        text = f"edit of {span([x.size for x in some])}, rank {ranges(x.rank for x in some)}"
+        return text + (f", one direction less {span(removed)}" if removed else "")
+    if r.t is not None:
+        return f"{r.how}, t = {span([x.t for x in some if x.t is not None])}"
+    return f"blend {weights}" + (" on average, by rows" if r.how == "rows" else "")
+
+
+def span(numbers: list[float]) -> str:
+    low, high = f"{min(numbers):.2f}", f"{max(numbers):.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
 def inventory(found: Lineage) -> list[tuple[str, int, str, str, float]]:
     """(component, tensors, parents, relation, largest error), a row for each way in which a component was made."""
     rows: dict[tuple[str, str, str], list[Relation]] = defaultdict(list)
     for name, r in found.tensors.items():
-        sources = {span.parent for span in r.spans} | ({r.parent} if r.parent else set())
-        rows[component(name), " + ".join(sorted(sources)) or "-", described(r)].append(r)
-    return [(c, len(some), parent, text, max(r.error for r in some)) for (c, parent, text), some in rows.items()]
+        way = f"{r.kind} {r.how} {r.rank if r.kind == 'edited' else ''}" if r.kind in MIXED else described(r)
+        rows[component(name), " + ".join(parents_of(r)) or "-", way].append(r)
+    return [
+        (c, len(some), parents, mixed(some) if some[0].kind in MIXED else way, max(r.error for r in some))
+        for (c, parents, way), some in rows.items()
+    ]
+
+
+def parents_of(r: Relation) -> list[str]:
+    """Every parent that is in a tensor: of a mixture in the order of its numbers."""
+    spans = sorted({span.parent for span in r.spans} | ({r.parent} if r.parent and not r.shares else set()))
+    base = [r.parent] if r.kind == "thinned" and r.parent else []
+    return list(dict.fromkeys([*base, *(share.parent for share in r.shares), *spans]))
 
 
 def slices(found: Lineage) -> list[tuple[int, int, Origin]]:
@@ -81,7 +125,8 @@ def strangers(found: Lineage) -> list[str]:
     out = []
     for name, r in found.tensors.items():
         slot = decoder_layer(scope(name))
-        if slot in homes and r.source and (r.parent, decoder_layer(scope(r.source))) != homes[slot]:
+        own = [(parent, decoder_layer(place)) for parent, place in homes_of(r)]
+        if slot in homes and own and homes[slot] not in own:
             out.append(name)
     return out
 
@@ -102,6 +147,8 @@ def fed(r: Relation, o: Origin, P: int) -> bool:
     """Whether the slot's P lines are those of its layer in its parent."""
     if o.layer is None:
         return True
+    if r.kind in ("blend", "thinned", "edited"):
+        return o.layer == o.slot
     if not r.spans:
         return r.kind == "copy" and (r.parent, o.layer) == (o.parent, o.slot)
     at = o.slot * P

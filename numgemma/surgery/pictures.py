@@ -4,7 +4,9 @@ from pathlib import Path
 
 from numgemma.atomic import whole
 from numgemma.colours import BLUE, GREEN, ORANGE, RED
-from numgemma.surgery.lineage import Lineage, decoder_layer, scope
+from numgemma.surgery.homes import decoder_layer
+from numgemma.surgery.lineage import Lineage
+from numgemma.surgery.partners import scope
 from numgemma.surgery.seams import REWIND, Seams, seam
 
 GREY = "#C8C8C8"  # lines that should not stand out

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from numgemma.surgery import rounding
 from numgemma.surgery.sketch import Sketch
 
 # How much of a tensor's spread may be left unexplained, as noise is; unrelated tensors leave all of it.  Vectors may
@@ -37,11 +38,25 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Share:
+    """One tensor in a mixture: how much of it, give or take `give`, and how many of its differences were kept."""
+
+    parent: str
+    source: str
+    weight: float
+    give: float = 0.0
+    density: float = 1.0
+
+
+@dataclass(frozen=True)
 class Relation:
     """Where a tensor is from.
 
     kind: copy, scaled, converted (s times 1 + w), tiled, split (tiled and divided by the number of times, so that a
-    product with it stays), rows, columns (blocks of the source's), resized (new rows are the mean), fresh.
+    product with it stays), rows, columns (blocks of the source's), resized (new rows are the mean), blend (a sum of
+    several, in `shares`), thinned (differences to a base of which some were dropped), edited (a difference of few
+    directions), experts (those of the source, chosen, reordered or merged), changed (like the source, and nothing that
+    can be named), fresh.
     """
 
     kind: str
@@ -56,6 +71,15 @@ class Relation:
     error: float = 0.0  # RMS of what the fit leaves, against the tensor's own
     exact: bool = False  # byte for byte, by hash
     constant: float | None = None  # a fresh tensor whose values are all this one
+    floor: float = 0.0  # what rounding alone would leave, in the measure of `error`; 0: not judged
+    shares: tuple[Share, ...] = ()  # of a mixture
+    how: str = ""  # of a blend: linear, slerp, rows; of thinned: random, largest; of an edit: where its directions are
+    t: float | None = None  # of a slerp: how far from the first share to the second
+    rank: int = 0  # of an edit: how many directions
+    size: float = 0.0  # of an edit: its RMS over the tensor's
+    removed: float | None = None  # of an edit of one direction: how much of the source along it is gone
+    experts: tuple[tuple[int, ...], ...] = ()  # of each expert, those of the source that it is made of
+    also: tuple[str, ...] = ()  # other parents that would do as well
 
 
 FRESH = Relation("fresh")
@@ -133,7 +157,9 @@ def relate(child: Sketch, parent: str, source: Sketch, most: float) -> Relation 
     if left > allowed(child, most) * y.std():
         return None
     kind = "converted" if plus_one else "copy" if scale == 1 else "scaled"
-    return Relation(kind, parent, source.name, scale, plus_one, error=left / rms(y))
+    bits = min(rounding.digits(child), rounding.digits(source))
+    least = rounding.floor(y, (x + plus_one)[:, None], np.array([scale]), bits)
+    return Relation(kind, parent, source.name, scale, plus_one, error=left / rms(y), floor=least / rms(y))
 
 
 def allowed(child: Sketch, most: float) -> float:

@@ -1,11 +1,12 @@
 """A checkpoint of any supported shape with plausible random weights: real names, real files, nothing to download.
 
 Nothing is left at a value that a fault could hide behind: norms, scalars, scales and bounds are all away from 1, 0 and
-infinity.  Each tensor has a generator of its own, seeded by its name, so neither the order nor the size of the pieces
-in which a checkpoint is written changes a bit of it.
+infinity.  Each tensor has a generator of its own, seeded by its name and the config, so neither the order nor the size
+of the pieces in which a checkpoint is written changes a bit of it, and models of two configs share no tensor.
 """
 
 import hashlib
+import json
 import math
 import re
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from numgemma.errors import InputError
 from numgemma.families import Family, find
 from numgemma.families.family import as_stored
 from numgemma.families.gemma4.shrink import SCALES
@@ -22,7 +22,7 @@ from numgemma.incoming import parse_object, read_object
 from numgemma.official import official, unknown
 from numgemma.opening import located
 from numgemma.prompt.processor import released
-from numgemma.surgery.gemma3 import gemma3_shapes, read_gemma3
+from numgemma.surgery.gemma3 import gemma3_shapes, read_gemma3, shrunk_gemma3
 from numgemma.surgery.tokens import byte_tokenizer, tokenizer_config
 from numgemma.surgery.writer import PIECE, Tensor, as_json, companions, write_checkpoint
 
@@ -32,7 +32,10 @@ DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float
 GENERATION = {"do_sample": True, "temperature": 1.0, "top_k": 64, "top_p": 0.95, "bos_token_id": 2, "pad_token_id": 0}
 
 
-def generator(name: str, seed: int) -> np.random.Generator:
+Seed = int | str
+
+
+def generator(name: str, seed: Seed) -> np.random.Generator:
     """The random numbers of one tensor."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return np.random.Generator(np.random.SFC64(int.from_bytes(digest, "little")))
@@ -71,7 +74,7 @@ def normal(rng, n):
     return rng.standard_normal(n, np.float32)
 
 
-def random_tensor(name: str, shape: tuple[int, ...], dtype: np.dtype, seed: int, per_layer: int | None) -> Tensor:
+def random_tensor(name: str, shape: tuple[int, ...], dtype: np.dtype, seed: Seed, per_layer: int | None) -> Tensor:
     """The tensor of that short name."""
     if name.endswith("token_ordering"):  # of a drafter: the tokens, cluster by cluster
         return Tensor(shape, np.dtype(np.int64), lambda: [generator(name, seed).permutation(shape[0])])
@@ -91,7 +94,7 @@ def shared_bounds(name: str) -> str:
     return re.sub(r"\.(gate|up)_proj\.(input_m\w+)$", r".gate_up_proj.\2", name)
 
 
-def random_tensors(family: Family, config: Any, dtype: np.dtype, seed: int, unread: bool = True) -> dict[str, Tensor]:
+def random_tensors(family: Family, config: Any, dtype: np.dtype, seed: Seed, unread: bool = True) -> dict[str, Tensor]:
     """Short name -> Tensor for all that this config of the family calls for.
 
     unread: also the keys and values of layers that share, which released files hold and nobody reads.
@@ -126,14 +129,15 @@ def synth(name: str, target: str | Path, scale="full", seed=0, dtype="bfloat16",
     raw, where, folder = find_config(name)
     said: dict[str, list[int]] = {}
     if raw.get("model_type") == "gemma3_text":
-        small, tensors = raw, gemma3_tensors(raw, where, scale, DTYPES[dtype], seed)
+        small = raw if scale == "full" else shrunk_gemma3(raw, SCALES[scale], where)
+        tensors = gemma3_tensors(small, where, DTYPES[dtype], own(seed, small))
         stored = {as_stored(short, "gemma3_text"): tensor for short, tensor in tensors.items()}
     else:
         family = find(raw, where)
         small = raw if scale == "full" else family.shrunk(raw, SCALES[scale], where)
         config = family.read_config(small, where)
         said = family.generation(config)
-        tensors = random_tensors(family, config, DTYPES[dtype], seed, unread)
+        tensors = random_tensors(family, config, DTYPES[dtype], own(seed, small), unread)
         stored = {family.stored_name(short, small["model_type"]): tensor for short, tensor in tensors.items()}
     files = generation(small, said) | tokenizer(raw, small) | processor(small)
     if folder and scale == "full":
@@ -143,14 +147,17 @@ def synth(name: str, target: str | Path, scale="full", seed=0, dtype="bfloat16",
     return small
 
 
+def own(seed: int, raw: dict[str, Any]) -> str:
+    """The seed of this config alone: at one seed, two models would share what they have of one name and shape."""
+    return f"{seed}/{hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()}"
+
+
 def vocabulary(raw: dict[str, Any]) -> int:
     return (raw.get("text_config") or raw)["vocab_size"]
 
 
-def gemma3_tensors(raw, where, scale, dtype, seed) -> dict[str, Tensor]:
+def gemma3_tensors(raw, where, dtype, seed: Seed) -> dict[str, Tensor]:
     """A Gemma 3 text model's, as a parent for `transplant`."""
-    if scale != "full":
-        raise InputError(f"{where}: a Gemma 3 is not shrunk; leave out --scale, or shrink its config by hand.")
     shapes = gemma3_shapes(read_gemma3(raw, where))
     return {name: random_tensor(name, shape, dtype, seed, None) for name, shape in shapes.items()}
 

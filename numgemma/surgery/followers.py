@@ -1,0 +1,114 @@
+"""Tensors that say too little by themselves, a scalar or a short vector: told by what the rest of their layer is.
+
+Layer 3's scalar beside layer 3's matrices is its copy, beside a blend of them a blend; what fits none of these is told
+to be like a parent's, or to be new.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from numgemma.surgery.homes import Home
+from numgemma.surgery.mixture import EXPLAINED, Source, mixture
+from numgemma.surgery.partners import CERTAIN, scope
+from numgemma.surgery.relations import ENOUGH, NEAR, Relation, Share, fresh, rms, standard, supported
+from numgemma.surgery.rounding import is_float, rounding
+from numgemma.surgery.sketch import Sketch
+from numgemma.surgery.thinned import BORROWED, thinned_alike
+
+WELL_KNOWN = 5e-3  # a weight that is known better
+
+
+def follow(
+    tensors: dict[str, Relation],
+    child: Mapping[str, Sketch],
+    near: Mapping[str, Sequence[Source]],
+    homes: dict[str, Home],
+    parents: Mapping[str, Mapping[str, Sketch]],
+) -> dict[str, Relation]:
+    """The same relations, with those of tensors that were not told, or not well, from what is beside them."""
+    usual, found = usual_mixtures(tensors, child), dict(tensors)
+    for name, one in child.items():
+        like, r = usual.get(scope(name)) or usual.get(""), tensors[name]
+        if like and (r.kind == "fresh" or loose(r, one)):
+            found[name] = in_step(one, near[name], like, r) or r
+        if found[name].kind == "fresh":
+            found[name] = by_place(name, one, homes, parents) or beyond_telling(one, near[name]) or fresh(one)
+    return found
+
+
+def loose(r: Relation, one: Sketch) -> bool:
+    """A blend of so few values that its weights are not well known; a vector that is nearly some parent's."""
+    if r.kind == "blend":
+        return max(share.give for share in r.shares) > WELL_KNOWN
+    return r.kind in ("copy", "scaled") and one.width == 1 and not r.exact and r.error > EXPLAINED * r.floor
+
+
+def usual_mixtures(tensors: dict[str, Relation], child: Mapping[str, Sketch]) -> dict[str, Relation]:
+    """Scope -> the mixture that most of its numbers are; under "" that of the whole model."""
+    found: dict[str, Relation] = {}
+    mixed = [n for n, r in tensors.items() if r.kind in ("blend", "thinned")]
+    for name in sorted(mixed, key=lambda n: -child[n].size):
+        found.setdefault(scope(name), tensors[name])
+        found.setdefault("", tensors[name])
+    return found
+
+
+def by_place(
+    name: str, one: Sketch, homes: dict[str, Home], parents: Mapping[str, Mapping[str, Sketch]]
+) -> Relation | None:
+    """What cannot speak for itself is compared with its namesake in the layer that its own layer is from."""
+    home = homes.get(scope(name))
+    if home is None:
+        return None
+    source = parents[home[0]].get(home[1] + name.removeprefix(scope(name)))
+    return supported(one, home[0], source) if source and one.size else None
+
+
+def everywhere(one: Sketch, near) -> Relation | None:
+    """A copy, where all parents that are mixed have the very same in that place."""
+    if len(near) < 2 or any((source.digest, source.dtype) != (one.digest, one.dtype) for _, source in near):
+        return None
+    parents = [parent for parent, _ in near]
+    return Relation("copy", parents[0], near[0][1].name, exact=True, also=tuple(parents[1:]))
+
+
+def beyond_telling(one: Sketch, near) -> Relation | None:
+    """What goes up and down with a parent's tensor in that place, and is nothing that can be named."""
+    if one.distinct < ENOUGH or not near:
+        return None
+    likeness = [float(standard(one.values) @ standard(source.values)) for _, source in near]
+    if max(likeness) ** 2 * len(one.values) < CERTAIN:
+        return None
+    parent, source = near[int(np.argmax(likeness))]
+    return Relation("changed", parent, source.name, error=float((1 - max(likeness) ** 2) ** 0.5))
+
+
+def in_step(child: Sketch, sources: Sequence[Source], like: Relation, r: Relation) -> Relation | None:
+    """A scalar or a short vector as the mixture that the rest of its layer is; None where that does not give it."""
+    if r.kind == "fresh" and (same := everywhere(child, sources)):
+        return same
+    held: Mapping[str, Sketch] = dict(sources)
+    shares = like.shares
+    if not is_float(child) or not shares or any(share.parent not in held for share in shares):
+        return None
+    if like.kind == "thinned":
+        others = [(share.parent, held[share.parent]) for share in shares]
+        return thinned_alike(child, (str(like.parent), held[str(like.parent)]), others, like)
+    X = np.stack([held[share.parent].values for share in shares], 1)
+    ways = [np.array([share.weight for share in shares])]
+    if like.t is not None:  # a slerp of vectors that point the same way is a linear blend
+        ways.append(np.array([1 - like.t, like.t]))
+    for weights in ways:
+        left = rms(child.values - X @ weights)
+        give = rms(X @ np.array([share.give for share in shares]))
+        if left <= 3 * rms(rounding(child.values, 8)) + give and left <= NEAR * rms(child.values) + give:
+            made = [
+                Share(share.parent, held[share.parent].name, float(w), BORROWED)
+                for share, w in zip(shares, weights, strict=True)
+            ]
+            how = "linear" if len(ways) == 1 or weights is ways[1] else like.how
+            least = 3 * rms(rounding(child.values, 8)) / rms(X)
+            return replace(mixture(made, how, left / rms(X), least), t=like.t if how != "linear" else None)
+    return None
