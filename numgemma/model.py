@@ -15,7 +15,7 @@ from numgemma import ops
 from numgemma.checkpoint import Checkpoint, Weights, open_checkpoint
 from numgemma.config import typed
 from numgemma.dump import Dump, hashes, inputs_of, new_meta
-from numgemma.errors import InputError, meant
+from numgemma.errors import InputError, NonFiniteError, meant
 from numgemma.families import Family, Outline, Run, find
 from numgemma.families.family import started
 from numgemma.generate import Memory, Sampling, continuation, steps
@@ -25,6 +25,7 @@ from numgemma.prompt.chat import chat_files, render_chat
 from numgemma.prompt.media import NAMES, NO_MEDIA, Media, check_places, clips, frames, images, read_media, spans
 from numgemma.prompt.named import IDS, Input, check_prefill, read_named, with_inputs
 from numgemma.prompt.processor import join, listed, place
+from numgemma.prompt.tasks import read_tasks, words_of
 from numgemma.prompt.tokenizer import Tokenizer, open_tokenizer
 from numgemma.streaming import streamed
 from numgemma.trace import EVERYTHING_BUT_MAPS, NONE, Recorder, Tap
@@ -137,7 +138,50 @@ class Model:
         ids hold as many placeholders as media have soft tokens.  Raises InputError where they do not, or where an id
         is outside the vocabulary.
         """
+        self.check_part("head", "gives no logits")
         return self.forward(self.checked(ids, media), media, self.run())
+
+    def embed(
+        self, texts: Sequence[str], prompt: str | None = None, title: str | None = None, dim: int | None = None
+    ) -> np.ndarray:
+        """A vector of length 1 for each text, in the model's precision.  ->  texts dim
+
+        prompt: the task, as "query", "document" or another that the checkpoint names.  title: of all documents.
+        dim: numbers that are kept.  For a text with files, `vector`.  Raises InputError as `vector`.
+        """
+        if isinstance(texts, str) or not texts:
+            raise InputError("embed takes a list of one or more texts, and makes a row of each.")
+        words = self.task_words(prompt, title)
+        return np.stack([self.vector(self.tokenizer.encode(words + text), dim=dim) for text in texts])
+
+    def vector(self, ids: Ids, media: Media = NO_MEDIA, dim: int | None = None) -> np.ndarray:
+        """The vector of one prompt, of length 1, in the model's precision.  ids: T  ->  dim
+
+        dim: numbers that are kept, before the length is made 1; None: all.  Raises InputError where the model makes
+        no vector, or fewer numbers, or where ids and media do not fit.
+        """
+        self.check_part("vector", "makes no vector")
+        run, width = self.run(), self.config.embedding_dim
+        if dim is not None and not 1 <= dim <= width:
+            raise InputError(f"A vector of {dim} numbers cannot be cut from the model's {width}; give 1 to {width}.")
+        run = replace(run, config=replace(run.config, dim=dim))
+        with np.errstate(all="ignore"):
+            found = self.forward(self.checked(ids, media), media, run)
+        if not np.isfinite(found).all():
+            raise NonFiniteError("The vector is not finite; `numgemma dump` names the point where that begins.")
+        return found
+
+    def task_words(self, prompt: str | None = None, title: str | None = None) -> str:
+        """What stands before a text whose vector is made for a task.  Raises InputError where there is no such task."""
+        self.check_part("vector", "makes no vector")
+        return words_of(prompt, title, *read_tasks(self.checkpoint.folder, self.config.embedding_dim))
+
+    def check_part(self, name: str, otherwise: str) -> None:
+        """Raises InputError, in these words, where the family lacks a part."""
+        if name not in self.family.parts:
+            raise InputError(
+                f"{self.checkpoint.folder}: is of {self.family.name}, which {otherwise}{self.family.instead}."
+            )
 
     def run(self, kvs: dict | None = None, start: int = 0) -> Run:
         """What one pass over tokens needs to know.  kvs: the keys and values of the passes before it"""
@@ -184,6 +228,8 @@ class Model:
         """`record`; each point goes to sink.keep(name, x, axes) as it is computed, sink.start says from which token."""
         kvs: dict = {}
         ids = self.checked(ids, media)
+        if prefill is not None and "vector" in self.family.parts:
+            raise InputError(f"{self.family.name} runs a prompt whole, for its tokens see later ones; give no prefill.")
         check_prefill(ids, self.family.placeholders(self.config), prefill, media)
         for start, part in steps(ids, prefill):
             sink.start = None if prefill is None else start
@@ -223,8 +269,7 @@ class Model:
         memory: Memory | None = None,
     ) -> Iterator[int]:
         """`generate`, one id at a time as it is found."""
-        if "enter" not in self.family.parts:
-            raise InputError(f"{self.checkpoint.folder}: is of {self.family.name}, which makes no text token by token.")
+        self.check_part("enter", "makes no text token by token")
         if max_new_tokens < 0:
             raise InputError(f"max_new_tokens is {max_new_tokens}; it should be 0 or more.")
         sampling = sampling or self.sampling()

@@ -61,6 +61,7 @@ def score(model, ids, against=None, window=2048, stride=None, progress: Callable
     run together; stride: how far the windows are apart, half a window by default.  progress: called with how many
     tokens are scored, and of how many.  Raises InputError where something does not fit.
     """
+    model.check_part("head", "gives no logits")
     ids, stride = model.checked(ids), stride or max(1, window // 2)
     if len(ids) < 2:
         raise InputError("A text of one token has nothing to score; give two or more.")

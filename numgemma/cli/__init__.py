@@ -3,7 +3,7 @@
 In reading order:
 
     terminal numbers files common report building  what prints, and what several verbs share
-    inspect generate preprocess dump            verbs that run a model
+    inspect generate embed preprocess dump      verbs that run a model
     capture precheck floor                      before two runs are compared
     seams diff replay whatif emulate            where they part, whose fault it is, which
     doctor                                      all of that in one
@@ -25,7 +25,7 @@ from numgemma.errors import InputError, NonFiniteError, meant
 from numgemma.incoming import STANDARD, read_text
 from numgemma.version import __version__
 
-RUN_A_MODEL = ("inspect", "generate", "preprocess", "dump", "capture", "show", "score", "bench", "demo")
+RUN_A_MODEL = ("inspect", "generate", "embed", "preprocess", "dump", "capture", "show", "score", "bench", "demo")
 COMPARE = ("doctor", "precheck", "floor", "diff", "replay", "whatif", "emulate", "seams", "sweep")
 MAKE = ("synth", "stack", "transplant", "lint", "lineage", "audit")
 VERBS = (*RUN_A_MODEL, *COMPARE, *MAKE)  # modules, each imported only where it is named: help does not wait for them

@@ -61,6 +61,7 @@ def run(args):
     memory = Memory(args.chunk, args.cache_dtype and PRECISIONS[args.cache_dtype])
     use_backend(args, ops.fastest(PRECISIONS[args.precision]))
     model = load(args.ckpt, args.precision, args.image_mask, adapters=args.adapter)
+    model.check_part("enter", "makes no text token by token")
     if args.verbose:
         print("\n".join([machine.engine(), *machine.warnings()]), file=sys.stderr)
     (prompt,) = read_prompts(args, model)

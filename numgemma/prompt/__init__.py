@@ -6,6 +6,7 @@ A prompt is spelled out, cut into tokens, and its files become arrays:
     template    a chat template and its variables -> text
     chat        messages from a file, checked -> text, by the checkpoint's own template
     tokenizer   text -> token ids, and back
+    tasks       the words before a text that is to become a vector
     images      a picture -> patches
     audio       a recording -> log-mel frames
     video       a clip -> patches of some of its frames, and when they are seen

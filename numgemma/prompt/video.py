@@ -5,7 +5,7 @@ bits, where Pillow's keeps 22 (in noise, one number of 200 comes out one step of
 here too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ class Index(NamedTuple):
     """What a clip holds, found without decoding it."""
 
     fps: float
+    seconds: float  # how long it lasts
     times: list[int]  # of each frame in order of display, in ticks
     keys: list[int]  # frames that need no other frame to be decoded; empty where the file cannot tell
 
@@ -42,9 +43,14 @@ def video_arrays(path, s: ImageSettings, num_frames) -> Clip:
     Equals Gemma4VideoProcessor on what PyAV decodes, to the last bit.  A clip that has fewer frames than num_frames
     gives all of them; Transformers refuses it.
     """
+    return some_frames(path, s, lambda index: sampled(len(index.times), num_frames))
+
+
+def some_frames(path, s: ImageSettings, choose: Callable[["Index"], list[int]]) -> Clip:
+    """Those frames of a clip that choose(Index) wants, as patches; s holds for each."""
     with open_regular(path) as file, explained(path), opened(path, file) as container:
         index = read_index(path, container)
-        wanted = sampled(len(index.times), num_frames)
+        wanted = choose(index)
         arrays = [frame_arrays(pixels, s) for pixels in decoded(path, container, index, wanted)]
     patches, places = zip(*arrays, strict=True)
     if any((xy != places[0]).any() for xy in places):
@@ -92,12 +98,13 @@ def read_index(path, container) -> Index:
             raise InputError(f"{path}: has more than {MAX_FRAMES:,} frames; cut it.")
     if not packets:
         raise InputError(f"{path}: has no frames; give a clip that has some.")
-    fps = float(stream.average_rate or DEFAULT_FPS)
+    rate = stream.average_rate or DEFAULT_FPS
+    fps, seconds = float(rate), float(len(packets) / rate)
     times = [pts for pts, _ in packets]
     if None in times or len(set(times)) < len(times):
-        return Index(fps, list(range(len(times))), [])
+        return Index(fps, seconds, list(range(len(times))), [])
     packets.sort()
-    return Index(fps, sorted(times), [i for i, (_, is_key) in enumerate(packets) if is_key])
+    return Index(fps, seconds, sorted(times), [i for i, (_, is_key) in enumerate(packets) if is_key])
 
 
 def decoded(path, container, index: Index, wanted):

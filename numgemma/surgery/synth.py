@@ -31,6 +31,8 @@ DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float
 # What all released generation_config.json say.
 GENERATION = {"do_sample": True, "temperature": 1.0, "top_k": 64, "top_p": 0.95, "bos_token_id": 2, "pad_token_id": 0}
 
+PARTS = ("text_config", "vision_config", "audio_config")  # of a config.json, with a dtype of their own
+
 
 Seed = int | str
 
@@ -164,7 +166,7 @@ def gemma3_tensors(raw, where, dtype, seed: Seed) -> dict[str, Tensor]:
 
 def with_dtype(raw: dict[str, Any], dtype: str) -> dict[str, Any]:
     """The config with its dtype told, in each of its parts."""
-    parts = {key: with_dtype(part, dtype) for key, part in raw.items() if key.endswith("_config") and part}
+    parts = {key: with_dtype(part, dtype) for key, part in raw.items() if key in PARTS and part}
     return raw | parts | {"dtype": dtype}
 
 

@@ -20,7 +20,7 @@ def byte_tokenizer(raw: dict[str, Any], vocab: int) -> dict[str, Any]:
         "added_tokens": [added(i, text) for i, text in sorted(special.items())],
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
         "pre_tokenizer": None,
-        "post_processor": with_bos(),
+        "post_processor": put_around(*cls.around),
         "decoder": {
             "type": "Sequence",
             "decoders": [
@@ -45,14 +45,17 @@ def added(i, text):
     return {"id": i, "content": text, "special": True, **flags}
 
 
-def with_bos():
-    """The post-processor of a base model: <bos>, then the text."""
-    bos, text = {"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+def put_around(before: str, after: str):
+    """The post-processor of a base model: <bos>, then the text; of one that makes vectors, <eos> behind it too."""
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    names = {name: i for i, name in ((2, "<bos>"), (1, "<eos>")) if name in (before, after)}
+    first, *last = ({"SpecialToken": {"id": name, "type_id": 0}} for name in names)
+    single = [first, text, *last]
     return {
         "type": "TemplateProcessing",
-        "single": [bos, text],
-        "pair": [bos, text, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}},
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in names.items()},
     }
 
 

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 import tiny
+import tiny_embedding
 import tiny_tokenizer
 from PIL import Image
 from test_transplant import SMALL
@@ -28,6 +29,7 @@ SMALLEST = tiny.DENSE | {"num_hidden_layers": 2, "layer_types": ["sliding_attent
 # verb -> the command, and what it writes
 COMMANDS = {
     "dump": (f"dump IN/ckpt --ids {IDS} -o OUT/a.safetensors", ["a.safetensors"]),
+    "embed": ("embed IN/vectors --ids 2,5,1 -o OUT/a.npy", ["a.npy"]),
     "preprocess": ("preprocess tiny --prompt Once -o OUT/a.safetensors", ["a.safetensors"]),
     "precheck": ("precheck IN/a.safetensors IN/b.safetensors --json OUT/p.json", ["p.json"]),
     "floor": (f"floor IN/ckpt --ids {IDS} -o OUT/f.json", ["f.json"]),
@@ -76,6 +78,7 @@ def prepare(folder: Path) -> Path:
     with applied(model, "T15-silu"):
         model.record(ids).save(folder / "b.safetensors")
     (folder / "config.json").write_text(json.dumps(tiny.DENSE))
+    tiny_embedding.write(folder / "vectors", tiny_embedding.TEXT)
     tiny.write(folder / "parent", tiny.PLE | {"use_double_wide_mlp": False})
     tiny_tokenizer.write(folder / "parent", "{{ bos_token }}")
     assert main(["stack", str(folder / "parent"), "--slices", "0-3,2-7", "-o", str(folder / "child")]) == 0

@@ -47,6 +47,7 @@ FAMILY = Family(
     twin=shrink.twin,
     sample=gemma4_shrink.sample,
     shrunk=shrink.shrunk,
+    instead="; `numgemma embed` gives its vectors",
     sections={
         "whole": Section(config.EmbeddingConfig),
         "text": Section(gemma4_config.TextConfig, gemma4_config.check_text_config, config.spelled_text),

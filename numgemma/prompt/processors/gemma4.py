@@ -103,12 +103,16 @@ def read_videos(paths, p: Processor, m: Marks):
     for clip in clips:
         frame = m.begin + m.soft * images.soft_tokens(clip.places[0], p.frame) + m.end
         spelled.append(" ".join(f"{time} {frame}" for time in video.timestamps(clip.seconds)))
-    arrays = {
+    return of_clips(clips), spelled
+
+
+def of_clips(clips: list[video.Clip]):
+    """The arrays of all clips together."""
+    return {
         "pixel_values_videos": np.concatenate([clip.patches for clip in clips]),
         "video_position_ids": np.concatenate([clip.places for clip in clips]),
         "num_frames_per_video": np.array([len(clip.patches) for clip in clips]),
     }
-    return arrays, spelled
 
 
 def seen(path, s: images.ImageSettings):

@@ -32,6 +32,7 @@ class ProcessorClass:
     heard: path, processor -> frames of a recording U M, without padding, and how many soft tokens it becomes.
     special: id -> the special token that every released tokenizer has there.
     named: a key of config.json -> the special token whose id it tells.
+    around: the special tokens that the released tokenizer puts before a text, and behind it.
     united: the object of an older preprocessor_config.json, and that of the file beside it -> one as `parse` reads it.
     """
 
@@ -43,6 +44,7 @@ class ProcessorClass:
     heard: Callable
     special: Mapping[int, str]
     named: Mapping[str, str]
+    around: tuple[str, str] = ("<bos>", "")
     types: str = "mm_token_type_ids"
     budgets: tuple[int, ...] = ()
     united: Callable[[dict, dict], dict] | None = None
@@ -57,6 +59,7 @@ class Processor:
     sound: Any
     frame: Any = None  # of a video
     num_frames: int = 0
+    timed: bool = False  # whether each frame of a video stands behind its time, where a class leaves that open
 
 
 # Settings that have one value in every release, and no other meaning here.
