@@ -32,6 +32,7 @@ from numgemma.trace import Tap
 PACKAGE = Path(__file__).parent
 WHERE = "the config"
 WIDEST, DEEPEST, MEDIA = 10**7, 10**4, 1024  # numbers and tensors of a twin, pictures or sounds of a prompt: at most
+FARTHEST = 40  # lines that one step goes back in a file
 FRAMES = 8  # of Python's stack, in which the line that names a point is looked for
 
 
@@ -89,6 +90,14 @@ class Graph:
             return True
         return bool(self.before[later] >> self.order[fault] & 1)
 
+    def lines(self, name, between=()) -> tuple[str, list[int]]:
+        """The file in which a point is born, and the lines there: its own, and those of the points of a step to it."""
+        if name not in self or not self.points[name].file:
+            return "", []
+        file, line = self.points[name].file, self.points[name].line
+        near = [self.points[p] for p in between if p in self]
+        return file, sorted({line, *(p.line for p in near if p.file == file and 0 <= line - p.line <= FARTHEST)})
+
     def step(self, name, known) -> tuple[list[str], list[str]]:
         """How a point is reached from known ones: (the nearest known points before it, the unknown ones between)."""
         sources, between, open_ = [], [], [*self.parents(name)]
@@ -100,6 +109,11 @@ class Graph:
                 between.append(p)
                 open_ += self.parents(p)
         return sources, between
+
+
+def lines_in_words(lines) -> str:
+    """line 12, or lines 30 to 42"""
+    return f"line {lines[0]}" if len(lines) == 1 else f"lines {lines[0]} to {lines[-1]}"
 
 
 def in_order(names: Iterable[str]) -> Graph:

@@ -123,7 +123,7 @@ def test_the_verb_prints_a_line_a_step_and_writes_one_page(model, broken, tmp_pa
         assert f"\n{start}" in f"\n{said}", start
     assert f"It shows in: numgemma whatif {folder}"[:40] in said
     head = page.read_text().partition("</header>")[0]
-    assert "Cause: T15-silu" in head
+    assert "<b>Cause:</b> T15-silu" in head
     assert json.loads(data.read_text())["kind"] == "engine"
     assert main(["doctor", folder]) == 2
     assert "Give a DUMP, or --against hf" in capsys.readouterr().err

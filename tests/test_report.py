@@ -15,8 +15,10 @@ import tiny
 from numgemma import load
 from numgemma.cli import main
 from numgemma.debug.blame.replay import Replay, Step
-from numgemma.debug.compare.diff import diff
+from numgemma.debug.compare.diff import diff, render
 from numgemma.debug.compare.result import FAULT, INHERITED, NOISE, PointDiff
+from numgemma.debug.measure.logits import Flip
+from numgemma.debug.noise.floor import measure_floor
 from numgemma.debug.report import Subject, chart, svg, to_html, write_html, write_png
 from numgemma.debug.report.equations import equation, source
 from numgemma.dump import Dump, new_meta
@@ -127,12 +129,61 @@ def test_the_card_of_the_bad_point_has_all_that_helps(page, subject):
     assert escape(equation(BAD)) in card
     assert "numgemma/layers/attention.py, line" in card
     assert f"--points {BAD}" in unescape(card)
-    rows = re.findall(r"<td class='left'>\[([\d, ]+)\]</td><td>([^<]+)</td><td>([^<]+)</td>", card)
+    rows = re.findall(r"<td class='left'>\[([\d, ]+)\][^<]*</td><td>([^<]+)</td><td>([^<]+)</td>", card)
     assert len(rows) == chart.WORST
     for at, a, b in rows:
         place = tuple(map(int, at.split(",")))
         assert float(a) == pytest.approx(subject.a[BAD][place], rel=1e-5)
         assert float(b) == pytest.approx(1.5 * float(a), rel=1e-4)
+
+
+def hooked(model, **edits):
+    """What hooks on modules record, of which some made a mistake."""
+    ids = tiny.prompt(tiny.PLE, 11)
+    return model.record(
+        ids, ["*", "!*attn.scores", "!*attn.probs", "!*attn.?_rope", "!*attn.context", "!rotary*"], **edits
+    )
+
+
+def test_a_card_names_no_single_equation_where_the_points_before_were_not_recorded(model):
+    a = hooked(model)
+    b = hooked(model, edits={"layers.0.self_attn.o_proj": lambda x: x * np.float32(1.5)})
+    page = unescape(to_html(Subject(diff(a, b), a, b)))
+    card = page[page.index('<details id="card-layers.0.self_attn.o_proj"') :]
+    card = card[: card.index("</details>")]
+    assert "Somewhere in" in card
+    assert "layers.0.self_attn.{q_norm, k_norm, v_norm -> o_proj}" in card
+    assert "scores, probs, context: not recorded" in card
+    assert re.search(r"numgemma/layers/attention\.py, lines \d+ to \d+", card)
+    assert card.count('class="here"') == 3, "one call makes scores, probs and context"
+
+
+def test_the_page_says_when_by_what_and_by_which_command_it_was_made(subject):
+    made = replace(
+        subject, command=f"numgemma diff a {EVIL}", says="It is wrong.\nCause: T01: nothing.", cause="T01: nothing."
+    )
+    page = to_html(made)
+    head = page.partition("</header>")[0]
+    assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d, numgemma \d", head)
+    assert escape(f"numgemma diff a {EVIL}") in head
+    assert "<p><b>Cause:</b> T01: nothing.</p>" in head
+    assert page.count("T01: nothing.") == 2, "at the top, and on the card of the point that shows it"
+
+
+def test_ids_are_shown_as_texts_where_they_are_known(subject):
+    flips = [Flip(token=2, a=7, b=9, margin=0.1)]
+    logits = [replace(subject.diff.logits[0], flips=flips)]
+    page = unescape(to_html(replace(subject, diff=replace(subject.diff, logits=logits), spelled={7: " seven"})))
+    assert "2 'w2'</td><td>7 ' seven'</td><td>9</td>" in page
+    assert "] 'w" in page, "the places of the largest differences have the text of their token"
+
+
+def test_a_page_of_inherited_points_says_that_replay_may_find_more(model):
+    a, b = model.record([5, 9, 17]), model.record([5, 9, 17], edits={BAD: lambda x: x * np.float32(1.5)})
+    found = diff(a, b, floor=measure_floor(model, [5, 9, 17], "float32", 3))
+    assert "`numgemma replay` may find more" in to_html(Subject(found, a, b)).partition("</header>")[0]
+    assert "`numgemma replay` may find more" in render(found, width=1000)
+    assert "may find more" not in render(diff(a, b), width=1000), "without a floor nothing is called inherited"
 
 
 def test_the_command_of_a_card_survives_a_shell(page):
@@ -348,6 +399,14 @@ addEventListener("load", () => setTimeout(async () => {
   const reached = (node) => { node.focus(); return document.activeElement === node; };
   found.unreachable = [...document.querySelectorAll("nav a, summary, th button, #filter, #states, .scroll")]
     .filter((node) => node.checkVisibility() && !reached(node)).map((node) => node.outerHTML.slice(0, 80));
+  const wide = document.createElement("iframe");
+  wide.style.width = "1400px";
+  wide.srcdoc = document.documentElement.outerHTML.replace(/<script>const faults[^]*?<\\/script>/, "");
+  document.body.append(wide);
+  await new Promise((go) => wide.onload = go);
+  const grid = wide.contentDocument.querySelector(".scroll.table");
+  found.wide = [grid.clientWidth, grid.scrollWidth];
+  wide.remove();
   const frame = document.createElement("iframe");
   frame.style.width = "400px";
   frame.srcdoc = document.documentElement.outerHTML.replace(/<script>const faults[^]*?<\\/script>/, "");
@@ -355,6 +414,11 @@ addEventListener("load", () => setTimeout(async () => {
   await new Promise((go) => frame.onload = go);
   const inner = frame.contentDocument.documentElement;
   found.narrow = [inner.clientWidth, inner.scrollWidth];
+  const box = frame.contentDocument.querySelector("#depth .scroll");
+  box.scrollLeft = 200;
+  await pause();
+  const left = (node) => node.getBoundingClientRect().left;
+  found.axis = [box.scrollLeft, left(box), left(box.querySelector(".stays")), left(box.querySelector(".plot"))];
   found.faults = faults;
   const out = document.createElement("pre");
   out.id = "found";
@@ -435,6 +499,20 @@ def test_everything_can_be_reached_by_keyboard(used):
 def test_a_phone_s_width_holds_the_page(used):
     width, content = used["light"]["narrow"]
     assert 350 < width <= 400
+    assert content <= width
+
+
+@in_browser
+def test_the_axis_stays_where_a_picture_scrolls(used):
+    scrolled, box, axis, plot = used["light"]["axis"]
+    assert scrolled == 200
+    assert 0 <= axis - box < 10
+    assert plot < box - 150
+
+
+@in_browser
+def test_the_last_column_is_not_cut_at_1400_pixels(used):
+    width, content = used["light"]["wide"]
     assert content <= width
 
 

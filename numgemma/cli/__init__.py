@@ -156,5 +156,6 @@ def run(words):
         from numgemma import ops
     check_outputs(vars(args))
     read_long_prompts(args)
+    args.words = words
     with ops.undone(), terminal.set_aside(getattr(args, "json", None) == STANDARD):
         return args.run(args)

@@ -11,7 +11,8 @@ from pathlib import Path
 from numgemma.cli.common import Prompt, add_backend, add_ids, use_backend
 from numgemma.cli.numbers import finite
 from numgemma.cli.replay import progress, prompt_of
-from numgemma.cli.report import words, write_json, written
+from numgemma.cli.report import command_of as typed
+from numgemma.cli.report import spelled, words, write_json, written
 from numgemma.debug.blame.doctor import Diagnosis, doctor
 from numgemma.debug.readers import read_any, summary
 from numgemma.debug.report import Subject, write_html
@@ -106,7 +107,10 @@ def report(found: Diagnosis, args, model, dump) -> Subject:
         b=dump,
         replay=found.replay,
         words=words(model, found.truth, dump),
+        spelled=spelled(model, found.diff),
         paths=(str(args.ckpt), str(args.dump or name)),
         title=f"{name} against numgemma",
         says=render(found, command_of(found, args)),
+        cause=found.cause,
+        command=typed(args),
     )

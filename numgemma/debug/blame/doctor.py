@@ -21,7 +21,7 @@ from numgemma.debug.measure import overlap
 from numgemma.debug.noise.floor import Floor, cached_floor
 from numgemma.dump import Dump
 from numgemma.errors import InputError
-from numgemma.graph import graph_of_dumps
+from numgemma.graph import graph_of_dumps, lines_in_words
 from numgemma.prompt.media import NO_MEDIA
 
 SCHEMA = "numgemma.doctor/1"
@@ -253,7 +253,7 @@ def concluded(known: Diagnosis, dump) -> Diagnosis:
     """The engine is wrong: where, and if a known fault makes the same numbers, why."""
     assert known.replay is not None
     step = known.replay.bad()[0]
-    where = line_of(step.name, graph_of_dumps(*filter(None, (known.truth, dump))))
+    where = line_of(step, graph_of_dumps(*filter(None, (known.truth, dump))))
     clear = step.state != SUSPECT
     says = f"The engine {'computes' if clear else 'may compute'} {step.arrow} wrongly{where}"
     says += f": {step.xfloor:.2g} x what rounding makes of that step alone." if step.xfloor is not None else "."
@@ -282,6 +282,7 @@ def confidence(best, rivals) -> str:
     return f"high: with that one fault put in, numgemma makes the same numbers, to {best.xfloor:.2g} x rounding"
 
 
-def line_of(name, graph) -> str:
-    born = graph.points[name] if name in graph else None
-    return f" (numgemma's line for it: numgemma/{born.file}, line {born.line})" if born and born.file else ""
+def line_of(step, graph) -> str:
+    """numgemma's line for a step; where points between were not recorded, the lines of all of them."""
+    file, lines = graph.lines(step.name, step.between if step.sources else ())
+    return f" (numgemma's line for it: numgemma/{file}, {lines_in_words(lines)})" if file else ""

@@ -74,12 +74,14 @@ def paired(name: str, a: Dump, b: Dump, channel_floor: float) -> Pair:
             )
     part = any(overlap.part(dump, name) for dump in (a, b))
     turned: tuple[int, ...] = ()
-    if name.endswith("router.weights") and not part:
+    whole, ordered = all_there(name, a, b), name.endswith("router.weights") and all_there(ids_of(name), a, b)
+    if ordered and whole:  # perhaps rounded; of a few of them nothing tells the order
         x, y = metrics.in_one_order(name, a, b)
+        y = overlap.nearest(x, y, overlap.slack(a, name, x) + overlap.slack(b, name, y))
         turned = other_experts(name, a, b)
     if x.dtype.kind in CHOICES or y.dtype.kind in CHOICES:
         found = metrics.measure_exact(x, y, axes, in_any_order=name.endswith("router.ids"))
-    elif part:
+    elif part and not (ordered and whole):
         found = overlap.measure(name, a, b, channel_floor)
     else:
         found = metrics.measure(x, y, axes, channel_floor)
@@ -89,7 +91,7 @@ def paired(name: str, a: Dump, b: Dump, channel_floor: float) -> Pair:
         b=y,
         axes=axes,
         part=part,
-        whole=all(overlap.whole(dump, name) for dump in (a, b)),
+        whole=whole,
         slack=max(overlap.step(dump, name) for dump in (a, b)),
         turned=turned,
         measure=found,
@@ -101,9 +103,19 @@ def turned_in(of_a, of_b):
     return ": transposed" if of_a != of_b and isinstance(of_a, list) and sorted(of_a) == sorted(of_b) else ""
 
 
+def all_there(name, a, b):
+    """Whether no value of a point is missing on either side; true where the point is."""
+    return all(overlap.whole(dump, name) for dump in (a, b) if name in dump)
+
+
+def ids_of(name):
+    """The point with the experts that these are the weights of."""
+    return name.removesuffix("weights") + "ids"
+
+
 def other_experts(name, a, b):
     """Tokens that chose other experts, of a point with the weights of those: it is recorded before their ids."""
-    ids = name.removesuffix("weights") + "ids"
+    ids = ids_of(name)
     return tuple(flips_of_experts(ids, a[ids], b[ids], a.axes[ids])) if ids in a and ids in b else ()
 
 

@@ -315,7 +315,9 @@ def render(found: Precheck) -> str:
     untold = list(dict.fromkeys(f.what for f in found.findings if f.state == UNKNOWN and f.what in IDENTITY))
     if found.comparable and len(untold) == len(IDENTITY):
         head = "UNKNOWN, for want of token ids, configuration and weights"
-    if found.comparable:
+    if found.comparable and head == "COMPARABLE" and counts[DIFFERS]:
+        head += f", but {differences(found, counts, untold)}"
+    elif found.comparable:
         head += f": {differences(found, counts, untold)}"
     width = max(len(f.what) for f in found.findings)
     order = sorted(found.findings, key=lambda f: (not f.fatal, f.state != DIFFERS, f.state == UNKNOWN))

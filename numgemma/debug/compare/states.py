@@ -181,7 +181,7 @@ def for_few(limits: Limits, x, axes) -> Limits:
 def tokens_gone(pair: Pair, bank: Bench, course: Course) -> np.ndarray:
     """Tokens of a point that a flip has changed, here or in the floor's runs; none where it is known in part."""
     token, _ = metrics.split_axes(pair.axes)
-    if not token or pair.part:
+    if not (token and pair.whole):
         return np.zeros(1, bool)
     gone = course.touched(pair.name, pair.values[0].shape[token[0]])
     reach = bank.reach(pair.name)

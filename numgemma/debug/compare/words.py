@@ -24,6 +24,8 @@ from numgemma.debug.compare.reused import told
 
 SHORT = {NOT_COMPARABLE: "SHAPES"}  # in the table
 
+MORE = "A fault behind an inherited one does not show here: `numgemma replay` may find more."
+
 Column = tuple[str, str, int, Callable[[PointDiff], str]]
 # header above, header below, width, text of a point; the last columns go first where a line is too narrow
 COLUMNS: tuple[Column, ...] = (
@@ -119,7 +121,7 @@ def why(p, diff):
     """What is wrong with a point, in words and numbers."""
     if p.rel is None or p.state in (NOT_COMPARABLE, MISSING, UNMEASURED):
         return note(p)
-    if p.worst_channel is None:
+    if p.worst_channel is None and p.tolerance == 0.0:
         some = f"{100 * p.rel:.2g} % of the tokens have other values, first token {place(p.worst_token_at)}"
         return f"{p.reason} ({100 * p.rel:.2g} % of the tokens)" if p.reason else some
     if p.xfloor is not None:
@@ -187,6 +189,8 @@ def measure_lines(diff):
     least = diff.least_xfloor()
     if diff.verdict == "differs" and least is not None and math.isfinite(least):
         yield f"The least multiple of the floor that would have passed: {least:.2g}."
+    if diff.verdict == "differs" and diff.count(INHERITED):
+        yield MORE
 
 
 def truth_lines(diff):

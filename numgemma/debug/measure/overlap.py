@@ -170,7 +170,8 @@ def total(stat, x, value, known):
     """How far one stated number is from the same number of x, beyond what its own rounding may account for.
 
     Errors that are random in sign make the sum of n values err by sqrt(n) times the error of one: so the error of a
-    sum is measured against |x|, and is then of the size of the tensor's relative error, but for chance.
+    sum is measured against |x|, and is then of the size of the tensor's relative error, but for chance.  An extreme is
+    one value, and errs by more than the RMS of all.
     """
     size = SIGMAS * float(np.sqrt(np.vdot(x, x)))
     if stat == "sum":  # printed with six decimals, after adding up one by one in float32
@@ -182,7 +183,7 @@ def total(stat, x, value, known):
         return over(value * x.size, float(x.sum()), room * x.size, size)
     if stat == "std":  # as PyTorch, which divides by n - 1
         return over(value, float(x.std(ddof=1)) if x.size > 1 else math.nan, room, size / SIGMAS / math.sqrt(x.size))
-    return over(value, float(x.min() if stat == "min" else x.max()), room, float(np.abs(x).max()))
+    return over(value, float(x.min() if stat == "min" else x.max()), room, SIGMAS * float(np.abs(x).max()))  # one value
 
 
 def slack_of(value, rule):

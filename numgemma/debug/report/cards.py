@@ -3,8 +3,9 @@
 import shlex
 from html import escape
 
+from numgemma.debug.blame.replay import arrow
 from numgemma.debug.compare import words
-from numgemma.debug.measure import overlap
+from numgemma.debug.measure import metrics, overlap
 from numgemma.debug.report import chart, svg
 from numgemma.debug.report.equations import equation, source
 from numgemma.debug.report.subject import Subject
@@ -29,7 +30,13 @@ def card(p, s: Subject, opened):
     kind = chart.class_of(p.state)
     size = "" if p.rel is None else f" {p.rel:.1e}"
     head = f'<span class="state {kind}">{escape(p.state)}</span> <span class="name">{escape(p.name)}</span>{size}'
-    parts = [f"<p>{escape(reason_of(p, s))}</p>", *values_of(p, s), *meaning_of(p, s), command_of(p, s)]
+    parts = [
+        f"<p>{escape(reason_of(p, s))}</p>",
+        *cause_of(p, s),
+        *values_of(p, s),
+        *meaning_of(p, s),
+        command_of(p, s),
+    ]
     flag = " open" if opened else ""
     return f'<details id="card-{escape(p.name)}"{flag}><summary>{head}</summary>{"".join(parts)}</details>'
 
@@ -41,6 +48,12 @@ def reason_of(p, s):
     sources = getattr(p, "sources", ())
     parts = [text, kind and f"a layer of {kind}", sources and f"recomputed from {', '.join(sources)}"]
     return "; ".join(part for part in parts if part) or p.state
+
+
+def cause_of(p, s):
+    """The known fault that has these numbers, on the card of the first point that shows it."""
+    if s.cause and s.replay and p.name == s.replay.first:
+        yield f"<p class='cause'><b>Cause:</b> {escape(s.cause)}</p>"
 
 
 def values_of(p, s):
@@ -57,8 +70,9 @@ def values_of(p, s):
     if worst := chart.worst_values(x, y):
         places = overlap.places_in_common(p.name, s.a, s.b)
         whole = x.ndim == len(places)
+        worst = [([int(places[k][i]) for k, i in enumerate(at)] if whole else at, u, v) for at, u, v in worst]
         rows = "".join(
-            f"<tr><td class='left'>{escape(place([int(places[k][i]) for k, i in enumerate(at)] if whole else at))}</td>"
+            f"<tr><td class='left'>{escape(place(at, axes, s.words))}</td>"
             f"<td>{u:.6g}</td><td>{v:.6g}</td><td>{v - u:.3g}</td></tr>"
             for at, u, v in worst
         )
@@ -66,19 +80,35 @@ def values_of(p, s):
         yield scroll(f"<table>{head}{rows}</table>", "worst values")
 
 
-def place(at):
-    return "[" + ", ".join(map(str, at)) + "]"
+def place(at, axes, texts):
+    """Where a value lies, with the text of its token: [4, 83] " sat"."""
+    token, _ = metrics.split_axes(axes)
+    said = f" {texts[at[token[0]]]!r}" if token and axes.split()[token[0]] == "T" and at[token[0]] < len(texts) else ""
+    return "[" + ", ".join(map(str, at)) + "]" + said
+
+
+def last_of(name):
+    return name.rpartition(".")[2]
 
 
 def meaning_of(p, s):
-    """The equation, and the line of source."""
-    if text := equation(p.name):
-        yield f"<h3>What it should be</h3><p><code>{escape(text)}</code></p>"
-    if found := source(p.name, s.graph):
-        label = escape(f"numgemma/{found.file}, line {found.line}")
+    """The equation and the line of source; of a step that spans several operations, all of theirs."""
+    sources, between = s.step(p.name)
+    steps = [*between, p.name] if sources else [p.name]
+    texts = {name: text for name in steps if (text := equation(name))}
+    if between and sources:
+        yield f"<h3>Somewhere in</h3><p><code>{escape(arrow(p.name, sources))}</code></p>"
+        yield f"<p class='note'>{escape(', '.join(map(last_of, between)))}: not recorded.</p>"
+    if texts:
+        rows = "".join(
+            f"<dt>{escape(last_of(name))}</dt><dd><code>{escape(text)}</code></dd>" for name, text in texts.items()
+        )
+        yield f"<h3>What it should be</h3><dl class='facts'>{rows}</dl>"
+    if found := source(p.name, s.graph, between if sources else ()):
+        label = escape(f"numgemma/{found.file}, {found.where}")
         label = f'<a href="{escape(found.link)}" rel="noreferrer">{label}</a>' if found.link else label
         lines = "\n".join(
-            f'<span class="here">{n:4}  {escape(text)}</span>' if n == found.line else f"{n:4}  {escape(text)}"
+            f'<span class="here">{n:4}  {escape(text)}</span>' if n in found.lines else f"{n:4}  {escape(text)}"
             for n, text in enumerate(found.excerpt, found.first)
         )
         yield f"<p>{label}</p><pre tabindex='0'>{lines}</pre>"

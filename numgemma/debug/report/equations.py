@@ -5,7 +5,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
-from numgemma.graph import PACKAGE, Graph
+from numgemma.graph import PACKAGE, Graph, lines_in_words
 from numgemma.version import __version__
 
 AROUND = 2  # lines of source shown on either side
@@ -49,13 +49,19 @@ EQUATIONS["k_rope"] = EQUATIONS["q_rope"]
 
 @dataclass(frozen=True)
 class Source:
-    """The line in which a point is born, with its neighbours."""
+    """The line in which a point is born, with its neighbours; of several points the lines of all."""
 
     file: str
-    line: int  # counted from 1
+    line: int  # counted from 1; of several the last
     first: int  # number of the first line of the excerpt
     excerpt: tuple[str, ...]
     link: str  # "" where the project has no page of its own
+    lines: tuple[int, ...] = ()  # all that matter, in order
+
+    @property
+    def where(self) -> str:
+        """In words: "line 12", "lines 30 to 42"."""
+        return lines_in_words(self.lines)
 
 
 def equation(name) -> str:
@@ -66,15 +72,15 @@ def equation(name) -> str:
     return EQUATIONS.get(f"{scope.rpartition('.')[2]}.{leaf}") or EQUATIONS.get(leaf, "")
 
 
-def source(name, graph: Graph) -> Source | None:
-    """Where numgemma computes a point; None where that is not known."""
-    if name not in graph or not graph.points[name].file:
+def source(name, graph: Graph, between=()) -> Source | None:
+    """Where numgemma computes a point, and those of `between` in the same function; None where that is not known."""
+    file, marked = graph.lines(name, between)
+    if not file:
         return None
-    file, line = graph.points[name].file, graph.points[name].line
     lines = lines_of(PACKAGE / file)
-    first = max(0, line - 1 - AROUND)
-    excerpt = "\n".join(lines[first : line + AROUND]).rstrip().split("\n")
-    return Source(file, line, first + 1, tuple(excerpt), page(file, line))
+    first = max(0, marked[0] - 1 - AROUND)
+    excerpt = "\n".join(lines[first : marked[-1] + AROUND]).rstrip().split("\n")
+    return Source(file, marked[-1], first + 1, tuple(excerpt), page(file, marked[0]), tuple(marked))
 
 
 @cache

@@ -5,14 +5,17 @@ forbids itself to fetch anything.  Without scripts it still shows everything: th
 """
 
 import re
+import time
 from html import escape
 from pathlib import Path
 
 from numgemma.atomic import write_whole
+from numgemma.debug.compare.result import INHERITED
+from numgemma.debug.compare.words import MORE
 from numgemma.debug.report import chart, svg
 from numgemma.debug.report.cards import cards, scroll
 from numgemma.debug.report.glossary import GLOSSARY
-from numgemma.debug.report.subject import Subject
+from numgemma.debug.report.subject import FLIPS, Subject
 from numgemma.debug.report.table import table
 from numgemma.dump import made_by
 from numgemma.version import __version__
@@ -53,9 +56,25 @@ def head_of(subject):
     lines = [f'<p class="hint">{escape(line)}</p>' for line in (subject.diff.warnings if subject.diff else ())]
     also = subject.diff and subject.replay
     lines += [f"<p><b>Replay:</b> {escape(subject.replay.verdict)}</p>"] if also else []
+    if subject.diff and not subject.replay and subject.diff.count(INHERITED):
+        lines.append(f"<p>{escape(MORE)}</p>")
     first, *rest = subject.says.replace("\n  ", " ").splitlines() or [subject.verdict]
-    says = "".join([f'<p class="verdict {kind}">{escape(first)}</p>', *(f"<p>{escape(line)}</p>" for line in rest)])
-    return f"<header><h1>{escape(subject.title)}</h1>{says}{''.join(lines)}</header>"
+    says = "".join([f'<p class="verdict {kind}">{escape(first)}</p>', *map(headed, rest)])
+    return f"<header><h1>{escape(subject.title)}</h1>{says}{''.join(lines)}{made(subject)}</header>"
+
+
+def headed(line) -> str:
+    """A line "Cause: it" with its first word in bold."""
+    head, colon, text = line.partition(": ")
+    return f"<p><b>{escape(head)}:</b> {escape(text)}</p>" if colon else f"<p>{escape(line)}</p>"
+
+
+def made(subject) -> str:
+    """When, by which versions, by which command."""
+    sides = [made_by(getattr(dump, "meta", {})) for dump in (subject.a, subject.b)]
+    about = [time.strftime("%Y-%m-%d %H:%M"), f"numgemma {__version__}", *(f"B: {s}" for s in sides[1:] if s)]
+    command = f"<br><code>{escape(subject.command)}</code>" if subject.command else ""
+    return f'<p class="note">{escape(", ".join(about))}{command}</p>'
 
 
 def foot():
@@ -118,7 +137,13 @@ def heat_map(s: Subject):
     words = list(s.words) or [str(i) for i in (s.a.meta.get("ids") or ())]
     drawn = svg.heat(found, words if len(words) == found.tokens else None, "Error by layer and token")
     steps = "".join(f'<i class="swatch h{i}"></i>' for i in range(svg.SHADES))
-    size = "half a decade" if svg.step(found) == 0.5 else f"{svg.step(found):g} decades"
+    size = (
+        "half a decade"
+        if svg.step(found) == 0.5
+        else "a decade"
+        if svg.step(found) == 1
+        else f"{svg.step(found):g} decades"
+    )
     worst = f" A column shows the worst of {found.width} tokens." if found.width > 1 else ""
     text = f"<p class='note'>{steps} from noise, {size} to a shade.{worst}</p>"
     return "heat", "Layers and tokens", scroll(drawn, "error by layer and token") + text
@@ -148,10 +173,10 @@ def hints(s: Subject):
 def logits(s: Subject):
     if not s.diff or not s.diff.logits:
         return None
-    return "logits", "Logits", "".join(logits_table(found, s.words) for found in s.diff.logits)
+    return "logits", "Logits", "".join(logits_table(found, s) for found in s.diff.logits)
 
 
-def logits_table(found, words):
+def logits_table(found, s: Subject):
     said = "after the soft cap" if found.point == "logits" else "before the soft cap"
     facts = [
         ("KL from A to B", f"{found.kl_ab:.2e} nats, the mean of {found.tokens} tokens"),
@@ -162,17 +187,18 @@ def logits_table(found, words):
         ("other likeliest token", f"{len(found.flips)} of {found.tokens}"),
     ]
     rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(text)}</dd>" for key, text in facts)
-    flips = "".join(flip_row(f, words) for f in found.flips[:50])
+    flips = "".join(flip_row(f, s) for f in found.flips[:FLIPS])
     head = "<tr><th class='left'>after token</th><th>A says</th><th>B says</th><th>margin</th><th></th></tr>"
     more = scroll(f"<table>{head}{flips}</table>", "tokens after which another one is likeliest")
     return f"<h3>{escape(found.point)}, {said}</h3><dl class='facts'>{rows}</dl>{more if flips else ''}"
 
 
-def flip_row(f, words):
+def flip_row(f, s: Subject):
     """One token after which another one is likeliest."""
-    text = f"{f.token} {words[f.token]!r}" if f.token < len(words) else str(f.token)
-    cells = (f.a, f.b, f"{f.margin:.2e}", "TIE" if f.tie else "")
-    return f"<tr><td class='left'>{escape(text)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    text = f"{f.token} {s.words[f.token]!r}" if f.token < len(s.words) else str(f.token)
+    a, b = (f"{id} {s.spelled[id]!r}" if id in s.spelled else str(id) for id in (f.a, f.b))
+    cells = (a, b, f"{f.margin:.2e}", "TIE" if f.tie else "")
+    return f"<tr><td class='left'>{escape(text)}</td>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
 
 
 def glossary(s: Subject):

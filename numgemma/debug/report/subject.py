@@ -1,6 +1,6 @@
 """What a report is about."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ from numgemma.debug.report import chart
 from numgemma.graph import graph_of_dumps
 
 CARDS = 40  # points that get a card; the table has them all
+FLIPS = 50  # tokens after which another one is likeliest, that are listed
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Subject:
     """What a report is about; all that is missing is left out of it.
 
     a, b: the two dumps (in a replay, what numgemma computed and what was recorded).  replay: a debug.replay.Replay.
-    words: the text of every token.  paths: of a and b, for the commands.
+    words: the text of every token.  spelled: of some other ids, the texts.  paths: of a and b, for the commands.
+    command: that made the report.
     """
 
     diff: Diff | None = None
@@ -29,6 +31,9 @@ class Subject:
     paths: tuple[str, str] = ("A.safetensors", "B.safetensors")
     title: str = "numgemma report"
     says: str = ""  # what all of it comes to, where somebody has said so
+    spelled: Mapping[int, str] = field(default_factory=dict)
+    cause: str = ""  # the known fault that has these numbers
+    command: str = ""
 
     @cached_property
     def points(self):
@@ -65,6 +70,12 @@ class Subject:
     def graph(self):
         """Of the model that was run, with the lines that its points are born in."""
         return graph_of_dumps(*(dump for dump in (self.a, self.b) if dump is not None))
+
+    def step(self, name) -> tuple[list[str], list[str]]:
+        """The measured points that a point is computed from, and those between not recorded; both in order."""
+        found = self.graph.step(name, {p.name for p in self.points if p.rel is not None})
+        sources, between = (sorted(names, key=self.graph.order.__getitem__) for names in found)
+        return sources, between
 
     @property
     def has_both(self):

@@ -42,12 +42,18 @@ def depth(points, kinds, tolerance, value=lambda p: p.rel, other=None, linked=fr
         f'<text class="axis" x="{LEFT}" y="14">relative error (1e-2 is 1 %)</text>',
         f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{ACROSS}</text>',
     ]
-    return picture(WIDTH, HEIGHT, parts, said)
+    return beside(picture(LEFT, HEIGHT, ticks(scale, y)), LEFT, WIDTH, picture(WIDTH, HEIGHT, parts, said))
 
 
-def picture(width, height, parts, said):
-    body = "".join(parts)
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(said)}">{body}</svg>'
+def picture(width, height, parts, said=""):
+    """said: to a screen reader; "": it need not know."""
+    role = f'role="img" aria-label="{escape(said)}"' if said else 'aria-hidden="true"'
+    return f'<svg viewBox="0 0 {width} {height}" {role}>{"".join(parts)}</svg>'
+
+
+def beside(axis, left, width, drawn):
+    """A picture whose axis, that many of its units wide, stays in sight where the rest scrolls under it."""
+    return f'<div class="plot"><div class="stays" style="width:{100 * left / width:.2f}%">{axis}</div>{drawn}</div>'
 
 
 def height(p, value, scale: Decades):
@@ -103,6 +109,10 @@ def line(places, name):
 def grid(scale, y):
     for tick in scale.ticks():
         yield f'<path class="rule" d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"/>'
+
+
+def ticks(scale, y):
+    for tick in scale.ticks():
         yield f'<text class="tick" x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.0e}</text>'
     for value, word in ((scale.low, "none"), (math.inf, "no number")):
         yield f'<text class="tick" x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{word}</text>'
@@ -131,10 +141,10 @@ def heat(found: Heat, words, said="") -> str:
     """Layers downwards, tokens to the right; a shade is the token's error in units of what counts as noise."""
     rows, columns = found.errors.shape
     width = max(3, min(26, 790 // columns))
-    parts, decades = [], step(found)
+    parts, names, decades = [], [], step(found)
     for r, name in enumerate(found.rows):
         top = r * CELL
-        parts.append(f'<text class="tick" x="{LABEL - 6}" y="{top + 11}" text-anchor="end">{escape(name)}</text>')
+        names.append(f'<text class="tick" x="{LABEL - 6}" y="{top + 11}" text-anchor="end">{escape(name)}</text>')
         for c in range(columns):
             error = found.errors[r, c]
             if not math.isnan(error):
@@ -153,7 +163,8 @@ def heat(found: Heat, words, said="") -> str:
         longest = max(longest, len(word))
         turned = f"translate({place + 3:.0f} {rows * CELL + 6}) rotate(90)"
         parts.append(f'<text class="tick" transform="{turned}">{escape(word)}</text>')
-    return picture(max(LABEL + columns * width + 10, WIDTH), rows * CELL + 14 + 7 * longest, parts, said)
+    across, down = max(LABEL + columns * width + 10, WIDTH), rows * CELL + 14 + 7 * longest
+    return beside(picture(LABEL, down, names), LABEL, across, picture(across, down, parts, said))
 
 
 def step(found: Heat) -> float:
