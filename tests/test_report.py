@@ -187,9 +187,9 @@ def test_a_page_of_inherited_points_says_that_replay_may_find_more(model):
 
 
 def test_the_command_of_a_card_survives_a_shell(page):
-    command = unescape(re.search(r"<pre tabindex='0'>(numgemma diff .*?)</pre>", page)[1])
+    command = unescape(re.search(r"<pre tabindex='0'>(numgemma replay .*?)</pre>", page)[1])
     out = subprocess.run(
-        ["sh", "-c", command.replace("numgemma diff", "printf '%s\\n'")], capture_output=True, text=True
+        ["sh", "-c", command.replace("numgemma replay", "printf '%s\\n'")], capture_output=True, text=True
     )
     assert out.stdout.splitlines()[:2] == ["a.safetensors", f"it's {EVIL}"]
 
@@ -418,7 +418,8 @@ addEventListener("load", () => setTimeout(async () => {
   box.scrollLeft = 200;
   await pause();
   const left = (node) => node.getBoundingClientRect().left;
-  found.axis = [box.scrollLeft, left(box), left(box.querySelector(".stays")), left(box.querySelector(".plot"))];
+  const plot = box.querySelector(".plot");
+  found.axis = [box.scrollLeft, left(box), left(plot.querySelector("div.stays")), left(plot)];
   found.faults = faults;
   const out = document.createElement("pre");
   out.id = "found";

@@ -117,6 +117,6 @@ def meaning_of(p, s):
 def command_of(p, s):
     """What shows this point alone."""
     paths = " ".join(map(shlex.quote, s.paths))
-    verb = "diff" if s.diff else "replay"
+    verb = "replay" if s.replay else "diff"  # of a replay the first path is the checkpoint
     command = f"numgemma {verb} {paths} --points {shlex.quote(p.name)} --all"
     return f"<h3>Again</h3><pre tabindex='0'>{escape(command)}</pre>"

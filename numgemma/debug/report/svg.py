@@ -8,9 +8,10 @@ import numpy as np
 from numgemma.debug.measure.discrete import leaf_of
 from numgemma.debug.report.chart import BLANK, Decades, Heat, Spread, class_of, limits_of, scale_of, spans, stride
 
-WIDTH, HEIGHT = 960, 320  # of a picture over depth, in its own units
+WIDTH, HEIGHT = 960, 306  # of a picture over depth, in its own units
 ACROSS = "points in order of execution; numbers: decoder layers"
-LEFT, RIGHT, TOP, BOTTOM = 66, 12, 24, 34
+UPWARDS = "relative error (1e-2 is 1 %)"
+LEFT, RIGHT, TOP, BOTTOM = 66, 12, 10, 34
 
 MARKS = {  # shapes differ as well as colours
     "fine": '<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>',
@@ -39,10 +40,9 @@ def depth(points, kinds, tolerance, value=lambda p: p.rel, other=None, linked=fr
         *(line([(x(i), y(other(p))) for i, p in enumerate(points) if other(p) is not None], "other") if other else []),
         *outputs(points, value, x, y),
         *(mark(p, x(i), y(height(p, value(p), scale)), p.name in linked) for i, p in enumerate(points)),
-        f'<text class="axis" x="{LEFT}" y="14">relative error (1e-2 is 1 %)</text>',
         f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{ACROSS}</text>',
     ]
-    return beside(picture(LEFT, HEIGHT, ticks(scale, y)), LEFT, WIDTH, picture(WIDTH, HEIGHT, parts, said))
+    return beside(picture(LEFT, HEIGHT, ticks(scale, y)), LEFT, WIDTH, picture(WIDTH, HEIGHT, parts, said), UPWARDS)
 
 
 def picture(width, height, parts, said=""):
@@ -51,9 +51,11 @@ def picture(width, height, parts, said=""):
     return f'<svg viewBox="0 0 {width} {height}" {role}>{"".join(parts)}</svg>'
 
 
-def beside(axis, left, width, drawn):
-    """A picture whose axis, that many of its units wide, stays in sight where the rest scrolls under it."""
-    return f'<div class="plot"><div class="stays" style="width:{100 * left / width:.2f}%">{axis}</div>{drawn}</div>'
+def beside(axis, left, width, drawn, word=""):
+    """A picture whose axis, that many of its units wide, and its word stay in sight where the rest scrolls."""
+    named = f'<p class="stays word">{escape(word)}</p>' if word else ""
+    fixed = f'<div class="stays" style="width:{100 * left / width:.2f}%">{axis}</div>'
+    return f'<div class="plot">{named}{fixed}{drawn}</div>'
 
 
 def height(p, value, scale: Decades):
