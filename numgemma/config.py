@@ -135,9 +135,9 @@ def key_of(key, kind, what):
 
 
 def demand(rules, where):
-    for holds, complaint in rules:
-        if not holds:
-            raise InputError(f"{where}: {complaint}; correct the file.")
+    """Raises InputError with all that does not hold.  rules: (holds, complaint)"""
+    if wrong := [complaint for holds, complaint in rules if not holds]:
+        raise InputError(f"{where}: {'; '.join(wrong)}; correct the file.")
 
 
 def is_positive(value):

@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tiny
+import tiny3n
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -50,7 +51,9 @@ def test_a_sound_checkpoint_has_nothing_but_notes(tmp_path, name):
     assert found(checkpoint(tmp_path / name, EVERY[name])) == set()
 
 
-@pytest.mark.parametrize("name", ["gemma-4-E2B-it", "gemma-4-26B-A4B-it", "gemma-4-31B-it"])
+@pytest.mark.parametrize(
+    "name", ["gemma-4-E2B-it", "gemma-4-26B-A4B-it", "gemma-4-31B-it", "gemma-4-12B-it", "gemma-3n-E2B-it"]
+)
 def test_a_synthesised_release_has_nothing_but_notes(tmp_path, name):
     synth(name, target=tmp_path / name, scale="tiny")
     assert {severity for severity, _ in found(tmp_path / name)} <= {"note"}
@@ -535,3 +538,68 @@ def test_names_that_transformers_does_not_look_for_are_told(tmp_path, prefix, qu
     assert (said(path, "names") == "") == quiet
     if not quiet:
         assert "looks for 'model.embed_tokens.weight', not for 'model.language_model.embed" in said(path, "names")
+
+
+# Gemma 3n
+
+
+def without(name):
+    def change(tensors):
+        del tensors[name]
+
+    return change
+
+
+def narrow_table(tensors):
+    tensors["embed_tokens_per_layer.weight"] = tensors["embed_tokens_per_layer.weight"][:, :-24]
+
+
+def unread_norm(tensors):
+    tensors["layers.2.altup.old_norm.weight"] = np.ones(48)
+
+
+def broken_router(tensors):
+    tensors["layers.3.altup.modality_router.weight"][0, 0] = np.nan
+
+
+def untrained(tensors):
+    for i in range(8):
+        tensors[f"layers.{i}.altup.correct_output_scale"] = np.ones(48)
+
+
+BROKEN_3N = {
+    "nothing": (lambda tensors: None, None, ""),
+    "a missing stream": (without("altup_projections.1.weight"), "missing", "altup_projections.1.weight is missing"),
+    "keys that shared": (without("layers.4.self_attn.k_proj.weight"), "missing", "layers.4.self_attn.k_proj.weight"),
+    "a narrow table": (narrow_table, "shape", "[200, 168], and the config makes it [200, 192]"),
+    "an unread norm": (unread_norm, "stray", "layers.2.altup.old_norm.weight is read by nobody"),
+    "a broken number": (broken_router, "nan", "layers.3.altup.modality_router.weight"),
+    "an untrained scale": (untrained, "initial", "correct_output_scale is 1 everywhere"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_3N)
+def test_what_is_wrong_with_a_gemma_3n_is_named(tmp_path, name):
+    change, rule, text = BROKEN_3N[name]
+    tensors = tiny3n.random_tensors(tiny3n.TEXT)
+    change(tensors)
+    path = tiny3n.write(tmp_path / "m", tiny3n.TEXT, tensors)
+    assert {rule for severity, rule in found(path) if severity != "note"} == ({rule} if rule else set())
+    assert text in said(path, rule)
+
+
+def test_all_that_is_wrong_with_the_config_of_a_gemma_3n_is_named_at_once(tmp_path):
+    raw = tiny3n.TEXT | {"laurel_rank": 0, "hidden_activation": "silu", "altup_active_idx": 1}
+    tensors = tiny3n.random_tensors(tiny3n.TEXT)
+    path = tiny3n.write(tmp_path / "m", tiny3n.TEXT, tensors)
+    (path / "config.json").write_text(json.dumps(raw))
+    for fault in ("a size is not positive", "'silu' is not computed", "altup_active_idx other than 0"):
+        assert fault in said(path, "config")
+
+
+def test_a_config_of_a_billion_layers_takes_no_memory(tmp_path):
+    path = tiny3n.write(tmp_path / "m", tiny3n.TEXT)
+    raw = tiny3n.TEXT | {"num_hidden_layers": 10**9, "intermediate_size": 72}
+    (path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=r"intermediate_size|num_hidden_layers"):
+        numgemma.load(path)

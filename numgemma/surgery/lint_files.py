@@ -195,7 +195,7 @@ def special_tokens(folder: Path, tokens: dict[str, int], text, top) -> list[Find
     for key, ours in SPECIAL.items():
         token = named.get(key)
         token = token.get("content") if isinstance(token, dict) else token
-        ids = as_list(told(ours, text, top))
+        ids = as_list(told(ours, text, top)) or as_list(told(ours.replace("_index", "_id"), text, top))
         if not isinstance(token, str) or not ids:
             continue
         if token not in tokens:

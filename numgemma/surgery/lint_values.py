@@ -111,7 +111,7 @@ def norm_rules(facts: list[Facts]) -> list[Finding]:
     found = []
     old = [f.name for f in norms if f.values is not None and (f.values < 0).mean() > 0.1]
     if old:
-        text = f"{spelled(old)}: over a tenth of the weights is negative, as where 1 + w is meant; Gemma 4 means w."
+        text = f"{spelled(old)}: over a tenth of the weights is negative, as where 1 + w is meant; here w is."
         found.append(warning("norms", text, old))
     if len(norms) > 1 and all(f.values is not None and (f.values == 1).all() for f in norms):
         found.append(warning("initial", f"All {len(norms)} norms are all ones, as before any training."))
@@ -137,6 +137,7 @@ def bounds(facts: list[Facts]) -> list[Finding]:
 UNTRAINED = {  # what is 1 before training, and what it means where it still is
     r"layers\.\d+\.layer_scalar": "a loader that takes parameters and no buffers leaves it so",
     r"layers\.\d+\.router\.scale": "it was never trained",
+    r"layers\.\d+\.altup\.correct_output_scale": "it was never trained",
     r"layers\.\d+\.router\.per_expert_scale": "it was never trained",
 }
 

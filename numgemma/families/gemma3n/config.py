@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from numgemma.config import build, demand, is_positive, section
+from numgemma.config import MOST, build, demand, is_positive, section
 from numgemma.layers.mobilenet import Architecture, architecture
 
 KINDS = ("sliding_attention", "full_attention")
@@ -183,7 +183,12 @@ def read_text_config(raw, where):
 def spelled_out(raw):
     """What the config leaves unsaid, and both spellings of the rotary embedding as one."""
     found, L = dict(raw), raw.get("num_hidden_layers")
-    if not isinstance(L, int):
+    if found.pop("rope_scaling", None) is not None:
+        found["rope_scaling"] = raw["rope_scaling"]  # unknown: it would change the numbers
+    thetas = {kind: found.pop(key, THETA[kind]) for kind, key in SPELLED.items()}
+    if raw.get("rope_parameters") is None:
+        found["rope_parameters"] = {kind: {"rope_type": "default", "rope_theta": thetas[kind]} for kind in KINDS}
+    if not isinstance(L, int) or not 0 < L <= MOST["num_hidden_layers"]:
         return found  # `build` says what is wrong
     if isinstance(raw.get("intermediate_size"), int):
         found["intermediate_size"] = [raw["intermediate_size"]] * L
@@ -192,11 +197,6 @@ def spelled_out(raw):
     if raw.get("activation_sparsity_pattern") is None:
         sparse = SPARSE_LAYERS if L > SPARSE_LAYERS else 0
         found["activation_sparsity_pattern"] = [SPARSITY] * sparse + [0.0] * (L - sparse)
-    if found.pop("rope_scaling", None) is not None:
-        found["rope_scaling"] = raw["rope_scaling"]  # unknown: it would change the numbers
-    thetas = {kind: found.pop(key, THETA[kind]) for kind, key in SPELLED.items()}
-    if raw.get("rope_parameters") is None:
-        found["rope_parameters"] = {kind: {"rope_type": "default", "rope_theta": thetas[kind]} for kind in KINDS}
     return found
 
 
