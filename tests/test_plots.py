@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 import tiny
+import tiny3n
 
 matplotlib.use("agg")
 
@@ -315,3 +316,14 @@ def test_show_refuses_in_a_sentence_and_writes_nothing(options, says, file, tmp_
     assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert not pyplot.get_fignums()
+
+
+def test_the_figures_of_a_gemma_3n_show_all_of_its_streams(tmp_path):
+    dump = load(tiny3n.write(tmp_path / "m", tiny3n.TEXT)).record(tiny3n.prompt(TOKENS), ["*"])
+    stream = plots.residual_norms(dump).lines[0].get_ydata()
+    each = [np.sqrt(np.mean(dump[f"layers.{i}.out"].astype(float) ** 2)) for i in range(8)]
+    assert dump["layers.0.out"].shape == (4, TOKENS, 48)
+    np.testing.assert_allclose(stream[1:], each, rtol=1e-6)
+    for figure in (plots.gate_strengths, plots.surprise, plots.rope_frequencies):
+        assert isinstance(figure(dump), Axes)
+    assert isinstance(plots.attention_map(dump, 7), Axes)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tiny
+import tiny3n
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_stack import PLAIN, written
@@ -342,3 +343,17 @@ def test_generate_says_how_much_a_raw_stack_repeats_itself(tmp_path, capsys):
         shares.append(found.share)
     assert shares[0] < 0.05
     assert shares[1] > 0.3
+
+
+def test_the_streams_of_a_gemma_3n_are_compared_token_by_token(tmp_path):
+    parent = str(tiny3n.write(tmp_path / "p", tiny3n.TEXT, tiny3n.random_tensors(tiny3n.TEXT, leftovers=True)))
+    stack.write(stack.plan(of_one(parent, ((0, 4), (2, 7)))), tmp_path / "m")
+    ids = tiny3n.prompt(9).tolist()
+    found = compared(str(tmp_path / "m"), [parent], prompts=[ids])
+    assert [slot.layer for slot in found.slots] == [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7]
+    mine, its = (numgemma.load(path).record(ids, ["layers.*.out"]) for path in (tmp_path / "m", parent))
+    for slot in found.slots:
+        a, b = mine[f"layers.{slot.slot}.out"].astype(float), its[f"layers.{slot.layer}.out"].astype(float)
+        each = [x @ y / np.sqrt((x @ x) * (y @ y)) for x, y in zip(a.reshape(-1, 48), b.reshape(-1, 48), strict=True)]
+        assert slot.cosine == pytest.approx(np.mean(each), abs=1e-6)
+    assert [slot.cosine == pytest.approx(1) for slot in found.slots] == [True] * 5 + [False] * 6

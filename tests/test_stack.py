@@ -503,3 +503,15 @@ def test_parents_of_two_families_are_refused(tmp_path, ple):
     other = str(tiny3n.write(tmp_path / "p", tiny3n.TEXT))
     with pytest.raises(InputError, match=r"is a Gemma 3n, and .* a Gemma 4"):
         stack.plan(Recipe((Slice(ple, 0, 3), Slice(other, 4, 7)), ple))
+
+
+def test_lineage_finds_what_a_gemma_3n_was_stacked_of_and_its_recipe_makes_the_same_bytes(tmp_path):
+    parent = tiny3n.write(tmp_path / "p", tiny3n.TEXT, tiny3n.random_tensors(tiny3n.TEXT, leftovers=True))
+    child = built(of_one(str(parent), ((0, 4), (2, 7))), tmp_path / "m")
+    words = ("lineage", str(tmp_path / "m"), "--parents", str(parent), "--emit", str(tmp_path / "r.yaml"))
+    assert main(words) == 0
+    again = built(read_recipe(tmp_path / "r.yaml"), tmp_path / "again")
+    assert again.config == child.config
+    assert {n: x.tobytes() for n, x in again.weights.tensors.items()} == {
+        n: x.tobytes() for n, x in child.weights.tensors.items()
+    }

@@ -47,7 +47,7 @@ TEXTS = (
 class Profile:
     """What is kept of one run: a row for each layer."""
 
-    out: np.ndarray  # L T D, the streams
+    out: np.ndarray  # L T D, the streams; L A T D where there are several
     rms: np.ndarray  # L
     entropy: np.ndarray  # L
     per_layer: np.ndarray  # L; NaN where the model has no per-layer inputs
@@ -216,10 +216,10 @@ def line(own: Profile, theirs: dict[str, Profile], o: Origin) -> np.ndarray | No
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Between streams, token by token, their mean.  T D, T D"""
+    """Between streams, token by token, their mean.  T D, T D; of several streams A T D, A T D"""
     a, b = a.astype(np.float64), b.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(((a * b).sum(1) / np.where(lengths > 0, lengths, 1)).mean())
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return float(((a * b).sum(-1) / np.where(lengths > 0, lengths, 1)).mean())
 
 
 def seam(map_: Sequence[Origin], i: int) -> str:
