@@ -22,6 +22,7 @@ The files, in the order in which they read best:
     official     the official configs, by name
     notebook     what a notebook shows of a result
     generate     sampling, the loops
+    speculative  tokens drafted by a small model, checked by the large one in one pass
     dump         a recorded run, in memory or in a file
     marks        arrays that remember what they were computed from
     graph        which point comes from which, with which axes, from which line: learned from a run
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from numgemma.dump import Dump, read_dump
     from numgemma.generate import Sampling
     from numgemma.model import Model, load
+    from numgemma.speculative import Draft
 else:
 
     def __getattr__(name):
@@ -64,9 +66,9 @@ else:
 
 
 HOMES = {"Dump": "dump", "read_dump": "dump", "Sampling": "generate", "Model": "model", "load": "model"}
-HOMES |= {"capture": "debug.capture.live"}
+HOMES |= {"capture": "debug.capture.live", "Draft": "speculative"}
 
-__all__ = ["Dump", "InputError", "Model", "Sampling", "__version__", "capture", "diff", "load", "read_dump"]
+__all__ = ["Draft", "Dump", "InputError", "Model", "Sampling", "__version__", "capture", "diff", "load", "read_dump"]
 
 
 def diff(a: "Dump | str | Path", b: "Dump | str | Path", points: Sequence[str] = ("*",)) -> "Diff":

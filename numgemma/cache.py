@@ -3,10 +3,13 @@
 `kvs` is a dict: layer index -> Kept.  A sliding layer keeps one window, a layer that shares another's keys has no
 entry.  Rows in use are never written again: `k, v = kvs[i]` are views that stay right when tokens are added or
 dropped.  To go on from one cache in two ways, deepcopy it.
+
+Tokens that turn out to be wrong are taken back with `rewind`.  A sliding layer must not have forgotten by then what it
+sees again without them: keep all until it is known how many stay, `beside` helps; rewind; then forget.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -67,3 +70,16 @@ def moved(held, new):
     k, v = (np.empty((rows + max(SPARE, rows // 2), *old.shape[1:]), old.dtype) for old in held)
     k[: len(held)], v[: len(held)] = held
     return Kept(k, v, 0, len(held))
+
+
+def beside(kvs):
+    """The same keys and values in a cache that may forget: this one goes on to hold them."""
+    return {index: replace(held) for index, held in kvs.items()}
+
+
+def rewind(kvs, rows):
+    """Take back the newest rows of every layer: the tokens that made them have not run."""
+    for held in kvs.values():
+        if rows > len(held):
+            raise ValueError(f"{rows} rows are to be taken back, and {len(held)} are held")
+        held.end -= rows

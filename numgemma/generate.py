@@ -77,11 +77,16 @@ def continuation(
 
 
 def prefill(ids, media, w, family, run, chunk):
-    """The stream of the last token, after the last norm.  ids: T  ->  1 D
+    """The stream of the last token, after the last norm.  ids: T  ->  1 D"""
+    return family.part("leave")(through_prompt(ids, media, w, family, run, chunk), w, run)
+
+
+def through_prompt(ids, media, w, family, run, chunk):
+    """The last token behind all layers, nothing forgotten of what the last part made.  ids: T  ->  one of tokens
 
     Layers that only read the keys of others are left out, but for this token.
     """
-    enter, layers, forget, leave = map(family.part, ("enter", "layers", "forget", "leave"))
+    enter, layers, forget = map(family.part, ("enter", "layers", "forget"))
     rows, places = family.outline(run.config).layers, family.placeholders(run.config)
     makers = max(spec.kv_from for spec in rows) + 1
     soft = family.part("soft tokens")(media, w, run) if "soft tokens" in family.parts else {}
@@ -91,14 +96,19 @@ def prefill(ids, media, w, family, run, chunk):
         run = replace(run, start=start)
         here = part_of(soft, ids, start, stop, places)
         tokens = layers(enter(ids[start:stop], here, blocks[start:stop], w, run), rows[:makers], w, run)
-    return leave(layers(tokens.of(slice(-1, None)), rows[makers:], w, run), w, run)
+    return layers(tokens.of(slice(-1, None)), rows[makers:], w, run)
 
 
 def whole(ids, w, family, run):
     """The stream of all tokens of a text, after the last norm: every layer runs for each.  ids: T  ->  T D"""
-    enter, layers, leave = map(family.part, ("enter", "layers", "leave"))
+    return family.part("leave")(through(ids, w, family, run), w, run)
+
+
+def through(ids, w, family, run):
+    """All tokens of a text behind all layers.  ids: T  ->  tokens"""
+    enter, layers = map(family.part, ("enter", "layers"))
     no_picture = np.full(len(ids), -1)
-    return leave(layers(enter(ids, {}, no_picture, w, run), family.outline(run.config).layers, w, run), w, run)
+    return layers(enter(ids, {}, no_picture, w, run), family.outline(run.config).layers, w, run)
 
 
 def parts(blocks, chunk):

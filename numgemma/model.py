@@ -11,22 +11,21 @@ from typing import Any
 import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 
-from numgemma import ops
+from numgemma import opening, ops
 from numgemma.checkpoint import Checkpoint, Weights, open_checkpoint
-from numgemma.config import typed
 from numgemma.dump import Dump, hashes, inputs_of, new_meta
 from numgemma.errors import InputError, NonFiniteError, meant
 from numgemma.families import Family, Outline, Run, find
 from numgemma.families.family import started
 from numgemma.generate import Memory, Sampling, continuation, steps
-from numgemma.opening import check_model_tensors, fingerprint, incomplete, masked, resolve, with_adapter
 from numgemma.ops import threads
 from numgemma.prompt.chat import chat_files, render_chat
-from numgemma.prompt.media import NAMES, NO_MEDIA, Media, check_places, clips, frames, images, read_media, spans
+from numgemma.prompt.media import NAMES, NO_MEDIA, Media, check_places, frames, images, read_media, spans
 from numgemma.prompt.named import IDS, Input, check_prefill, read_named, with_inputs
 from numgemma.prompt.processor import join, listed, place
 from numgemma.prompt.tasks import read_tasks, words_of
 from numgemma.prompt.tokenizer import Tokenizer, open_tokenizer
+from numgemma.speculative import Draft, Round, rounds, until_stop
 from numgemma.streaming import streamed
 from numgemma.trace import EVERYTHING_BUT_MAPS, NONE, Recorder, Tap
 from numgemma.version import __version__
@@ -250,14 +249,16 @@ class Model:
         ignore_eos: bool = False,
         media: Media = NO_MEDIA,
         memory: Memory | None = None,
+        draft: Draft | None = None,
     ) -> list[int]:
         """New token ids after `ids`, the stop token included.  ids: T
 
         sampling: of `model.sampling(...)`, which also suppresses what generation_config.json suppresses; None: greedy.
-        memory: what bounds the memory of a long prompt, see generate.Memory.
+        memory: what bounds the memory of a long prompt, see generate.Memory.  draft: a drafter and how many tokens it
+        guesses a round, which changes the time and not the text, see `rounds`.
         Raises InputError as `logits`, NonFiniteError where there is nothing to choose from.
         """
-        return list(self.continued(ids, max_new_tokens, sampling, ignore_eos, media, memory))
+        return list(self.continued(ids, max_new_tokens, sampling, ignore_eos, media, memory, draft))
 
     def continued(
         self,
@@ -267,39 +268,59 @@ class Model:
         ignore_eos: bool = False,
         media: Media = NO_MEDIA,
         memory: Memory | None = None,
+        draft: Draft | None = None,
     ) -> Iterator[int]:
         """`generate`, one id at a time as it is found."""
-        self.check_part("enter", "makes no text token by token")
-        if max_new_tokens < 0:
-            raise InputError(f"max_new_tokens is {max_new_tokens}; it should be 0 or more.")
-        sampling = sampling or self.sampling()
-        ids = self.checked(ids, media)
+        if draft is not None:
+            found = self.rounds(ids, draft, max_new_tokens, sampling, ignore_eos, media, memory)
+            yield from (i for one in found for i in one.kept)
+            return
+        ids, sampling = self.to_continue(ids, max_new_tokens, media), sampling or self.sampling()
         new = continuation(ids, media, self.weights, self.family, self.run(), sampling, memory or Memory())
         for i in islice(new, max_new_tokens):
             yield i
             if i in self.stop_ids and not ignore_eos:
                 return
 
+    def rounds(
+        self,
+        ids: Ids,
+        draft: Draft,
+        max_new_tokens: int = 20,
+        sampling: Sampling | None = None,
+        ignore_eos: bool = False,
+        media: Media = NO_MEDIA,
+        memory: Memory | None = None,
+    ) -> Iterator[Round]:
+        """`generate` with a drafter, round by round: what was drafted, how much of it was accepted, what was kept.
+
+        The first round is the prompt's, without drafts; the text is what all rounds kept.  Raises InputError where the
+        drafter is another model's.
+        """
+        ids, sampling = self.to_continue(ids, max_new_tokens, media), sampling or self.sampling()
+        found = rounds(self, draft, ids, media, max_new_tokens, sampling, memory or Memory())
+        yield from until_stop(found, frozenset() if ignore_eos else self.stop_ids)
+
+    def to_continue(self, ids: Ids, max_new_tokens: int, media: Media) -> np.ndarray:
+        """The ids of a text that this model can go on with, checked."""
+        self.check_part("enter", "makes no text token by token")
+        if max_new_tokens < 0:
+            raise InputError(f"max_new_tokens is {max_new_tokens}; it should be 0 or more.")
+        return self.checked(ids, media)
+
     def sampling(self, **choices: Any) -> Sampling:
         """A Sampling that also suppresses the tokens which generation_config.json suppresses."""
-        return Sampling(suppress=self.told_ids("suppress_tokens"), **choices)
+        return Sampling(
+            suppress=opening.told_ids(self.checkpoint, "suppress_tokens", self.outline.vocabulary), **choices
+        )
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """From generation_config.json, or else from config.json."""
-        for ids in (self.told_ids("eos_token_id"), self.outline.stops):
+        for ids in (opening.told_ids(self.checkpoint, "eos_token_id", self.outline.vocabulary), self.outline.stops):
             if ids not in (None, ()):
                 return frozenset([ids] if isinstance(ids, int) else ids)
         return frozenset()
-
-    def told_ids(self, key: str) -> tuple[int, ...]:
-        """The token ids that generation_config.json names under a key: one, several or none."""
-        where = f"{self.checkpoint.folder / 'generation_config.json'}: {key}"
-        found = typed((self.checkpoint.generation_config or {}).get(key), int | tuple[int, ...] | None, where)
-        ids = () if found is None else (found,) if isinstance(found, int) else found
-        if outside := [i for i in ids if not 0 <= i < self.outline.vocabulary]:
-            raise InputError(f"{where} has {outside[0]}, no token of this vocabulary; correct the file.")
-        return ids
 
     def checked(self, ids: Ids, media: Media = NO_MEDIA) -> np.ndarray:
         """Token ids as an array T, none outside the vocabulary, and a placeholder for every soft token of media."""
@@ -311,12 +332,7 @@ class Model:
         V = self.outline.vocabulary
         if ids.min() < 0 or ids.max() >= V:
             raise InputError(f"Token id {ids[(ids < 0) | (ids >= V)][0]} is outside the vocabulary of {V} tokens.")
-        for kind, given in (("vision", images(media) or frames(media)), ("audio", clips(media))):
-            if given and kind in self.incomplete:
-                there, due = self.incomplete[kind]
-                raise InputError(
-                    f"{self.weights.source}: has {there} of {due} tensors of its {kind} tower; download it."
-                )
+        opening.check_whole(media, self.incomplete, self.weights.source)
         self.family.check_media(media, self.weights, self.config)
         check_places(ids, media, *self.soft_tokens(media))
         return ids
@@ -324,7 +340,7 @@ class Model:
     @cached_property
     def incomplete(self) -> dict[str, tuple[int, int]]:
         """Towers that are not all there, so that text alone runs: vision or audio -> tensors there are, and are due."""
-        return incomplete(self.weights, self.config, self.family)
+        return opening.incomplete(self.weights, self.config, self.family)
 
     def soft_tokens(self, media: Media) -> tuple[dict[str, list[int]], dict[str, int]]:
         """Kind of media -> how many soft tokens each picture, frame and clip becomes; kind -> their placeholder."""
@@ -339,7 +355,7 @@ class Model:
         media: Media | None = None,
     ) -> dict[str, Any]:
         """What a dump of this model says of itself.  media: what stands at the placeholders; None: not said."""
-        model = fingerprint(self.checkpoint, self.outline)
+        model = opening.fingerprint(self.checkpoint, self.outline)
         meta = new_meta("numgemma", __version__, model, ids, str(self.dtype), points, text, prefill)
         meta["engine"] |= {"backend": ops.current(), "threads": threads.allowed()}  # BLAS adds up as these are
         return meta if media is None else meta | self.describe_media(ids, media)
@@ -371,12 +387,12 @@ def load(
     """
     if precision not in PRECISIONS:
         raise InputError(f"Precision '{precision}' is not one of {', '.join(PRECISIONS)}.")
-    checkpoint = open_checkpoint(resolve(path))
+    checkpoint = open_checkpoint(opening.resolve(path))
     where = str(checkpoint.folder / "config.json")
     family = find(checkpoint.config, where)
-    config = masked(family.read_config(checkpoint.config, where), image_mask, family, where)
-    check_model_tensors(checkpoint.weights, config, family)
-    for folder in map(resolve, adapters):
-        checkpoint = with_adapter(checkpoint, folder)
+    config = opening.masked(family.read_config(checkpoint.config, where), image_mask, family, where)
+    opening.check_model_tensors(checkpoint.weights, config, family)
+    for folder in map(opening.resolve, adapters):
+        checkpoint = opening.with_adapter(checkpoint, folder)
     weights = streamed(checkpoint.weights, len(family.outline(config).layers))
     return Model(replace(checkpoint, weights=weights), config, PRECISIONS[precision])

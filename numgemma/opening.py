@@ -1,14 +1,17 @@
-"""From a path to a checkpoint that its family knows: every tensor there, an adapter over it, an image mask chosen."""
+"""From a path to a checkpoint that its family knows: every tensor there, an adapter over it, what may enter."""
 
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from numgemma.checkpoint import Checkpoint, check_tensors
+from numgemma.config import typed
 from numgemma.errors import InputError
 from numgemma.families import Family, Outline
+from numgemma.prompt.media import Media, clips, frames, images
 from numgemma.weights.adapters import adapted, file_of
 from numgemma.weights.safetensors import read_header
 
@@ -107,3 +110,21 @@ def incomplete(weights, config, family: Family) -> dict[str, tuple[int, int]]:
     """Parts of which some tensors are there and some are not: name -> how many are, of how many."""
     parts = {kind: (sum(name in weights for name in part), len(part)) for kind, part in family.optional(config).items()}
     return {kind: (there, due) for kind, (there, due) in parts.items() if 0 < there < due}
+
+
+def check_whole(media: Media, incomplete: Mapping[str, tuple[int, int]], source: str | Path) -> None:
+    """Raises InputError where something is to go through a tower that is not all there.  incomplete: see above"""
+    for kind, given in (("vision", images(media) or frames(media)), ("audio", clips(media))):
+        if given and kind in incomplete:
+            there, due = incomplete[kind]
+            raise InputError(f"{source}: has {there} of {due} tensors of its {kind} tower; download it.")
+
+
+def told_ids(checkpoint: Checkpoint, key: str, vocabulary: int) -> tuple[int, ...]:
+    """The token ids that generation_config.json names under a key: one, several or none."""
+    where = f"{checkpoint.folder / 'generation_config.json'}: {key}"
+    found = typed((checkpoint.generation_config or {}).get(key), int | tuple[int, ...] | None, where)
+    ids = () if found is None else (found,) if isinstance(found, int) else found
+    if outside := [i for i in ids if not 0 <= i < vocabulary]:
+        raise InputError(f"{where} has {outside[0]}, no token of this vocabulary; correct the file.")
+    return ids

@@ -77,3 +77,31 @@ def step(raw, seed=0, keys=12, kept=None):
         shape = [(dict(due.sizes) | {"S": S})[letter] for letter in due.axes.split()]
         found[name] = rng.standard_normal((1, *shape)).astype(np.float32)
     return found | {"position_ids": np.array([[keys]]), "attention_mask": np.ones((1, keys + 1), np.int64)}
+
+
+def agreeing_pair(folder, name, seed=0, loud=0.3):
+    """A pair that agrees often.  loud: how much the layers add, and so how often the two part
+
+    The target goes round a cycle of tokens; the drafter has its embeddings and its head in fewer dimensions.
+    """
+    rng = np.random.default_rng(seed)
+    target, small = TARGETS[name] | {"tie_word_embeddings": False}, drafter(name)
+    D, d = target["hidden_size"], OWN["hidden_size"]
+    big, own = tiny.random_tensors(target, seed), tensors(small, seed + 1000)
+    for part in (big, own):
+        for branch in ("post_attention_layernorm", "post_feedforward_layernorm", "post_per_layer_input_norm"):
+            part.update({n: loud * x for n, x in part.items() if branch in n})
+        part.update({n: x / x for n, x in part.items() if n.endswith("layer_scalar")})
+    table = rng.standard_normal((V, D))
+    after = np.roll(table[order := rng.permutation(V)], 1, 0)[np.argsort(order)]  # row t: the token that t follows
+    narrow = np.ascontiguousarray(np.linalg.qr(rng.standard_normal((D, d)))[0].T)
+    big |= {"embed_tokens.weight": table / D**0.5, "lm_head.weight": after}
+    own |= {"embed_tokens.weight": after @ narrow.T}
+    own["pre_projection.weight"] = np.concatenate([narrow, 0 * narrow], 1)
+    if "masked_embedding.token_ordering" in own:
+        clusters = own["masked_embedding.token_ordering"].reshape(CLUSTERED["num_centroids"], -1)
+        own["masked_embedding.centroids.weight"] = own["embed_tokens.weight"][clusters].mean(1)
+    return (
+        tiny.write(folder / "target", target, big, "float32"),
+        tiny.write(folder / "drafter", small, own, "float32", generation={"num_assistant_tokens": 4}),
+    )

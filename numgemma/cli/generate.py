@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from numgemma import machine, ops
@@ -19,7 +20,10 @@ from numgemma.errors import InputError
 from numgemma.generate import Memory
 from numgemma.model import PRECISIONS, load
 from numgemma.prompt.tokenizer import stream
+from numgemma.speculative import Draft, Round
 from numgemma.surgery.loops import described, repetition
+
+SCHEMA = "numgemma.generate/1"
 
 
 def add_arguments(parser):
@@ -48,6 +52,11 @@ def add_arguments(parser):
     parser.add_argument(
         "--cache-dtype", choices=("float32", "bfloat16"), help="of keys and values (default: the run's)"
     )
+    parser.add_argument("--drafter", type=Path, metavar="DIR", help="a drafter of this model: faster, the same text")
+    parser.add_argument(
+        "--draft-tokens", type=whole_number, metavar="K", help="tokens that it guesses for one pass; default: 4"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the new ids, and what was drafted, as JSON")
     parser.add_argument("--verbose", action="store_true", help="say what computes, and how fast each part was")
 
 
@@ -58,6 +67,8 @@ def run(args):
         raise InputError(f"--seed is {args.seed}; it should be at least 0.")
     if args.temperature == 0 and (args.top_k or args.top_p):
         raise InputError("--top-k and --top-p choose among sampled tokens; give a --temperature above 0 with them.")
+    if args.draft_tokens is not None and args.drafter is None:
+        raise InputError("--draft-tokens is an option of --drafter; name the drafter of this model.")
     memory = Memory(args.chunk, args.cache_dtype and PRECISIONS[args.cache_dtype])
     use_backend(args, ops.fastest(PRECISIONS[args.precision]))
     model = load(args.ckpt, args.precision, args.image_mask, adapters=args.adapter)
@@ -69,25 +80,67 @@ def run(args):
     sampling = model.sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
     new: list[int] = []
     clock: list[float] = [time.perf_counter()]  # when the run began, and when each token was there
-    ids = noted(
-        model.continued(prompt.ids, args.max_new_tokens, sampling, args.ignore_eos, prompt.media, memory), new, clock
-    )
+    rounds: list[Round] = []
+    given = (args.max_new_tokens, sampling, args.ignore_eos, prompt.media, memory)
+    ids = noted(found(model, prompt.ids, drafter(args), given, rounds), new, clock)
     if model.checkpoint.tokenizer or (model.checkpoint.folder / "tokenizer.json").exists():
         begin = "" if args.chat is not None else prompt.text or model.tokenizer.decode(prompt.ids)
         show(begin, stream(model.tokenizer, ids, args.show_special))
-    elif args.print_ids:
+    elif args.print_ids or args.json:
         list(ids)
     else:
         raise InputError(f"{model.checkpoint.folder}: has no tokenizer.json to write text with; add --print-ids.")
     seconds = time.perf_counter() - clock[0]
     if args.verbose:
-        print(told(len(prompt.ids), clock), file=sys.stderr)
+        print("\n".join([told(len(prompt.ids), clock), *drafts_told(rounds)]), file=sys.stderr)
     print(f"{len(new)} tokens in {seconds:.1f} s, {len(new) / seconds:.1f} a second", file=sys.stderr)
     if args.loops:
         print(described(repetition(new)))
     if args.print_ids:
         print(",".join(map(str, new)))
+    if args.json:
+        from numgemma.cli.report import write_json  # who writes no file does not wait for the reports
+
+        write_json(args.json, Text(new, rounds))
     return 0
+
+
+@dataclass(frozen=True)
+class Text:
+    """What was generated, for --json."""
+
+    ids: list[int]
+    rounds: list[Round]
+
+    def to_json(self):
+        return {"schema": SCHEMA, "ids": self.ids, "rounds": [asdict(one) for one in self.rounds]}
+
+
+def drafter(args) -> Draft | None:
+    if args.drafter is None:
+        return None
+    return Draft(load(args.drafter, args.precision), Draft.tokens if args.draft_tokens is None else args.draft_tokens)
+
+
+def found(model, ids, draft, given, rounds):
+    """New ids as they are found; with a drafter, what each round was goes to `rounds`."""
+    if draft is None:
+        yield from model.continued(ids, *given)
+        return
+    for one in model.rounds(ids, draft, *given):
+        rounds.append(one)
+        yield from one.kept
+
+
+def drafts_told(rounds):
+    """How many drafts were right, and what that saved."""
+    checked = rounds[1:]  # the first is the prompt's
+    drafted = sum(len(one.drafted) for one in checked)
+    if not drafted:
+        return []
+    accepted, kept = sum(one.accepted for one in checked), sum(len(one.kept) for one in checked)
+    share = f"{accepted} of {drafted} drafts accepted, {accepted / drafted:.0%}"
+    return [f"{share}; {kept / len(checked):.2f} tokens a pass of the target"]
 
 
 def noted(ids, into, clock):
