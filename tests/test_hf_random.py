@@ -10,6 +10,7 @@ import random_configs  # noqa: E402
 
 
 def test_random_configs_give_transformers_logits():
-    counts, faults = random_configs.run(text=6, multimodal=3, seed=1)
+    counts, kinds, faults = random_configs.run(text=8, multimodal=4, seed=1)
     assert faults == []
-    assert counts["same"] + counts["rounding"] == 9
+    assert counts["same"] + counts["rounding"] == 12
+    assert {kind.removesuffix("_text") for kind in kinds} == {"gemma4", "gemma4_unified", "gemma3n"}
