@@ -124,13 +124,15 @@ def gemma4_case(rng):
     tower = {"num_hidden_layers": rng.choice([1, 2, 3]), "num_attention_heads": heads, "num_key_value_heads": heads}
     raw["vision_config"] = raw["vision_config"] | tower | {"head_dim": rng.choice([4, 8, 12])}
     sizes = [(3, 3), (6, 3), (3, 9), (9, 6), (12, 9)]
-    content = {"images": rng.sample(sizes, rng.choice([0, 1, 2]))}
+    content, mel = {"images": rng.sample(sizes, rng.choice([0, 1, 2]))}, 128
     if raw.get("audio_config"):
-        raw["audio_config"] = raw["audio_config"] | {"num_hidden_layers": rng.choice([1, 2, 3])}
+        mel = rng.choice([16, 64, 128])
+        tower = {"num_hidden_layers": rng.choice([1, 2, 3]), "subsampling_conv_channels": [mel, rng.choice([1, 4, 6])]}
+        raw["audio_config"] = raw["audio_config"] | tower
         content["clips"] = [rng.randint(6, 90) for _ in range(rng.choice([0, 1, 2]))]
     if not any(content.values()):
         content["images"] = [(6, 6)]
-    return Case(raw, *tiny.multimodal_prompt(name, content, seed=rng.randrange(1000)), tiny)
+    return Case(raw, *tiny.multimodal_prompt(name, content, rng.randrange(1000), mel), tiny)
 
 
 def unified_case(rng):

@@ -128,6 +128,20 @@ def test_neighbouring_values_lie_a_step_apart(name):
             assert (gaps <= one * 1.001).any() or len(values) < 8  # neighbours are met, unless there are few values
 
 
+def test_convolutions_that_lie_channels_last_are_turned_and_others_are_not():
+    rng = np.random.default_rng(0)
+    shapes = {"a.conv.weight": (8, 4, 3, 3), "b.conv.weight": (8, 3, 3, 3), "c.conv.weight": (8, 4, 1, 1)}
+    shapes |= {"d.depthwise_conv1d.weight": (8, 1, 5), "e.proj.weight": (8, 3)}
+    first = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    last = {name: np.moveaxis(x, 1, -1) if "conv" in name else x for name, x in first.items()}
+    for given in (first, last):
+        found = unpacked("f", given, {})
+        for name, x in first.items():
+            np.testing.assert_array_equal(found[name], x)
+    alone = {"b.conv.weight": first["b.conv.weight"]}  # nothing tells: as Transformers stores it
+    np.testing.assert_array_equal(unpacked("f", alone, {})["b.conv.weight"], first["b.conv.weight"])
+
+
 def test_experts_that_lie_one_by_one_are_read_as_one_stack():
     rng = np.random.default_rng(0)
     parts = {

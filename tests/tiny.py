@@ -95,7 +95,7 @@ AUDIO = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "hidden_act": "silu",
-    "subsampling_conv_channels": [128, 4],  # the first is 128 also where Transformers needs the number of mel bins
+    "subsampling_conv_channels": [128, 4],  # the first is the number of mel bins too
     "conv_kernel_size": 5,
     "residual_weight": 0.5,
     "attention_chunk_size": 4,
@@ -246,7 +246,7 @@ def prompt(raw, tokens, seed=0):
     return np.random.default_rng(seed).integers(3, raw["vocab_size"], tokens)
 
 
-def multimodal_prompt(name, content=None, seed=2):
+def multimodal_prompt(name, content=None, seed=2, mel=128):
     """Ids, and a processor's arrays by name, for one of MULTIMODAL."""
     content, rng = content or CONTENT[name], np.random.default_rng(seed)
     arrays, ids = {}, [2, *text(rng)]
@@ -265,7 +265,7 @@ def multimodal_prompt(name, content=None, seed=2):
         arrays["pixel_values_videos"], arrays["video_position_ids"] = pictures(frames, rng)
         arrays["num_frames_per_video"] = np.array([len(video) for video in videos])
     if clips:
-        arrays["input_features"], arrays["input_features_mask"] = sounds(clips, rng)
+        arrays["input_features"], arrays["input_features_mask"] = sounds(clips, rng, mel=mel)
     return np.array(ids), arrays
 
 
@@ -319,11 +319,11 @@ def pictures(sizes, rng, padding=9, *, numbers=768):
     return pixels, positions
 
 
-def sounds(lengths, rng, padding=7):
+def sounds(lengths, rng, padding=7, *, mel=128):
     """Random log-mel frames of clips, padded with zeros, and their mask."""
     longest = max(lengths) + padding
-    features, mask = np.zeros((len(lengths), longest, 128), np.float32), np.zeros((len(lengths), longest), bool)
+    features, mask = np.zeros((len(lengths), longest, mel), np.float32), np.zeros((len(lengths), longest), bool)
     for i, length in enumerate(lengths):
-        features[i, :length] = rng.normal(-3, 2, (length, 128))
+        features[i, :length] = rng.normal(-3, 2, (length, mel))
         mask[i, :length] = True
     return features, mask

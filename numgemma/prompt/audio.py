@@ -16,7 +16,7 @@ from numgemma.incoming import explained, open_regular
 
 MAX_SAMPLES = 480_000  # 30 s: what Transformers cuts a recording to
 MULTIPLE = 128  # samples: what it pads to
-MEL_BINS = 128  # that the audio tower takes; the sizes of its convolutions follow from it
+MEL_BINS = 128  # of all releases
 FRAMES_PER_SOFT_TOKEN = 4  # two convolutions of stride 2
 MAX_RATE = 768_000  # Hz
 LOUDEST = 1e9  # where full scale is 1

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numgemma.errors import InputError
-from numgemma.prompt.audio import FRAMES_PER_SOFT_TOKEN, MEL_BINS
+from numgemma.prompt.audio import FRAMES_PER_SOFT_TOKEN
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ def check_frames(found, where):
 def check_sound(features, mask, where):
     if features.ndim != 3 or not is_real(features):
         raise InputError(
-            f"{where}: input_features should be real numbers [clips, frames, {MEL_BINS}], is {told(features)}."
+            f"{where}: input_features should be real numbers [clips, frames, mel bins], is {told(features)}."
         )
     if mask.shape != features.shape[:2] or mask.dtype.kind not in "biu":
         raise InputError(f"{where}: input_features_mask should be [clips, frames] of 0 and 1, is {told(mask)}.")
@@ -173,8 +173,9 @@ def check_towers(media: Media, w, config):
     for n, (patches, positions) in enumerate(images(media) + frames(media)):
         check_grid(patches, positions, Grid(3 * c.patch_size**2, c.pooling_kernel_size, c.position_embedding_size), n)
     for clip in clips(media):
-        if clip.shape[1] != MEL_BINS:
-            raise InputError(f"input_features have {clip.shape[1]} mel bins, the audio tower takes {MEL_BINS}.")
+        if clip.shape[1] != config.audio.mel_bins:
+            told = f"{clip.shape[1]} mel bins, the audio tower takes {config.audio.mel_bins}"
+            raise InputError(f"{w.source}: input_features have {told}; make them by its own processor.")
 
 
 class Grid(NamedTuple):

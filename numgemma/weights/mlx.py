@@ -5,8 +5,8 @@
     mxfp8       w = e4m3(q) 2^(s - 127)         groups of 32
     nvfp4       w = e2m1(q) e4m3(s)             groups of 16
 
-config.json names the group and the bits, module by module where they differ.  The widths of the tensors are believed
-before it: bits = 32 words / (groups x group).
+Convolutions lie channels last.  config.json names the group and the bits, module by module where they differ.  The
+widths of the tensors are believed before it: bits = 32 words / (groups x group).
 """
 
 import ml_dtypes
@@ -58,6 +58,24 @@ def affine(where, words, scales, biases, said):
         return np.abs(np.repeat(scales[at].astype(np.float32), group, 1))
 
     return Packed((len(words), width), f"mlx-{bits}bit", decode, (words, scales, biases), step)
+
+
+def channels_first(tensors):
+    """The tensors, their convolutions as O I k (k) where the file stores them channels last, O k (k) I, as MLX does.
+
+    A square kernel tells where it stands, or one of a single channel.  One whose sides are all alike follows the rest.
+    """
+    axes = {name: axis for name, x in tensors.items() if "conv" in name and (axis := last_channel(name, x))}
+    if not any(x.shape[axis] != x.shape[axis - 1] for name, axis in axes.items() for x in [tensors[name]]):
+        return tensors
+    return tensors | {name: np.moveaxis(tensors[name], axis, 1) for name, axis in axes.items()}
+
+
+def last_channel(name, x):
+    """The axis of the channels, where that may be the last one; else 0."""
+    if x.ndim == 4 and x.shape[1] == x.shape[2]:
+        return 3
+    return 2 if x.ndim == 3 and "conv1d" in name and x.shape[2] == 1 else 0
 
 
 def floating(words, scales, mode):

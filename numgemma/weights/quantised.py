@@ -34,7 +34,7 @@ def unpacked(path, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> dic
     """
     found: dict[str, Any] = {}
     modules: dict[str, dict[str, Any]] = defaultdict(dict)
-    for name, tensor in tensors.items():
+    for name, tensor in mlx.channels_first(dict(tensors)).items():
         refuse_unread(path, name)
         split = LEAF.fullmatch(name)
         if split:

@@ -132,6 +132,11 @@ class AudioConfig:
     gradient_clipping: float
     output_proj_dims: int
 
+    @property
+    def mel_bins(self) -> int:
+        """Of a recording: as many as the first convolution has channels, as Transformers builds the tower."""
+        return self.subsampling_conv_channels[0]
+
 
 @dataclass(frozen=True)
 class Config:
@@ -257,6 +262,10 @@ def check_audio_config(c: AudioConfig, where):
         (c.hidden_act == "silu", f"hidden_act '{c.hidden_act}' is not computed here"),
         (len(c.subsampling_conv_channels) == 2, "subsampling_conv_channels are not two numbers"),
         (min(c.hidden_size, c.conv_kernel_size, *c.subsampling_conv_channels) > 0, "a size is not positive"),
+        (
+            not any(n % 4 for n in c.subsampling_conv_channels[:1]),
+            "the first of subsampling_conv_channels, the mel bins, is not a multiple of 4",
+        ),
         (c.num_attention_heads > 0, "num_attention_heads is not positive"),
         (c.hidden_size % max(2 * c.num_attention_heads, 1) == 0, "hidden_size does not give its heads an even width"),
         (c.attention_chunk_size == c.attention_context_left - 1 > 0, "attention_context_left is not chunk size + 1"),

@@ -8,7 +8,6 @@ from math import prod
 
 from numgemma.families.family import Shapes
 from numgemma.families.gemma4.config import AudioConfig, Config, LayerSpec, TextConfig, VisionConfig
-from numgemma.prompt.audio import MEL_BINS
 
 TOWERS = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
 
@@ -205,7 +204,7 @@ def audio_shapes(c: AudioConfig) -> Shapes:
         "layer0.norm.weight": (C0,),
         "layer1.conv.weight": (C1, C0, 3, 3),
         "layer1.norm.weight": (C1,),
-        "input_proj_linear.weight": (D, C1 * MEL_BINS // 4),  # two convolutions of stride 2
+        "input_proj_linear.weight": (D, C1 * c.mel_bins // 4),  # two convolutions of stride 2
     }
     shapes: Shapes = scoped("subsample_conv_projection", subsample)
     for i in range(c.num_hidden_layers):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from numgemma.families.gemma4.config import Config, read_config
-from numgemma.prompt.audio import FRAMES_PER_SOFT_TOKEN, MEL_BINS
+from numgemma.prompt.audio import FRAMES_PER_SOFT_TOKEN
 from numgemma.prompt.media import NO_MEDIA, Media
 
 
@@ -107,8 +107,8 @@ def sample(config: Config, pictures: int, sounds: int):
         square = np.stack(np.divmod(np.arange(k * k), k), -1)
         media["pixel_values"] = np.full((pictures, k * k, pixels), 0.5, np.float32)
         media["image_position_ids"] = np.stack([square] * pictures)
-    if sounds:
-        media["input_features"] = np.ones((sounds, FRAMES_PER_SOFT_TOKEN, MEL_BINS), np.float32)
+    if config.audio and sounds:
+        media["input_features"] = np.ones((sounds, FRAMES_PER_SOFT_TOKEN, config.audio.mel_bins), np.float32)
         media["input_features_mask"] = np.ones((sounds, FRAMES_PER_SOFT_TOKEN), bool)
     return ids, Media(**media) if media else NO_MEDIA
 
