@@ -16,6 +16,7 @@ context that makes it, and so in one thread; each call looks it up, which costs 
     vectors      the same for what becomes one vector
     compiled     what numba has compiled, on disk
     kernels      compiled loops
+    coded        one token's product with codes of a few bits
     twins        the slow operations once more, on those loops
 """
 

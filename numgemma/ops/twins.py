@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from numgemma.masks import Spans, everything
-from numgemma.ops import definitions, kernels
+from numgemma.ops import coded, definitions, kernels
 from numgemma.ops.kernels import KEYS
 from numgemma.ops.threads import in_parallel, in_shares
 from numgemma.trace import Tap
@@ -71,7 +71,9 @@ def linear(x, w):
     if hasattr(w, "times"):
         return w.times(x, linear, definitions.scale)
     if not isinstance(w, np.ndarray) and x.dtype == np.float32 and x.size:  # decoded block by block, by all threads
-        return many(floats(x).reshape(-1, x.shape[-1]), w).reshape(*x.shape[:-1], len(w))
+        a = floats(x).reshape(-1, x.shape[-1])
+        y = coded.times(a[0], w) if len(a) == 1 else None
+        return (many(a, w) if y is None else y).reshape(*x.shape[:-1], len(w))
     if not fits(x, w) or not w.flags.c_contiguous or not x.size:
         return definitions.linear(x, w)
     a = floats(x).reshape(-1, x.shape[-1])

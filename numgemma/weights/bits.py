@@ -21,6 +21,11 @@ def stream(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     return ones.astype(np.int32) @ (1 << np.arange(bits, dtype=np.int32))
 
 
+def as_nibbles(words: np.ndarray, count: int) -> np.ndarray:
+    """The bytes that hold the codes of four bits of each row, as they lie.  words: n W  ->  n count/2"""
+    return words.view(np.uint8).reshape(len(words), -1)[:, : count // 2]
+
+
 def nibbles(raw: np.ndarray, high_first: bool = False) -> np.ndarray:
     """Two codes of each byte, the low one first or the high one.  n B  ->  n 2B"""
     pair = (raw >> 4, raw & 15) if high_first else (raw & 15, raw >> 4)

@@ -14,7 +14,7 @@ import numpy as np
 
 from numgemma.config import section
 from numgemma.errors import InputError
-from numgemma.weights.bits import E2M1, grouped, nibbles, power_of_two, stream
+from numgemma.weights.bits import E2M1, as_nibbles, grouped, nibbles, power_of_two, stream
 from numgemma.weights.packed import Packed
 
 WIDTHS = (4, 8, 2, 3, 5, 6, 7)  # bits of a code, the usual ones first
@@ -75,7 +75,9 @@ def integers(where, leaves, bits):
         return s[:, order] if order is not None else spread(s, I)
 
     parts = tuple(leaves[name] for name in ("weight_packed", "weight_scale", "weight_zero_point") if name in leaves)
-    return Packed((O, I), f"int{bits}", decode, parts, step)
+    by_groups = bits == 4 and z is None and order is None and I % (2 * scale.shape[1]) == 0
+    raw = ("centred", as_nibbles(packed, I), scale, np.array([half], np.float32)) if by_groups else ()
+    return Packed((O, I), f"int{bits}", decode, parts, step, raw=raw)
 
 
 def spread(values, width):

@@ -212,4 +212,5 @@ def tensor(path, raw, start, name, shape, kind):
     by_rows = mine.reshape(rows, width)
     decode = quants.quants.dequantize
     step = (lambda at: steps(q.name, by_rows[at])) if told(q.name) else None
-    return Packed(shape, q.name, lambda at: np.asarray(decode(by_rows[at], q), np.float32), (by_rows,), step)
+    rows_of = lambda at: np.asarray(decode(by_rows[at], q), np.float32)  # noqa: E731
+    return Packed(shape, q.name, rows_of, (by_rows,), step, raw=(q.name, by_rows))

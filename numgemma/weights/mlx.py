@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from numgemma.errors import InputError
-from numgemma.weights.bits import E2M1, grouped, nibbles, power_of_two, stream
+from numgemma.weights.bits import E2M1, as_nibbles, grouped, nibbles, power_of_two, stream
 from numgemma.weights.packed import Packed, stacked
 
 UNREAD = ()
@@ -57,7 +57,8 @@ def affine(where, words, scales, biases, said):
     def step(at):
         return np.abs(np.repeat(scales[at].astype(np.float32), group, 1))
 
-    return Packed((len(words), width), f"mlx-{bits}bit", decode, (words, scales, biases), step)
+    raw = ("biased", as_nibbles(words, width), scales, biases) if bits == 4 and group % 2 == 0 else ()
+    return Packed((len(words), width), f"mlx-{bits}bit", decode, (words, scales, biases), step, raw=raw)
 
 
 def channels_first(tensors):

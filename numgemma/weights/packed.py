@@ -7,6 +7,7 @@ a matrix.  What a row is in the file, and how it decodes, the files beside this 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ class Packed:
     parts: tuple[np.ndarray, ...]
     step: Callable[[slice | np.ndarray], np.ndarray] | None = None
     first: int = 0  # this matrix's first row among those that decode knows
+    raw: tuple[Any, ...] = ()  # how it lies, and the arrays, where ops/coded.py can multiply with that
 
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: math.prod(self.shape))
@@ -59,7 +61,7 @@ class Packed:
         if rows != slice(None) or self.ndim != 2:
             raise IndexError("columns are taken of whole matrices")
         kept = len(range(*some.indices(self.shape[1])))
-        return replace(self, shape=(len(self), kept), decode=lambda at: self.decode(at)[:, some], step=None)
+        return replace(self, shape=(len(self), kept), decode=lambda at: self.decode(at)[:, some], step=None, raw=())
 
     def __array__(self, dtype=None, copy=None):
         """All of it, decoded: for those who look at a whole tensor and know that it fits."""
@@ -69,7 +71,7 @@ class Packed:
     def astype(self, dtype, copy=True):
         """The same matrix; its rows rounded to that dtype, as loading them into a model of that precision would."""
         kept = np.dtype(dtype)
-        return replace(self, decode=lambda at: self.decode(at).astype(kept).astype(np.float32))
+        return replace(self, decode=lambda at: self.decode(at).astype(kept).astype(np.float32), raw=())
 
     def steps(self, rows) -> np.ndarray | None:
         """How far apart the values lie that the weights of these rows can have.  rows: a slice, or indices"""

@@ -1,0 +1,90 @@
+"""Codes multiplied as they lie equal the definition, which decodes rows first; the same on any number of threads."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from numgemma.ops import coded, definitions, threads, twins
+from numgemma.weights.gguf import tensor
+from numgemma.weights.quantised import unpacked
+
+TYPES = {"Q4_0": (2, 18, 32, (0,)), "Q8_0": (8, 34, 32, (0,)), "Q4_K": (12, 144, 256, (0, 2))}
+TYPES |= {"Q5_K": (13, 176, 256, (0, 2)), "Q6_K": (14, 210, 256, (208,))}  # id, bytes, weights, where halves stand
+
+
+def blocks(kind, shape, seed=0):
+    """A matrix of random codes and scales, or a stack of them."""
+    number, size, weights, halves = TYPES[kind]
+    rng = np.random.default_rng(seed)
+    raw = rng.integers(0, 256, (int(np.prod(shape)) // weights, size), np.uint8)
+    for at in halves:
+        raw[:, at : at + 2] = rng.normal(0, 0.01, (len(raw), 1)).astype(np.float16).view(np.uint8)
+    return tensor("f", raw.reshape(-1), 0, "w", shape, number)
+
+
+def compressed(O, I, group, scale, seed=0):
+    rng = np.random.default_rng(seed)
+    words = rng.integers(-(2**31), 2**31, (O, I // 8)).astype(np.int32)
+    scales = rng.normal(0, 0.01, (O, I // group)).astype(scale)
+    leaves = {"m.weight_packed": words, "m.weight_scale": scales, "m.weight_shape": np.array([O, I])}
+    return unpacked("f", leaves, {"quantization_config": {"quant_method": "compressed-tensors"}})["m.weight"]
+
+
+def mlx(O, I, group, scale, seed=0):
+    rng = np.random.default_rng(seed)
+    words = rng.integers(0, 2**32, (O, I // 8), np.uint32)
+    scales, biases = (rng.normal(0, 0.01, (O, I // group)).astype(scale) for _ in range(2))
+    leaves = {"m.weight": words, "m.scales": scales, "m.biases": biases}
+    return unpacked("f", leaves, {"quantization": {"group_size": group, "bits": 4}})["m.weight"]
+
+
+MATRICES = {kind: lambda kind=kind: blocks(kind, (37, 768)) for kind in TYPES}
+for make in (compressed, mlx):
+    for scale in (np.float32, np.float16, ml_dtypes.bfloat16):
+        MATRICES[f"{make.__name__} {np.dtype(scale)}"] = lambda make=make, scale=scale: make(37, 768, 64, scale)
+
+
+def assert_near(found, x, w):
+    truth = np.asarray(w, np.float64) @ x.astype(np.float64)
+    right = definitions.linear(x[None], w)[0]
+    terms = np.linalg.norm(np.abs(np.asarray(w)) @ np.abs(x)) / len(x) ** 0.5
+    assert np.linalg.norm(found - right) <= 1e-6 * max(np.linalg.norm(right), terms)
+    assert np.linalg.norm(found - truth) <= 1e-6 * max(np.linalg.norm(truth), terms)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_one_token_s_product_with_codes_equals_the_definition(name):
+    w = MATRICES[name]()
+    x = np.random.default_rng(1).normal(size=768).astype(np.float32)
+    found = coded.times(x, w)
+    assert_near(found, x, w)
+    np.testing.assert_array_equal(twins.linear(x[None], w)[0], found)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_of_a_stack_each_matrix_is_multiplied_by_its_own_rows(kind):
+    w = blocks(kind, (3, 8, 256))
+    x = np.random.default_rng(1).normal(size=256).astype(np.float32)
+    for matrix in w:
+        assert_near(coded.times(x, matrix), x, matrix)
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "mlx bfloat16"])
+def test_any_number_of_threads_gives_the_same_bits(name, monkeypatch):
+    w, x = MATRICES[name](), np.random.default_rng(1).normal(size=768).astype(np.float32)
+    monkeypatch.setattr(coded, "SHARE", 1)
+    found = set()
+    for count in (1, 2, 5):
+        monkeypatch.setattr(threads, "allowed", lambda count=count: count)
+        found.add(coded.times(x, w).tobytes())
+    assert len(found) == 1
+
+
+def test_what_is_not_the_file_s_own_codes_any_more_is_decoded():
+    """Some of the columns, or rounded to another dtype; and infinity, which the two sums would cancel."""
+    w, x = blocks("Q4_K", (8, 512)), np.ones(512, np.float32)
+    assert coded.times(x[:256], w[:, :256]) is None
+    assert coded.times(x, w.astype(np.float16)) is None
+    x[3] = np.inf
+    assert coded.times(x, w) is None
+    assert not np.isfinite(twins.linear(x[None], w)).any()
