@@ -34,9 +34,8 @@ def times(x, w):
 
 
 def by_groups(x, groups):
-    """The numbers of x with even places, those with odd ones, and the sums over groups."""
-    even, odd = np.ascontiguousarray(x.reshape(-1, 2).T)
-    return even, odd, x.reshape(groups, -1).sum(1, dtype=np.float32)
+    """The numbers of x with even places above those with odd ones, and the sums over groups."""
+    return np.ascontiguousarray(x.reshape(-1, 2).T), x.reshape(groups, -1).sum(1, dtype=np.float32)
 
 
 def as_bits(x):
@@ -202,9 +201,9 @@ def of_six_bits(low, high, x):
 
 
 @kernel(SUMS)
-def centred(codes, scales, centre, even, odd, sums, y, first, end):
+def centred(codes, scales, centre, pairs, sums, y, first, end):
     """w = (q - centre) s"""
-    width = len(even) // len(sums)
+    (even, odd), width = (pairs[0], pairs[1]), pairs.shape[1] // len(sums)
     for o in range(first, end):
         total = np.float32(0)
         for g in range(len(sums)):
@@ -215,9 +214,9 @@ def centred(codes, scales, centre, even, odd, sums, y, first, end):
 
 
 @kernel(SUMS)
-def biased(codes, scales, biases, even, odd, sums, y, first, end):
+def biased(codes, scales, biases, pairs, sums, y, first, end):
     """w = q s + b"""
-    width = len(even) // len(sums)
+    (even, odd), width = (pairs[0], pairs[1]), pairs.shape[1] // len(sums)
     for o in range(first, end):
         total = np.float32(0)
         for g in range(len(sums)):
