@@ -62,6 +62,10 @@ COMMANDS = {
         ["l.json", "l.png", "l.yaml"],
     ),
     "audit": ("audit IN/child --against IN/parent --json OUT/a.json --html OUT/a.html", ["a.json", "a.html"]),
+    "sweep": (
+        "sweep IN/ckpt --random 2 --longest 4 --workers 0 -o OUT/s.jsonl --html OUT/s.html --json OUT/s.json",
+        ["s.jsonl", "s.html", "s.json"],
+    ),
     "capture": (f"capture IN/ckpt --ids {IDS} -o OUT/a.safetensors", ["a.safetensors"]),
 }
 NEEDS = {"capture": "transformers", "emulate": "gguf"}
@@ -121,6 +125,8 @@ def not_whole(path: Path) -> str:
     try:
         if path.suffix == ".json":
             json.loads(path.read_text())
+        elif path.suffix == ".jsonl":  # a journal: rows stand in it as they come, and the last may be cut
+            [json.loads(line) for line in path.read_text().split("\n")[:-1]]
         elif path.suffix == ".safetensors":
             open_safetensors(path)
         elif path.suffix == ".png":

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from numgemma.atomic import target
+from numgemma.atomic import remedy, target
 from numgemma.debug.sweep.pair import SCHEMA
 from numgemma.errors import InputError
 from numgemma.incoming import MOST, parse_object
@@ -39,7 +39,8 @@ class Ledger:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise InputError(f"{self.path}: {error.strerror}; choose another -o.") from None
+            step = remedy(error, otherwise="choose another -o")
+            raise InputError(f"{self.path}: {error.strerror}; {step}.") from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
