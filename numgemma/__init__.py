@@ -23,6 +23,7 @@ The files, in the order in which they read best:
     notebook     what a notebook shows of a result
     generate     sampling, the loops
     speculative  tokens drafted by a small model, checked by the large one in one pass
+    denoise      a canvas becomes text: DiffusionGemma's sampler
     dump         a recorded run, in memory or in a file
     marks        arrays that remember what they were computed from
     graph        which point comes from which, with which axes, from which line: learned from a run

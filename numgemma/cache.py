@@ -67,7 +67,7 @@ def drop(kvs, index, rows):
 def moved(held, new):
     """The same rows in buffers with room for `new` more, and for half as many again: so a token costs no copy."""
     rows = len(held) + new
-    k, v = (np.empty((rows + max(SPARE, rows // 2), *old.shape[1:]), old.dtype) for old in held)
+    k, v = (np.empty_like(old, order="C", shape=(rows + max(SPARE, rows // 2), *old.shape[1:])) for old in held)
     k[: len(held)], v[: len(held)] = held
     return Kept(k, v, 0, len(held))
 

@@ -24,9 +24,17 @@ INDEX = "model.safetensors.index.json"
 FITS = "check that config.json belongs to these weights"
 
 
+# Before the names of a decoder's weights; before those of what it shares with an encoder, and of that one's tower.
+PREFIX = re.compile(
+    r"(model\.language_model|language_model\.model|language_model|(model\.)?decoder"
+    r"|(model\.)?encoder(?=\.(vision_tower|embed_vision)\.)|model)\."
+)
+
+
 def short_name(stored: str) -> str:
     """The name without its prefix: model.language_model.norm.weight -> norm.weight."""
-    return re.sub(r"^(model\.language_model|language_model\.model|language_model|model)\.", "", stored)
+    found = PREFIX.match(stored)
+    return stored[found.end() :] if found else stored
 
 
 @dataclass(frozen=True, eq=False)

@@ -263,7 +263,7 @@ def media_in(names) -> tuple[int, int]:
     """How many pictures and sounds points of these names are of."""
     found = {"vision": 0, "audio": 0}
     for name in names:
-        if match := re.match(r"(?:embed_)?(vision|audio)(?:_tower)?(?:@(\d+))?\.", name):
+        if match := re.match(r"(?:embed_)?(vision|audio)(?:_tower)?(?:@(\d+))?\.", unstacked(name)):
             found[match[1]] = max(found[match[1]], int(match[2] or 0) + 1)
     if "inputs_embeds" in names and not any(found.values()):
         return 1, 0
@@ -281,7 +281,16 @@ def official_graphs(names) -> Iterator[Graph]:
 
 def layers_in(names) -> int:
     """How many decoder layers points of these names are of."""
-    return max((int(match[1]) + 1 for name in names if (match := re.match(r"layers\.(\d+)\.", name))), default=0)
+    numbers = (re.match(r"layers\.(\d+)\.", unstacked(name)) for name in names)
+    return max((int(match[1]) + 1 for match in numbers if match), default=0)
+
+
+def unstacked(name) -> str:
+    """The name of a point without its stack, where the same layers run once as an encoder and once as a decoder."""
+    return STACK.sub("", name)
+
+
+STACK = re.compile(r"^(encoder\.language_model|encoder|decoder)\.")
 
 
 @lru_cache(maxsize=1)

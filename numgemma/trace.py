@@ -14,8 +14,12 @@ EVERYTHING_BUT_MAPS = ("*", "!*attn.scores", "!*attn.probs")  # the T x S maps g
 
 NONE: Mapping[str, Any] = MappingProxyType({})
 
-# What stays in float32 in a bfloat16 run, as in Transformers: routing, pooled image patches, attention between frames.
-KEPT_WIDE = ("*router.probs", "*router.weights", "vision_tower*.pooler", "audio_tower*.scores", "audio_tower*.probs")
+# What stays in float32 in a bfloat16 run, as in Transformers: routing, pooled image patches, attention between frames,
+# DiffusionGemma's logits.
+KEPT_WIDE = (
+    *("*router.probs", "*router.weights", "*vision_tower*.pooler", "audio_tower*.scores", "audio_tower*.probs"),
+    "logits",
+)
 
 
 class Tap:

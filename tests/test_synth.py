@@ -450,7 +450,6 @@ def test_a_directory_lends_its_config_and_at_full_scale_its_other_files(tmp_path
     ("arguments", "message"),
     [
         (["nothing"], "no such config.json"),
-        (["diffusiongemma-26B-A4B-it"], "DiffusionGemma"),
         (["gemma-4-E2B-it", "--max-shard-size", "much"], "should be a size"),
     ],
 )

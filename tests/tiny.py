@@ -154,6 +154,21 @@ UNIFIED = WHOLE | {
         "rms_norm_eps": 1e-6,
     },
 }
+LEFT_OUT = (  # of DiffusionGemma's text_config, where each has one value
+    *("attention_k_eq_v", "enable_moe_block", "hidden_size_per_layer_input", "num_kv_shared_layers"),
+    *("use_double_wide_mlp", "vocab_size_per_layer_input", "architectures"),
+)
+DIFFUSION = {
+    "architectures": ["DiffusionGemmaForBlockDiffusion"],
+    "model_type": "diffusion_gemma",
+    "canvas_length": 6,
+    "eos_token_id": [1, 106],
+    **{f"{name}_token_id": IDS[name] for name in ("image", "boi", "eoi")},
+    "tie_word_embeddings": True,
+    "text_config": {key: value for key, value in MOE.items() if key not in LEFT_OUT}
+    | {"model_type": "diffusion_gemma_text", "use_bidirectional_attention": "vision"},
+    "vision_config": LARGE | {"num_attention_heads": 4, "num_key_value_heads": 2},
+}
 MULTIMODAL = {"e4b": E4B, "26b": A4B, "31b": B31}
 
 # What the prompts of the tests hold: patches across and down of images and of a video's frames, mel frames of clips.
@@ -218,7 +233,7 @@ def leftover_tensors(raw, seed=1):
 def stored_name(short, prefix, raw):
     if raw["model_type"] == "gemma4":
         return layout.stored_name(short, "gemma4")
-    if raw["model_type"].startswith("gemma4_unified") or raw["model_type"].endswith("_assistant"):
+    if raw["model_type"].startswith(("gemma4_unified", "diffusion")) or raw["model_type"].endswith("_assistant"):
         return find(raw, "the test").stored_name(short, raw["model_type"])
     return short if short.startswith("lm_head") else prefix + short
 
@@ -302,6 +317,33 @@ def unified_prompt(content, seed=2, padding=3):
         for frames_of_one, length in zip(arrays["input_features"], clips, strict=True):
             frames_of_one[:length] = rng.normal(0, 0.1, (length, 640))
     return np.array([*ids, *text(rng), *text(rng), *text(rng)]), arrays
+
+
+DIFFUSION_CONTENT = {"text": {}, "pictures": {"images": [(9, 9), (6, 3)]}}  # the first picture is past the window
+
+
+def diffusion_inputs(case="text", condition=True, seed=3):
+    """What one denoising pass of DIFFUSION takes, by name.  condition: not the first pass of a block"""
+    rng = np.random.default_rng(seed)
+    ids, arrays = multimodal_prompt("26b", DIFFUSION_CONTENT[case] or {"none": []}, seed)
+    arrays["input_ids"] = np.array([*ids, *text(rng), *text(rng), *text(rng), *text(rng)])
+    arrays["decoder_input_ids"] = rng.integers(0, 199, (1, 6))  # with the batch axis of Transformers
+    if condition:
+        arrays["self_conditioning_logits"] = rng.normal(0, 3, (1, 6, 199)).astype(np.float32)
+    return arrays
+
+
+def calm(raw=DIFFUSION):
+    """Weights with which a canvas settles: what is written depends on the text more than on the canvas.
+
+    With those of random_tensors a difference in the last place grows tenfold in each step.
+    """
+    tensors = random_tensors(raw)
+    factors = {"post_attention_layernorm.weight": 8, "k_norm.weight": 0.3, "post_feedforward_layernorm.weight": 0.5}
+    factors |= {"self_conditioning.down_proj.weight": 0.3, "embed_tokens.weight": 4}
+    for name in tensors:
+        tensors[name] *= next((factor for end, factor in factors.items() if name.endswith(end)), 1)
+    return tensors
 
 
 def text(rng):

@@ -3,12 +3,13 @@
 A family is a folder: `__init__.py` is its record (family.py says what one holds), config.py reads its config.json,
 layout.py names its tensors, and the forward pass is written out in files of its own.
 
-    family   what the rest of the package may ask of a kind of model
-    gemma4   E2B, E4B, 26B-A4B and 31B
-    unified  the encoder-free 12B
-    gemma3n  Gemma 3n: E2B and E4B
+    family     what the rest of the package may ask of a kind of model
+    gemma4     E2B, E4B, 26B-A4B and 31B
+    unified    the encoder-free 12B
+    gemma3n    Gemma 3n: E2B and E4B
     embedding  EmbeddingGemma 2
-    drafter  the drafters of Gemma 4, that read their target's keys
+    drafter    the drafters of Gemma 4, that read their target's keys
+    diffusion  DiffusionGemma 26B-A4B
 """
 
 from importlib import import_module
@@ -25,10 +26,10 @@ FOLDERS = {
     **dict.fromkeys(("gemma3n", "gemma3n_text"), "gemma3n"),
     **dict.fromkeys(("embedding_gemma2", "embedding_gemma2_text"), "embedding"),
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "drafter"),
+    "diffusion_gemma": "diffusion",
 }
 
 LATER = {
-    "diffusion_gemma": "DiffusionGemma",
     "gemma3": "Gemma 3",
     "gemma3_text": "Gemma 3",
 }

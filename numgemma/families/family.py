@@ -146,7 +146,7 @@ class Family:
     be; shallow: with few layers of each kind.  graph.py runs it.
     sample: config, number of pictures, of sounds -> ids, media: the shortest prompt with so many.
     shrunk: a parsed config.json, a Scale, and the file's name -> one of a smaller model.
-    generation: config -> what a released generation_config.json says of tokens that config.json does not.
+    generation: config -> what a released generation_config.json says that config.json does not; None: not this key.
     instead: what to do where a model of this kind is asked for what it does not give, as the end of a sentence.
     sections: of config.json, for who reads it past its first fault: text, vision, audio, and whole for what is in none.
     """
@@ -172,7 +172,7 @@ class Family:
     twin: Callable[..., dict] = as_it_is
     sample: Callable[[Any, int, int], tuple] = some_text
     shrunk: Callable[[dict, Any, str], dict] = not_shrunk
-    generation: Callable[[Any], dict[str, list[int]]] = nothing
+    generation: Callable[[Any], dict[str, Any]] = nothing
     instead: str = ""
     sections: Mapping[str, Section] = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ context that makes it, and so in one thread; each call looks it up, which costs 
     streams      the same for Gemma 3n's decoder
     maps         the same for maps of a picture, and for its sound
     vectors      the same for what becomes one vector
+    canvas       the same for DiffusionGemma's decoder
     compiled     what numba has compiled, on disk
     kernels      compiled loops
     coded        one token's product with codes of a few bits
@@ -31,7 +32,8 @@ import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.extras import package
-from numgemma.ops import choice, definitions, maps, streams, threads, vectors
+from numgemma.ops import canvas, choice, definitions, maps, streams, threads, vectors
+from numgemma.ops.canvas import mean_row
 from numgemma.ops.choice import Choice, here
 from numgemma.ops.definitions import (
     affine,
@@ -110,6 +112,7 @@ __all__ = [
     "mean_of_squares",
     "mean_of_streams",
     "mean_of_tokens",
+    "mean_row",
     "mix",
     "narrow",
     "relu",
@@ -130,7 +133,7 @@ __all__ = [
 BACKENDS = ("numpy", "numba")
 
 
-DEFINED = ChainMap(vars(definitions), vars(streams), vars(maps), vars(vectors))
+DEFINED = ChainMap(vars(definitions), vars(streams), vars(maps), vars(vectors), vars(canvas))
 
 
 def looked_up(name: str) -> Callable:

@@ -35,7 +35,7 @@ def by_rules(parts: Parts) -> list[Finding]:
     assert parts.config is not None
     config, found = config_rules(parts.config, depth(parts.tensors))
     if config and parts.tensors:
-        found += tensor_rules(parts.tensors, config, find(parts.config, "config.json").optional(config))
+        found += tensor_rules(parts.tensors, config, find(parts.config, "config.json"))
         found += names_of_transformers(parts)
     elif parts.tensors:
         found.append(skipped())

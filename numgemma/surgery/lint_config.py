@@ -227,8 +227,8 @@ def whole(raw: dict[str, Any], family: Family, text: TextConfig, found: list[Fin
         return cls(text=text, tie_word_embeddings=text.tie_word_embeddings)
     top = {key: value for key, value in raw.items() if key not in ("text_config", "vision_config", "audio_config")}
     values = draft(cls, top | {"text": text}, "config.json", found) or {"text": text}
-    towers = {name: tower(raw, f"{name}_config", family.sections[name], found) for name in ("vision", "audio")}
-    return cls(**values | towers)
+    towers = [name for name in ("vision", "audio") if name in family.sections]
+    return cls(**values | {name: tower(raw, f"{name}_config", family.sections[name], found) for name in towers})
 
 
 def tower(raw: dict[str, Any], name: str, section: Section, found: list[Finding]):

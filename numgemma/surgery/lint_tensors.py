@@ -23,11 +23,9 @@ def depth(tensors: Tensors) -> int:
     return max(numbers, default=-1) + 1 if max(numbers, default=0) < 4096 else len(numbers)
 
 
-def tensor_rules(tensors: Tensors, config, towers: Mapping[str, Shapes]) -> list[Finding]:
-    """Every tensor in its place.  What one fault explains is said once.  towers: a family's `optional`"""
-    expected = layout.text_shapes(config.text)
-    if not config.tie_word_embeddings:
-        expected["lm_head.weight"] = (config.text.vocab_size, config.text.hidden_size)
+def tensor_rules(tensors: Tensors, config, family: Family) -> list[Finding]:
+    """Every tensor in its place.  What one fault explains is said once."""
+    expected = family.text_shapes(config)
     shapes: Shapes = {name: x.shape for name, x in tensors.items()}
     found: list[Finding] = []
     explained: set[str] = set()
@@ -35,7 +33,7 @@ def tensor_rules(tensors: Tensors, config, towers: Mapping[str, Shapes]) -> list
         for finding in rule(shapes, expected, config):
             found.append(finding)
             explained |= set(finding.tensors)
-    for tower, part in towers.items():
+    for tower, part in family.optional(config).items():
         found += tower_rule(tower, shapes, part, expected)
     return [*found, *remaining(shapes, expected, explained)]
 

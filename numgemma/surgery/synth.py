@@ -129,7 +129,7 @@ def synth(name: str, target: str | Path, scale="full", seed=0, dtype="bfloat16",
     name: of a config.json, its directory, or an official config.  how: shard, force, progress of `write_checkpoint`.
     """
     raw, where, folder = find_config(name)
-    said: dict[str, list[int]] = {}
+    said: dict[str, Any] = {}
     if raw.get("model_type") == "gemma3_text":
         small = raw if scale == "full" else shrunk_gemma3(raw, SCALES[scale], where)
         tensors = gemma3_tensors(small, where, DTYPES[dtype], own(seed, small))
@@ -173,7 +173,8 @@ def with_dtype(raw: dict[str, Any], dtype: str) -> dict[str, Any]:
 def generation(small, said) -> dict[str, bytes | Path]:
     """generation_config.json with the stop tokens of the config, and what the family says of tokens."""
     eos = small.get("eos_token_id") or (small.get("text_config") or {}).get("eos_token_id") or 1
-    return {"generation_config.json": as_json(GENERATION | {"eos_token_id": eos} | said)}
+    whole = GENERATION | {"eos_token_id": eos} | said
+    return {"generation_config.json": as_json({key: value for key, value in whole.items() if value is not None})}
 
 
 def tokenizer(raw, small) -> dict[str, bytes | Path]:

@@ -21,7 +21,7 @@ from numgemma.debug.measure.discrete import layer_of
 from numgemma.debug.measure.precision import EPS, TOLERANCES
 from numgemma.debug.noise.perturb import perturbed
 from numgemma.dump import Dump
-from numgemma.graph import counted, graph_of
+from numgemma.graph import counted, graph_of, unstacked
 from numgemma.model import Model
 from numgemma.prompt.media import NO_MEDIA, Media
 from numgemma.trace import Tap
@@ -60,7 +60,7 @@ class Local:
     truth: dict[str, np.ndarray] = field(default_factory=dict)  # what numgemma computes at each point of the dump
     axes: dict[str, str] = field(default_factory=dict)
     limits: dict[str, Limits] = field(default_factory=dict)  # what noise alone makes of the errors
-    streams: dict = field(default_factory=dict)  # what each layer hands on; TOWERS -> kind -> soft tokens
+    streams: dict = field(default_factory=dict)  # what each layer hands on, by scope; TOWERS -> kind -> soft tokens
     kvs: dict[int, tuple] = field(default_factory=dict)  # the keys and values that each layer made
 
 
@@ -303,12 +303,12 @@ def refined(y, dump, name, rng):
 def keeping_streams(family, found):
     """Keeps what each layer hands on, and its keys and values."""
 
-    def block(original, spec, **given):
+    def block(original, spec, tap, **given):
         y = original()
-        found.streams[spec.index] = y
+        found.streams[scope_of(tap)] = y
         kept = given.get("kvs", {}).get(spec.index)
         if isinstance(kept, Kept):  # which another layer may read; what a family keeps otherwise is the layer's own
-            found.kvs[spec.index] = tuple(kept)
+            found.kvs.setdefault(spec.index, tuple(kept))  # of the first run, where a layer runs twice
         return y
 
     def soft_tokens(original):
@@ -317,6 +317,11 @@ def keeping_streams(family, found):
 
     with parts_swapped(family, {"block": block, "soft tokens": soft_tokens}):
         yield
+
+
+def scope_of(tap):
+    """Where a layer runs: the prefix of its points, whatever faults have put around the tap."""
+    return tap.prefix if isinstance(tap, Substitute) else scope_of(tap.tap)
 
 
 @contextmanager
@@ -335,12 +340,12 @@ def only(layers, base, family):
     The others hand on what they did in an earlier pass.
     """
 
-    def block(original, x, spec, **given):
+    def block(original, x, spec, tap, **given):
         if spec.index in layers:
             return original()
-        if spec.index in base.kvs:
+        if spec.index in base.kvs and spec.index not in given["kvs"]:
             append(given["kvs"], spec.index, *(kept.astype(x.dtype) for kept in base.kvs[spec.index]))
-        return base.streams[spec.index].astype(x.dtype)
+        return base.streams[scope_of(tap)].astype(x.dtype)
 
     def head(original, x):
         return original() if HEAD in layers else x
@@ -350,8 +355,9 @@ def only(layers, base, family):
             return original()
         return {kind: rows.astype(run.dtype) for kind, rows in base.streams[TOWERS].items()}
 
-    def forget(original):
-        """Nothing: this is one pass, and layers that did not run have nothing to forget."""
+    def forget(original, kvs, rows):
+        """Layers that did not run may have nothing to forget."""
+        original(rows=[spec for spec in rows if spec.index in kvs])
 
     with parts_swapped(family, {"block": block, "head": head, "soft tokens": soft_tokens, "forget": forget}):
         yield
@@ -362,7 +368,7 @@ def layers_of(steps) -> set:
     names = [name for step in steps for name in (step.name, *step.between)]
     layers: set = {layer_of(name) for name in names if layer_of(name) is not None}
     layers |= {HEAD for name in names if name in AT_HEAD}
-    return layers | {TOWERS for name in names if name.startswith(IN_TOWERS)}
+    return layers | {TOWERS for name in names if unstacked(name).startswith(IN_TOWERS)}
 
 
 def again(subject, base, layers, under=nullcontext, runs=0) -> Local:

@@ -7,6 +7,7 @@ In reading order:
     embedders  the same of a model that has none
     towers_3n  the same of Gemma 3n's
     streams    the decoder of Gemma 3n
+    canvas     both passes of DiffusionGemma
     hooks      the run: a hook on every module, and what no module returns
     live       a model in memory, recorded while its user runs it
 """

@@ -7,6 +7,7 @@ stream between branches) is caught at three functions of the modelling file.  Ne
 import re
 import sys
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from numgemma.config import typed
 from numgemma.debug.capture.arrays import import_hf, modelling_of, to_numpy
+from numgemma.debug.capture.canvas import StacksCatcher, masks_for
 from numgemma.debug.capture.embedders import Embedders
 from numgemma.debug.capture.streams import StreamsCatcher
 from numgemma.debug.capture.towers import Towers
@@ -51,7 +53,9 @@ def capture(
     given = hf_inputs(ids, media, model.family.placeholders(model.config))
     inputs = grouped({name: torch.tensor(x) for name, x in given.items()}, media, hf.dtype)
     several = model.has_image_mask(media)
-    if image_mask == "intended" and several:
+    if several and model.given_by_name:
+        inputs["attention_mask"] = masks_for(hf, model, ids, media, image_mask)
+    elif image_mask == "intended" and several:
         inputs["attention_mask"] = intended_mask(hf, inputs)
     keep_given(model, media, dtype, sink)
     with torch.no_grad(), catcher.listening(hf):
@@ -62,9 +66,9 @@ def capture(
 
 
 def accepted(hf, inputs):
-    """Of what a model may be called with, that which this one names."""
+    """Of what a model may be called with, that which this one names; DiffusionGemma does not name pictures."""
     names = signature(hf.forward).parameters
-    return {name: x for name, x in inputs.items() if name in names}
+    return {name: x for name, x in inputs.items() if name in names or name in NAMES}
 
 
 def keep_results(catcher, out):
@@ -175,6 +179,8 @@ def describe(model: Model, ids, dtype="float32", points=EVERYTHING_BUT_MAPS, tex
 
 def catcher_of(hf):
     """What listens to a model of Transformers: one for each way in which it writes a decoder down."""
+    if "diffusion_gemma" in modelling_of(hf).__name__:
+        return partial(StacksCatcher, Catcher)
     return StreamsCatcher if "gemma3n" in modelling_of(hf).__name__ else Catcher
 
 

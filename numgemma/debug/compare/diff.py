@@ -35,7 +35,7 @@ from numgemma.debug.compare.states import Course, by_floor, by_table, near_ties,
 from numgemma.debug.compare.third_run import Truth, check_truth
 from numgemma.debug.compare.words import render, verdict
 from numgemma.debug.measure import logits, overlap
-from numgemma.debug.measure.discrete import SIGMAS, layer_of
+from numgemma.debug.measure.discrete import SIGMAS, place_of
 from numgemma.debug.measure.precision import TOLERANCES, coarser, declared, of_run
 from numgemma.debug.noise.floor import Floor
 from numgemma.dump import Dump, made_by
@@ -105,7 +105,7 @@ def compared(a, b, names, bank, truth: Truth | None, mapping, allow_missing, abo
         for side, dump in (("a", a), ("b", b))
     }
     names = [name for name in names if name not in skipped["a"] + skipped["b"]]
-    told = {layer_of(name) for name in a if name.endswith("router.ids") and name in b}
+    told = {place_of(name) for name in a if name.endswith("router.ids") and name in b}
     graph = graph_of_dumps(a, b, config=told_by(bank)) if bank else in_order(names)
     course = Course(graph, near_ties(bank), told)
     row = TOLERANCES[bank.precision if bank else about["precision"]]

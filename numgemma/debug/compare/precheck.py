@@ -9,7 +9,7 @@ from itertools import zip_longest
 import numpy as np
 
 from numgemma.debug.measure import metrics, precision
-from numgemma.debug.measure.discrete import layer_of
+from numgemma.debug.measure.discrete import layer_of, stack_of
 from numgemma.dump import made_by
 
 SAME, DIFFERS, UNKNOWN = "same", "differs", "unknown"
@@ -287,7 +287,10 @@ def rows(a, b):
         short = [
             name
             for name in dump
-            if dump.axes.get(name, "").startswith("T ") and len(dump[name]) != tokens and name not in parts
+            if dump.axes.get(name, "").startswith("T ")
+            and len(dump[name]) != tokens
+            and name not in parts
+            and stack_of(name) != "decoder."  # which has tokens of its own
         ]
         layers = sorted({layer for name in short if (layer := layer_of(name)) is not None})
         if tokens and layers:

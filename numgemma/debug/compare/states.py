@@ -26,9 +26,9 @@ from numgemma.debug.compare.result import (
 )
 from numgemma.debug.compare.scoring import Bench, Limits, from_table, score, state_of, widened, with_step
 from numgemma.debug.measure import metrics
-from numgemma.debug.measure.discrete import SIGMAS, flips_of_experts, layer_of, touched
+from numgemma.debug.measure.discrete import SIGMAS, Place, flips_of_experts, place_of, touched
 from numgemma.debug.measure.precision import TOLERANCES, Tolerance
-from numgemma.graph import Graph
+from numgemma.graph import Graph, unstacked
 
 LAST = ("norm", "lm_head", "logits")
 
@@ -37,16 +37,16 @@ class Course:
     """What has happened on the way through the points: who is at fault, and which tokens chose other experts."""
 
     def __init__(self, graph: Graph, near, told=()):
-        """near: layer -> tokens whose experts noise may turn.  told: layers whose experts both dumps recorded"""
+        """near: place -> tokens whose experts noise may turn.  told: places whose experts both dumps recorded"""
         self.graph, self.near = graph, near
         self.faults: list[str] = []
-        self.flips: dict[int, list[int]] = {}
-        self.possible = {layer: tokens for layer, tokens in near.items() if layer not in told}
+        self.flips: dict[Place, list[int]] = {}
+        self.possible = {place: tokens for place, tokens in near.items() if place not in told}
 
     def arrive(self, name):
         """Flips that no dump recorded, but noise may have caused, count from their layer on."""
-        layer = layer_of(name)
-        for where in [w for w in self.possible if (layer is None and name in LAST) or (layer or -1) >= w]:
+        place, last = place_of(name), unstacked(name) in LAST
+        for where in [w for w in self.possible if last or place >= w]:
             self.flips.setdefault(where, self.possible.pop(where))
 
     def fault_or_inherited(self, name) -> str:
@@ -62,8 +62,8 @@ class Course:
 
     def displaced(self, name, tokens):
         """Tokens that both runs may have the same earlier flip in: their margins are not the truth's."""
-        layer = layer_of(name)
-        before = {where: near for where, near in self.near.items() if layer is None or where < layer}
+        place = place_of(name)
+        before = {where: near for where, near in self.near.items() if not place[2] or where < place}
         return touched(name, before, tokens, self.graph)
 
 
@@ -72,14 +72,14 @@ def told_by(bank: Bench | None) -> dict | None:
     return next((floor.model.get("config_json") for floor in bank.floors), None) if bank else None
 
 
-def near_ties(bank: Bench | None) -> dict[int, list[int]]:
-    """Layer -> tokens whose experts noise may turn."""
-    found: dict[int, list[int]] = {}
+def near_ties(bank: Bench | None) -> dict[Place, list[int]]:
+    """Place -> tokens whose experts noise may turn."""
+    found: dict[Place, list[int]] = {}
     floors = bank.floors if bank else ()
     for choice in {name for floor in floors for name in floor.close} - {"logits"}:
         tokens = {t for floor in floors for t in floor.close.get(choice, ())}
         if bank and (near := sorted(t for t in tokens if bank.sigmas(choice, t) < SIGMAS)):
-            found[layer_of(choice) or 0] = near
+            found[place_of(choice)] = near
     return found
 
 
@@ -147,7 +147,7 @@ def of_flips(pair: Pair, bank: Bench, course: Course) -> tuple[str, str]:
     fresh = [t for t in flips if not gone[t] and (bank.sigmas(name, t) < SIGMAS or not displaced[t])]
     far = [t for t in fresh if bank.sigmas(name, t) >= SIGMAS]
     if name.endswith("router.ids"):
-        course.flips[layer_of(name) or 0] = flips
+        course.flips[place_of(name)] = flips
     some = f"tokens {', '.join(map(str, (far or fresh or flips)[:5]))} choose otherwise"
     if not fresh:
         return INHERITED, f"{some} after an earlier flip"

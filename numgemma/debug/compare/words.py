@@ -1,7 +1,6 @@
 """A comparison as text: the verdict in one sentence, what was compared, and a dozen telling points."""
 
 import math
-import re
 import shutil
 import textwrap
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from numgemma.debug.compare.result import (
     PointDiff,
 )
 from numgemma.debug.compare.reused import told
+from numgemma.debug.measure.discrete import layer_of, leaf_of
 
 SHORT = {NOT_COMPARABLE: "SHAPES"}  # in the table
 
@@ -156,9 +156,10 @@ def lost_factor(p):
 
 def layer_kind(diff: Diff, name: str) -> str:
     """'full attention' or the like for a point of a decoder layer, else ''."""
-    match = re.match(r"layers\.(\d+)\.", name)
-    known = match and int(match[1]) < len(diff.layer_kinds)
-    return diff.layer_kinds[int(match[1])].replace("_", " ") if match and known else ""
+    layer = layer_of(name)
+    if layer is None or layer >= len(diff.layer_kinds):
+        return ""
+    return diff.layer_kinds[layer].replace("_", " ")
 
 
 # -- the lines between the verdict and the table ----------------------------------------------------------------------
@@ -235,7 +236,7 @@ def telling(diff: Diff) -> list[PointDiff]:
     start = index[diff.first] if diff.first else 0
     before = [i for i in range(start) if diff.points[i].state in GOOD][-1:]
     failed = [i for i in range(start, len(diff.points)) if diff.points[i].state not in GOOD][:4]
-    outputs = [i for name, i in index.items() if re.fullmatch(r"layers\.\d+\.out", name)]
+    outputs = [i for name, i in index.items() if leaf_of(name) == "out"]
     ends = [index[name] for name in ("norm", "logits") if name in index]
     chosen = {*before, *failed, *thin(outputs or list(index.values()), 6), *ends}
     return [diff.points[i] for i in sorted(chosen)]

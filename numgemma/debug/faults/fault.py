@@ -25,7 +25,7 @@ from inspect import signature
 from numgemma import ops
 from numgemma.debug.measure.discrete import layer_of
 from numgemma.errors import InputError
-from numgemma.graph import SWAPS, counted, graph_of
+from numgemma.graph import SWAPS, counted, graph_of, unstacked
 from numgemma.trace import Tap, selects
 
 
@@ -59,11 +59,11 @@ class Fault:
     @property
     def layered(self):
         """Whether it acts in decoder layers, and not before or after them."""
-        return self.shows.split()[-1].startswith(("layers.", "rotary_emb."))
+        return unstacked(self.shows.split()[-1]).startswith(("layers.", "rotary_emb."))
 
     def shown_by(self, name):
         """Whether that point can be the first that shows it."""
-        return selects(self.shows.split(), name)
+        return shows_at(self.shows, name)
 
     def places(self, model) -> tuple:
         """The layers of this model where it can act; (None,) for a fault outside them, () where it cannot act."""
@@ -104,7 +104,12 @@ def kinds(model):
 
 @lru_cache(maxsize=1024)
 def shown(graph, globs) -> tuple[str, ...]:
-    return tuple(name for name in graph.points if selects(globs.split(), name))
+    return tuple(name for name in graph.points if shows_at(globs, name))
+
+
+def shows_at(globs, name) -> bool:
+    """Whether globs, divided by spaces, mean a point: by its whole name or without the stack it is in."""
+    return selects(globs.split(), name) or selects(globs.split(), unstacked(name))
 
 
 CATALOGUE: dict[str, Fault] = {}

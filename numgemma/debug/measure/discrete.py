@@ -9,6 +9,7 @@ import re
 import numpy as np
 
 from numgemma.debug.measure.metrics import unequal_tokens
+from numgemma.graph import unstacked
 
 SIGMAS = 3  # a flip is a tie where the true margin is less than so many standard deviations of its noise
 NOTED = 6  # margins up to so many are kept in a floor
@@ -16,27 +17,41 @@ NOTED = 6  # margins up to so many are kept in a floor
 
 def layer_of(name) -> int | None:
     """The decoder layer of a point; None outside the layers."""
-    found = re.match(r"layers\.(\d+)\.", name)
+    found = re.match(r"layers\.(\d+)\.", unstacked(name))
     return int(found[1]) if found else None
 
 
 def leaf_of(name):
     """The name inside its layer."""
-    return re.sub(r"^layers\.\d+\.", "", name)
+    return re.sub(r"^layers\.\d+\.", "", unstacked(name))
+
+
+Place = tuple[bool, int, str]  # whether it is of a stack that reads another, the number of the layer, its scope
+
+
+def place_of(name) -> Place:
+    """Which layer a point is of, in the order in which they run; those outside come before all."""
+    found = re.match(r"((decoder\.|encoder\.language_model\.|)layers\.(\d+))\.", name)
+    return (found[2] == "decoder.", int(found[3]), found[1]) if found else (False, -1, "")
 
 
 def touched(name, flips, tokens, graph):
-    """Which tokens of a point a flip before it has changed.  flips: layer -> token numbers  ->  T, True where touched
+    """Which tokens of a point a flip before it has changed.  flips: place -> token numbers  ->  T, True where touched
 
-    A layer's choice changes the same tokens alone; attention carries it to later ones from the next layer on.  It is
-    causal: what lies before the first flip is untouched everywhere.
+    A layer's choice changes the same tokens alone; attention carries it to later ones from the next layer on.  Where it
+    is causal, what lies before the first flip is untouched everywhere; a canvas sees all.
     """
     mask = np.zeros(tokens, bool)
-    for layer, where in flips.items():
-        router = f"layers.{layer}.router"
+    for place, where in flips.items():
+        router = f"{place[2]}.router"
         if name == f"{router}.weights" or graph.hands_on(f"{router}.ids", name):
-            mask[list(where) if layer == layer_of(name) else slice(min(where), None)] = True
+            causal = stack_of(name) == stack_of(router) != "decoder."
+            mask[list(where) if place == place_of(name) else slice(min(where) if causal else None, None)] = True
     return mask
+
+
+def stack_of(name):
+    return name.removesuffix(unstacked(name))
 
 
 def flips_of_experts(name, a, b, axes):

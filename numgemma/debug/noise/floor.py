@@ -128,7 +128,7 @@ class Collected:
 
     def begin(self):
         """A new run."""
-        self.flips: dict[int, list[int]] = {}
+        self.flips: dict[discrete.Place, list[int]] = {}
 
     def keep(self, name, x, axes):
         """Take one point; a Recorder's `keep`."""
@@ -145,7 +145,7 @@ class Collected:
     def choose_experts(self, name, t, ids, axes):
         """Note whose choice is another one; then the weights can be measured."""
         if flips := discrete.flips_of_experts(name, t, ids, axes):
-            self.flips[discrete.layer_of(name) or 0] = flips
+            self.flips[discrete.place_of(name)] = flips
         weights = name.removesuffix("ids") + "weights"
         if selects(self.points, weights):
             x, axes = self.weights

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from numgemma.errors import InputError
-from numgemma.graph import joined, shallow_graphs
+from numgemma.graph import joined, shallow_graphs, unstacked
 
 STREAMS = "layers.{}.out"  # of Gemma 3n A T D, of all others T D
 NUMBER = re.compile(r"(?<=\blayers\.)\d+")
@@ -57,7 +57,7 @@ def ours(name):
     name = re.sub(r"^[A-Z]\w*\.", "", name)  # the class that Transformers' debugger puts first
     name = re.sub(r"^((model|language_model|base_model|transformer)\.)*", "", name)
     name = re.sub(r"\.(output|outputs|weight_output)$", "", name)
-    name = re.sub(r"^(layers\.\d+)$", r"\1.out", name)
+    name = f"{name}.out" if re.fullmatch(r"layers\.\d+", unstacked(name)) else name
     return name if axes_of(name) is not None else None
 
 
@@ -71,7 +71,7 @@ def sizes_for(name, config):
     if config is None:
         return {}
     sizes = {"L": len(config.layers), "P": config.per_layer}
-    match = re.match(r"layers\.(\d+)\.", name)
+    match = re.match(r"layers\.(\d+)\.", unstacked(name))
     if match and int(match[1]) < len(config.layers):
         spec = config.layers[int(match[1])]
         sizes |= {"N": spec.N, "K": spec.K, "H": spec.H}

@@ -10,7 +10,7 @@ import numpy as np
 from numgemma.debug.compare.result import GOOD, INHERITED, MISSING, SUSPECT, UNMEASURED
 from numgemma.debug.compare.scoring import NOISE_TO, SUSPECT_TO
 from numgemma.debug.measure import metrics, overlap
-from numgemma.debug.measure.discrete import layer_of, leaf_of
+from numgemma.debug.measure.discrete import layer_of, leaf_of, place_of
 
 CELLS = 6000  # of a heat map; more tokens are drawn several to a column
 SAMPLE = 2**18  # values that a histogram is drawn from
@@ -94,9 +94,9 @@ def heat_map(a, b, points, limits) -> Heat | None:
     last: dict[Any, Any] = {}
     for p in points:
         if p.name in a and p.name in b and p.rel is not None and leaf_of(p.name) != "router.ids":
-            layer = layer_of(p.name)
-            if layer is not None and not (layer in last and last[layer].name.endswith(".out")):
-                last[layer] = p
+            place = place_of(p.name)
+            if place[2] and not (place in last and last[place].name.endswith(".out")):
+                last[place] = p
             elif p.name in ("embed_tokens", "norm", "logits"):
                 last[p.name] = p
     found = {p.name: errors for p in last.values() if (errors := token_errors(p.name, a, b)) is not None}

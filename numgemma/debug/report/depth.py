@@ -1,7 +1,6 @@
 """A comparison or a replay as a picture: relative error against depth, one dot per point."""
 
 import math
-import re
 import textwrap
 from typing import Any
 
@@ -10,6 +9,7 @@ from numgemma.colours import BLACK, BLUE, ORANGE, PINK, RED
 from numgemma.debug.compare.result import DIFFERS, FAULT, GOOD, INHERITED, MISSING, SUSPECT, UNMEASURED, Diff
 from numgemma.debug.compare.scoring import NOISE_TO
 from numgemma.debug.compare.words import verdict
+from numgemma.debug.measure.discrete import leaf_of
 from numgemma.debug.report import chart
 from numgemma.errors import InputError
 
@@ -90,7 +90,7 @@ def _dots(ax, found, low, high):
     rows, rated = list(enumerate(found.points)), _rated(found)
     number = {i: p.rel or low for i, p in rows if p.rel is not None and math.isfinite(p.rel)}
     beyond = [(i, high) for i, p in rows if i not in number and p.state not in ABSENT]
-    outputs = [(i, number[i]) for i, p in rows if re.fullmatch(r"layers\.\d+\.out", p.name) and i in number]
+    outputs = [(i, number[i]) for i, p in rows if leaf_of(p.name) == "out" and i in number]
 
     def those(*states, exact=False):
         return [(i, number[i]) for i, p in rows if p.state in states and i in number and (p.rel == 0) == exact]
