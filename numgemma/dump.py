@@ -104,6 +104,19 @@ class Dump(Mapping[str, np.ndarray]):
         rows = [(name, self.axes.get(name, ""), " x ".join(map(str, x.shape)), x.dtype) for name, x in self.items()]
         return html_table(repr(self)[1:-1], ("point", "axes", "shape", "dtype"), rows)
 
+    def records(self) -> list[dict[str, Any]]:
+        """A flat dict for each point, in order of execution: what `pandas.DataFrame` takes."""
+        return [
+            {
+                "name": name,
+                "axes": self.axes.get(name, ""),
+                "shape": " x ".join(map(str, x.shape)),
+                "dtype": str(x.dtype),
+                "bytes": x.nbytes,
+            }
+            for name, x in self.items()
+        ]
+
     def keep(self, name: str, x: np.ndarray, axes: str) -> None:
         """Take one point of one step; a Recorder's `keep`."""
         shape, index = placed(x, axes, self.start, self.total)

@@ -1,7 +1,8 @@
-"""What a notebook shows of a result: a table, every text in it escaped."""
+"""What a notebook shows of a result: a table, every text in it escaped; and rows for `pandas.DataFrame`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 MOST = 40  # rows; of longer tables both ends are shown
 
@@ -15,3 +16,8 @@ def html_table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]
     lines = [f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>"]
     lines += [f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in shown]
     return f"<p>{escape(title)}</p>\n<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def record(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Of one row what fits the cell of a table: texts, numbers and None."""
+    return {key: value for key, value in row.items() if value is None or isinstance(value, (str, int, float))}

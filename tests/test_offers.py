@@ -1,10 +1,16 @@
 """A name that does not exist is met with the one that was meant; results show themselves in a notebook."""
 
+from html import unescape
+
 import numpy as np
 import pytest
 
 import numgemma
+from numgemma import diff
 from numgemma.cli import VERBS, main
+from numgemma.debug.blame.doctor import doctor
+from numgemma.debug.blame.replay import replay
+from numgemma.debug.report import Report, Subject
 from numgemma.errors import InputError, meant
 from numgemma.notebook import MOST, html_table
 from numgemma.official import CONFIGS, official, runnable
@@ -63,6 +69,43 @@ def test_a_dump_and_a_diff_show_themselves_as_escaped_tables():
     for shown in (a._repr_html_(), found._repr_html_(), html_table(EVIL, [EVIL], [[EVIL]])):
         assert "<script" not in shown
         assert "&lt;script&gt;" in shown
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """One of each kind of result, of a run in which one norm is wrong."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUMGEMMA_CACHE", str(tmp_path_factory.mktemp("floors")))
+        model, ids = numgemma.load("tiny"), [2, 105, 9, 300]
+        bad = model.record(ids, edits={"layers.3.self_attn.k_norm": lambda x: x * x.dtype.type(1.5)})
+        found = diff(model.record(ids), bad)
+        again = replay(model, bad)
+        subject = Subject(found, model.record(ids), bad, again, title=EVIL)
+        return {"dump": bad, "diff": found, "replay": again, "doctor": doctor(model, bad), "report": Report(subject)}
+
+
+@pytest.mark.parametrize("kind", ["dump", "diff", "replay", "doctor", "report"])
+def test_every_result_shows_itself_in_a_notebook(results, kind):
+    shown = results[kind]._repr_html_()
+    assert "k_norm" in shown
+    assert "<script" not in shown
+    assert shown.lstrip().startswith(("<p>", "<iframe sandbox="))
+
+
+def test_the_frame_of_a_report_holds_the_page(results, tmp_path):
+    frame = results["report"]._repr_html_()
+    results["report"].save(tmp_path / "r.html")
+    page = unescape(frame.partition('srcdoc="')[2].rpartition('"></iframe>')[0])
+    assert page == (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize("kind", ["dump", "diff", "replay", "doctor"])
+def test_every_result_is_a_list_of_flat_dicts(results, kind):
+    rows = results[kind].records()
+    assert len(rows) > 3
+    assert all(value is None or isinstance(value, (str, int, float)) for row in rows for value in row.values())
+    if kind != "doctor":
+        assert "layers.3.self_attn.k_norm" in {row["name"] for row in rows}
 
 
 def test_a_long_table_shows_both_ends_and_counts_the_rest():

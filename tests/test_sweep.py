@@ -21,7 +21,7 @@ from numgemma.debug.sweep import Order, Trends, sweep
 from numgemma.debug.sweep.ledger import Ledger
 from numgemma.debug.sweep.page import to_html
 from numgemma.debug.sweep.pair import NOT_RUN, Way, Work, judged
-from numgemma.debug.sweep.prompts import read_questions
+from numgemma.debug.sweep.prompts import random_questions, read_questions
 from numgemma.debug.sweep.trends import ranks
 from numgemma.errors import InputError
 
@@ -156,6 +156,16 @@ def test_a_checkpoint_that_is_other_weights_has_rows_of_its_own(folder, tmp_path
     assert run(folder, *words) == 0
     assert run(folder, other, *words) == 0
     assert len({row["key"] for row in rows_of(tmp_path / "o")}) == len(rows_of(tmp_path / "o")) == 6
+
+
+def test_random_prompts_are_of_ids_that_every_checkpoint_knows(folder, tmp_path):
+    small = tiny.TEXT | {"vocab_size": 20, "vocab_size_per_layer_input": 20}
+    models = [numgemma.load("tiny"), numgemma.load(tiny.write(tmp_path / "small", small))]
+    found = list(random_questions(models, 5, 30, 0))
+    assert [len(q.value) for q in found] == sorted(len(q.value) for q in found)
+    assert [q.value[0] for q in found] == [models[0].outline.bos] * 5
+    assert max(max(q.value) for q in found) < 20
+    assert found == list(random_questions(models, 5, 30, 0)) != list(random_questions(models, 5, 30, 1))
 
 
 @pytest.mark.parametrize("cut", [1, 40, 200])

@@ -149,7 +149,16 @@ def said(text, code):
     return code
 
 
+def complete():
+    """Answer a shell that asks how a line may go on (extra `complete`): argcomplete prints it, and ends the process."""
+    from numgemma.extras import package
+
+    package("argcomplete", "complete").autocomplete(parser(os.environ.get("COMP_LINE", "").split()))
+
+
 def run(words):
+    if "_ARGCOMPLETE" in os.environ:
+        complete()
     check_verb(words)
     with terminal.imports():
         args = parser(words).parse_args(words)

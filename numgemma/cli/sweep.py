@@ -106,7 +106,7 @@ def questions(args):
     if args.prompts is not None:
         return read_questions(args.prompts)
     if args.random is not None:
-        return list(random_questions(load(args.ckpt[0]), args.random, args.longest, args.seed))
+        return list(random_questions([load(path) for path in args.ckpt], args.random, args.longest, args.seed))
     return None
 
 

@@ -22,6 +22,7 @@ from numgemma.debug.noise.floor import Floor, cached_floor
 from numgemma.dump import Dump
 from numgemma.errors import InputError
 from numgemma.graph import graph_of_dumps, lines_in_words
+from numgemma.notebook import html_table, record
 from numgemma.prompt.media import NO_MEDIA
 
 SCHEMA = "numgemma.doctor/1"
@@ -64,6 +65,14 @@ class Diagnosis:
     def exit_code(self) -> int:
         """0 same or noise, 1 the engine is wrong, 3 the dump says nothing of the engine, 4 non-finite values."""
         return 4 if self.diff is not None and self.diff.nonfinite else EXIT[self.kind]
+
+    def _repr_html_(self) -> str:
+        says = " ".join(filter(None, (self.says, self.cause)))
+        return html_table(says, ("step", "outcome", "seconds"), [(s.step, s.says, s.seconds) for s in self.steps])
+
+    def records(self) -> list[dict[str, Any]]:
+        """A flat dict for each step that was taken: what `pandas.DataFrame` takes."""
+        return [record(vars(s)) for s in self.steps]
 
     def to_json(self) -> dict[str, Any]:
         keys = ("kind", "says", "cause", "confidence", "command", "left_out")

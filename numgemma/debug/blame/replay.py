@@ -24,6 +24,7 @@ from numgemma.debug.compare.result import (
     TIE,
     UNMEASURED,
     plain,
+    short,
 )
 from numgemma.debug.compare.reused import overwritten
 from numgemma.debug.compare.scoring import bench, score, state_of
@@ -33,6 +34,7 @@ from numgemma.debug.measure.precision import TOLERANCES, coarser, declared, show
 from numgemma.debug.noise.floor import Floor, cached_floor, check_floor
 from numgemma.dump import Dump, made_by
 from numgemma.errors import InputError
+from numgemma.notebook import html_table, record
 from numgemma.prompt.media import NO_MEDIA
 from numgemma.trace import selects
 
@@ -93,6 +95,15 @@ class Replay:
     def bad(self):
         """The steps with a fault of their own; where there is none, those that are suspect."""
         return [s for s in self.points if s.state == FAULT] or [s for s in self.points if s.state == SUSPECT]
+
+    def _repr_html_(self):
+        head = ("step", "state", "local error", "times floor", "whole error")
+        rows = [(s.arrow, s.state, *map(short, (s.rel, s.xfloor, s.global_rel))) for s in self.points]
+        return html_table(self.verdict, head, rows)
+
+    def records(self):
+        """A flat dict for each step, in order of execution: what `pandas.DataFrame` takes."""
+        return [record({"name": s.name, "state": s.state} | vars(s)) for s in self.points]
 
     def to_json(self):
         """A tree of plain values; numbers that are not finite, or not defined, are None."""

@@ -7,7 +7,7 @@ from typing import Any
 from numgemma.debug.measure import metrics
 from numgemma.debug.measure.logits import LogitsDiff
 from numgemma.debug.measure.precision import TOLERANCES
-from numgemma.notebook import html_table
+from numgemma.notebook import html_table, record
 
 # States of a point where a floor was measured.
 BIT_EXACT, NOISE, TIE, SUSPECT, FAULT, INHERITED = "BIT-EXACT", "NOISE", "TIE", "SUSPECT", "FAULT", "INHERITED"
@@ -120,6 +120,10 @@ class Diff:
         head = ("point", "state", "relative error", "worst token", "worst channel", "times floor")
         rows = [(p.name, p.state, *map(short, (p.rel, p.worst_token, p.worst_channel, p.xfloor))) for p in self.points]
         return html_table(f"{self.verdict.upper()}{where} ({len(self.points)} points)", head, rows)
+
+    def records(self) -> list[dict[str, Any]]:
+        """A flat dict for each point, in order of execution: what `pandas.DataFrame` takes."""
+        return [record({"name": p.name, "state": p.state} | vars(p)) for p in self.points]
 
     def to_json(self) -> dict[str, Any]:
         """A tree of plain values.  Numbers that are not finite, or not defined, are None."""

@@ -14,8 +14,8 @@ In reading order:
     png        the pictures as files
 """
 
-from numgemma.debug.report.page import to_html, write_html
+from numgemma.debug.report.page import Report, to_html, write_html
 from numgemma.debug.report.png import write_png
 from numgemma.debug.report.subject import Subject
 
-__all__ = ["Subject", "to_html", "write_html", "write_png"]
+__all__ = ["Report", "Subject", "to_html", "write_html", "write_png"]

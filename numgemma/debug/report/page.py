@@ -6,6 +6,7 @@ forbids itself to fetch anything.  Without scripts it still shows everything: th
 
 import re
 import time
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -26,6 +27,21 @@ TEMPLATE = Path(__file__).with_name("page.html")
 def write_html(path, subject: Subject) -> None:
     """Write the page, whole or not at all.  Raises InputError where it cannot be written."""
     write_whole(path, to_html(subject))
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page of a comparison or a replay; a notebook shows it in a frame of its own."""
+
+    subject: Subject
+
+    def _repr_html_(self) -> str:
+        style = "width: 100%; height: 45rem; border: 0"
+        return f'<iframe sandbox="allow-scripts" style="{style}" srcdoc="{escape(to_html(self.subject))}"></iframe>'
+
+    def save(self, path: str | Path) -> None:
+        """Write the page to a file.  Raises InputError where it cannot be written."""
+        write_html(path, self.subject)
 
 
 def to_html(subject: Subject) -> str:

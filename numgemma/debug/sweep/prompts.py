@@ -82,18 +82,19 @@ def checked(name, kind, value, where) -> Question:
     return Question(name, kind, value)
 
 
-def random_questions(model: Model, number: int, longest: int, seed: int) -> Iterator[Question]:
-    """Prompts of random ids, as many short ones as long ones: every doubling of the length has its share.
+def random_questions(models: list[Model], number: int, longest: int, seed: int) -> Iterator[Question]:
+    """Prompts of random ids that all models know, as many short ones as long ones: every doubling has its share.
 
     Each begins with the token that begins a text; none holds a placeholder of a picture or a sound.
     """
     rng = np.random.default_rng(seed)
-    outline = model.outline
-    special = set(model.family.placeholders(model.config).values())
-    allowed = np.array([i for i in range(outline.vocabulary) if i not in special])
+    bos = models[0].outline.bos
+    special = {i for model in models for i in model.family.placeholders(model.config).values()}
+    known = min(model.outline.vocabulary for model in models)
+    allowed = np.array([i for i in range(known) if i not in special])
     lengths = np.geomspace(min(SHORTEST, longest), longest, number).round().astype(int)
     for i, length in enumerate(lengths, 1):
         ids = rng.choice(allowed, length).tolist()
-        if outline.bos is not None:
-            ids[0] = outline.bos
+        if bos is not None and bos < known:
+            ids[0] = bos
         yield Question(f"random {i}", "ids", ids)

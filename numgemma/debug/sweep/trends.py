@@ -13,6 +13,7 @@ import numpy as np
 
 from numgemma.debug.compare.result import plain
 from numgemma.debug.sweep.pair import NOT_RUN
+from numgemma.notebook import html_table, record
 
 SCHEMA = "numgemma.sweep-summary/1"
 VERDICTS = ("same", "differs", "not comparable", NOT_RUN)
@@ -124,6 +125,11 @@ class Trends:
         verdicts = {row["verdict"] for row in self.rows}
         return 1 if "differs" in verdicts else 0 if verdicts <= {"same"} else 3
 
+    def _repr_html_(self) -> str:
+        head = ("checkpoint, engine", *VERDICTS, "first to fail")
+        rows = [(c.name, *c.counts.values(), c.firsts[0][0] if c.firsts else "") for c in self.contestants]
+        return html_table(f"{len(self.rows)} pairs", head, rows)
+
     def records(self) -> list[Row]:
         """A flat dict for each pair: what `pandas.DataFrame` takes."""
         return [flat(row) for row in self.rows]
@@ -154,5 +160,8 @@ def ranks(x):
 
 def flat(row: Row) -> Row:
     worst = row["worst"] or {}
-    kept = {key: value for key, value in row.items() if key not in ("worst", "layers", "schema", "key")}
-    return kept | {"worst_point": worst.get("point"), "worst_rel": worst.get("rel"), "worst_size": worst.get("size")}
+    return record(row) | {
+        "worst_point": worst.get("point"),
+        "worst_rel": worst.get("rel"),
+        "worst_size": worst.get("size"),
+    }
