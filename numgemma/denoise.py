@@ -20,6 +20,7 @@ from numgemma.config import build, demand
 from numgemma.errors import InputError, NonFiniteError
 from numgemma.generate import Memory, prefill, whole
 from numgemma.ops.definitions import wide
+from numgemma.prompt.media import NO_MEDIA
 
 Draw = Callable[[str, Callable[[np.random.Generator], np.ndarray]], np.ndarray]  # name, how to draw it -> tokens: T
 
@@ -68,6 +69,14 @@ def settings(raw: Mapping, where: str, base: Denoising = Denoising()) -> Denoisi
     return replace(base, **{key: getattr(found, key) for key in given.keys() & {f.name for f in fields(Denoising)}})
 
 
+def checkpoint_settings(model) -> Denoising:
+    """What the checkpoint's generation_config.json says of these settings; of tokens, what else config.json."""
+    where, raw = str(model.checkpoint.folder / "generation_config.json"), model.checkpoint.generation_config or {}
+    known = {f.name for f in fields(Denoising)} | {"sampler_config"}
+    tokens = {"eos_token_id": sorted(model.stop_ids), "pad_token_id": model.config.text.pad_token_id}
+    return settings(tokens | {key: value for key, value in raw.items() if key in known and value is not None}, where)
+
+
 # Keys of generation_config.json that the sampler has no use for.
 NOT_OURS = {"sampler_config", "_cls_name", "bos_token_id", "cache_implementation", "cache_config", "disable_compile"}
 
@@ -112,13 +121,23 @@ class DenoisingStep:
         return float(self.entropy.mean())
 
 
-def denoised(ids, media, w, family, run, how: Denoising, draw: Draw, memory: Memory) -> Iterator[DenoisingStep]:
-    """Every step of every block that continues a text.  ids: T   run: the first, at position 0
+def denoised(
+    model, ids, how: Denoising | None = None, draw: Draw | None = None, media=NO_MEDIA, memory: Memory | None = None
+) -> Iterator[DenoisingStep]:
+    """Every step of every block that continues a text.  ids: T
 
-    The stop tokens end the text with the block they stand in; what comes after one is padding.
+        for step in denoised(model, ids):
+            print(model.tokenizer.decode(step.best))
+
+    how: those of the checkpoint, where none are given.  draw: of seed 0.  A stop token ends the text with the block it
+    stands in; what comes after one is padding.  Raises InputError where the model writes no canvas.
     """
-    T, encoder = run.config.canvas_length, family.part("encoder weights")(w, run.config)
-    run = replace(run, kvs=family.kvs(run.config, memory.cache_dtype or run.dtype))
+    model.check_part("guess", "writes no canvas")
+    how, draw, memory = how or checkpoint_settings(model), draw or seeded_draws(0), memory or Memory()
+    ids, w = model.checked(ids, media), model.weights
+    family = replace(model.family, parts={**model.family.parts, "enter": model.family.parts["enter encoder"]})
+    T, encoder = model.config.canvas_length, family.part("encoder weights")(w, model.config)
+    run = model.run(family.kvs(model.config, memory.cache_dtype or model.dtype))
     with ops.using(ops.fastest(run.dtype)), np.errstate(all="ignore"):
         prefill(ids, media, encoder, family, run, memory.chunk)
     for block in range(-(-how.max_new_tokens // T)):

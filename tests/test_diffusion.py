@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import tiny
 from closeness import assert_close, relative
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import numgemma
 from numgemma import denoise, ops
+from numgemma.cli import main
 from numgemma.cli.inspect import describe, layer_table_text
 from numgemma.debug.compare.diff import diff
 from numgemma.errors import InputError
@@ -286,8 +287,7 @@ def written(settling, stored, mask, memory):
     how = denoise.settings(MANIFEST[f"diffusion_{mask}"]["settings"], "the test")
     draws = {name: x for name, x in stored.items() if name.endswith(("first_canvas", ".sampled", ".random"))}
     draw = denoise.recorded_draws(draws, 6, 199, "the test")
-    steps = denoise.denoised(ids, read_media(arrays), model.weights, model.family, model.run(), how, draw, memory)
-    return ids, list(steps)
+    return ids, list(denoise.denoised(model, ids, how, draw, read_media(arrays), memory))
 
 
 @pytest.mark.parametrize("memory", [Memory(), Memory(chunk=4)], ids=["at once", "in parts"])
@@ -384,3 +384,104 @@ def test_draws_that_do_not_fit_are_refused_by_name():
             denoise.recorded_draws({"0.first_canvas": x}, 6, 199, "the file")
     with pytest.raises(InputError, match=r"has no 0\.first_canvas"):
         denoise.recorded_draws({}, 6, 199, "the file")("0.first_canvas", None)
+
+
+# the verb
+
+
+@pytest.fixture(scope="module")
+def spelling(tmp_path_factory):
+    """A checkpoint that comes with a tokenizer."""
+    folder = tmp_path_factory.mktemp("spelling") / "ckpt"
+    synth("diffusiongemma-26B-A4B-it", folder, "tiny")
+    return folder
+
+
+def test_generate_follows_recorded_draws_and_writes_every_step(settling, tmp_path, capsys):
+    stored = load_file(STORED / "diffusion_intended.safetensors")
+    model, ids = numgemma.load(settling), [5, 6, 7, *range(20, 35)]
+    how = denoise.settings({"max_new_tokens": 7, "max_denoising_steps": 3, "eos_token_id": []}, "the test")
+    steps = list(denoise.denoised(model, ids, how, denoise.recorded_draws(draws_of(stored), 6, 199, "the test")))
+    (tmp_path / "sampler.json").write_text(json.dumps({"max_denoising_steps": 3, "eos_token_id": []}))
+    options = [
+        "--sampler",
+        str(tmp_path / "sampler.json"),
+        "--max-new-tokens",
+        "7",
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
+    options += ["--draws", str(STORED / "diffusion_intended.safetensors"), "--print-ids"]
+    assert main(["generate", str(settling), "--ids", ",".join(map(str, ids)), *options]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert capsys.readouterr().out.splitlines()[0] == ",".join(map(str, found["ids"]))
+    assert found["ids"] == [i for block in found["blocks"] for i in block["ids"]]
+    assert [len(block["steps"]) for block in found["blocks"]] == [3, 3]
+    for step, told in zip(steps, [s for block in found["blocks"] for s in block["steps"]], strict=True):
+        for name in ("canvas", "best", "sampled", "accepted", "next_canvas"):
+            assert told[name] == getattr(step, name).tolist()
+        np.testing.assert_allclose(told["mean_entropy"], step.mean_entropy)
+
+
+def draws_of(stored):
+    return {name: x for name, x in stored.items() if name.endswith(("first_canvas", ".sampled", ".random"))}
+
+
+def test_the_settings_of_a_checkpoint_are_those_of_its_generation_config(spelling):
+    found = denoise.checkpoint_settings(numgemma.load(spelling))
+    assert found == denoise.Denoising(max_new_tokens=4, eos_token_id=(1, 106), pad_token_id=0)
+
+
+def test_a_seed_decides_what_is_written_and_a_pipe_gets_the_text(spelling, capsys):
+    def written(seed):
+        assert main(["generate", str(spelling), "--prompt", "Hello", "--seed", str(seed), "--max-new-tokens", "8"]) == 0
+        return capsys.readouterr()
+
+    first = written(1)
+    assert first.out.startswith("Hello")
+    assert "\x1b" not in first.out + first.err
+    assert "8 tokens in" in first.err
+    assert written(1).out == first.out != written(2).out
+
+
+def test_a_terminal_shows_the_canvas_settle_over_itself(spelling, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["generate", str(spelling), "--prompt", "Hello", "--max-new-tokens", "4"]) == 0
+    shown = capsys.readouterr().err
+    assert "block 0, step 0: 1 of 4 places accepted, mean entropy" in shown
+    assert "\x1b[2A\rblock 0, step 1:" in shown
+    assert max(len(line) for line in shown.replace("\r", "\n").split("\n")) <= 80
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--temperature", "1"], "--temperature is for models that write tokens"),
+        (["--draws", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--sampler", "nowhere.json"], "nowhere.json"),
+        (["--max-new-tokens", "0"], "--max-new-tokens is 0"),
+    ],
+)
+def test_options_that_do_not_fit_end_in_one_sentence(settling, capsys, options, told):
+    assert main(["generate", str(settling), "--ids", "5,6", "--print-ids", *options]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_model_of_canvases_is_not_asked_for_tokens(settling, capsys):
+    with pytest.raises(InputError, match=r"makes no text token by token; `numgemma generate` writes its canvases"):
+        numgemma.load(settling).generate([5, 6])
+    with pytest.raises(InputError, match="writes no canvas"):
+        next(denoise.denoised(numgemma.load("tiny"), [5, 6]))
+    assert main(["generate", "tiny", "--ids", "5", "--sampler", "x.json"]) == 2
+    assert "--sampler is an option of DiffusionGemma" in capsys.readouterr().err
+
+
+def test_dump_records_both_stacks_and_what_the_pass_was_given(folder, tmp_path):
+    save_file(tiny.diffusion_inputs(), tmp_path / "in.safetensors")
+    out = tmp_path / "out.safetensors"
+    assert main(["dump", str(folder), "--inputs", str(tmp_path / "in.safetensors"), "-o", str(out)]) == 0
+    found = numgemma.read_dump(out)
+    assert {"encoder.language_model.layers.0.out", "decoder.layers.5.out", "inputs.decoder_input_ids"} <= set(found)
+    assert found["decoder.layers.0.self_attn.q_proj"].shape == (6, 6, 16)
+    assert found["logits"].shape == (6, 199)

@@ -10,7 +10,6 @@ import numgemma
 from numgemma import denoise, ops
 from numgemma.debug.blame.replay import replay
 from numgemma.dump import Dump
-from numgemma.generate import Memory
 from numgemma.prompt.media import NO_MEDIA, read_media
 from numgemma.surgery.synth import synth
 
@@ -149,7 +148,7 @@ def test_a_run_of_generate_is_followed_step_for_step(settling, case, mask, seed)
     told, how = hf_settings(eos_token_id=None if seed % 2 else [106, 59], stability_threshold=seed // 2)
     draws, steps, tokens = hf_denoising.recorded(hf, inputs, seed, masks, **told)
     draw = denoise.recorded_draws(draws, 6, 199, "the test")
-    ours = list(denoise.denoised(ids, media, model.weights, model.family, model.run(), how, draw, Memory()))
+    ours = list(denoise.denoised(model, ids, how, draw, media))
     assert [step["at"] for step in steps] == [f"{step.block}.{step.number}" for step in ours]
     for theirs, step in zip(steps, ours, strict=True):
         for name in ("canvas", "best", "accepted", "next_canvas"):

@@ -1,4 +1,4 @@
-"""Continue a text, and print it as it comes."""
+"""Continue a text, and print it as it comes; a canvas as it settles."""
 
 import sys
 import time
@@ -15,6 +15,15 @@ from numgemma.cli.common import (
     use_backend,
     warn_of_length,
 )
+from numgemma.cli.denoising import (
+    Canvases,
+    add_sampler,
+    given_settings,
+    ids_of,
+    refuse_sampler,
+    write_canvases,
+    writes_canvases,
+)
 from numgemma.cli.numbers import finite, whole_number
 from numgemma.errors import InputError
 from numgemma.generate import Memory
@@ -30,7 +39,9 @@ def add_arguments(parser):
     parser.add_argument("ckpt", type=Path, metavar="CKPT")
     add_adapter(parser)
     add_prompt(parser, inputs=False)
-    parser.add_argument("--max-new-tokens", type=whole_number, default=100, metavar="N", help="default: 100")
+    parser.add_argument(
+        "--max-new-tokens", type=whole_number, metavar="N", help="default: 100; of canvases, what their settings say"
+    )
     parser.add_argument("--temperature", type=finite, default=0.0, metavar="X", help="0, the default, is greedy")
     parser.add_argument("--top-k", type=whole_number, metavar="K", help="sample among the K likeliest tokens")
     parser.add_argument("--top-p", type=finite, metavar="P", help="sample among the likeliest tokens of probability P")
@@ -58,10 +69,14 @@ def add_arguments(parser):
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the new ids, and what was drafted, as JSON")
     parser.add_argument("--verbose", action="store_true", help="say what computes, and how fast each part was")
+    add_sampler(parser)
+
+
+TOKENS = 100  # that are written where --max-new-tokens is not given
 
 
 def run(args):
-    if args.max_new_tokens < 1:
+    if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens is {args.max_new_tokens}; it should be at least 1.")
     if args.seed < 0:
         raise InputError(f"--seed is {args.seed}; it should be at least 0.")
@@ -72,6 +87,10 @@ def run(args):
     memory = Memory(args.chunk, args.cache_dtype and PRECISIONS[args.cache_dtype])
     use_backend(args, ops.fastest(PRECISIONS[args.precision]))
     model = load(args.ckpt, args.precision, args.image_mask, adapters=args.adapter)
+    if writes_canvases(model):
+        return run_canvases(args, model, memory)
+    refuse_sampler(args)
+    args.max_new_tokens = TOKENS if args.max_new_tokens is None else args.max_new_tokens
     model.check_part("enter", "makes no text token by token")
     if args.verbose:
         print("\n".join([machine.engine(), *machine.warnings()]), file=sys.stderr)
@@ -94,15 +113,32 @@ def run(args):
     if args.verbose:
         print("\n".join([told(len(prompt.ids), clock), *drafts_told(rounds)]), file=sys.stderr)
     print(f"{len(new)} tokens in {seconds:.1f} s, {len(new) / seconds:.1f} a second", file=sys.stderr)
+    finish(args, Text(new, rounds))
+    return 0
+
+
+def run_canvases(args, model, memory):
+    """The same for a model that writes canvases."""
+    if args.verbose:
+        print("\n".join([machine.engine(), *machine.warnings()]), file=sys.stderr)
+    (prompt,) = read_prompts(args, model)
+    how = given_settings(args, model)
+    warn_of_length(prompt.ids, model, how.max_new_tokens)
+    steps = write_canvases(args, model, prompt, memory)
+    finish(args, Canvases(ids_of(steps, how), steps))
+    return 0
+
+
+def finish(args, found):
+    """What is asked for beside the text."""
     if args.loops:
-        print(described(repetition(new)))
+        print(described(repetition(found.ids)))
     if args.print_ids:
-        print(",".join(map(str, new)))
+        print(",".join(map(str, found.ids)))
     if args.json:
         from numgemma.cli.report import write_json  # who writes no file does not wait for the reports
 
-        write_json(args.json, Text(new, rounds))
-    return 0
+        write_json(args.json, found)
 
 
 @dataclass(frozen=True)

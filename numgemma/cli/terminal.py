@@ -7,11 +7,14 @@ characters that the terminal's encoding lacks.  The escapes are JSON's, so that 
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
 
 from numgemma.errors import InputError, visible
+
+BACK = re.compile(r"(\x1b\[\d{1,3}A)?\r")  # of a progress bar to its beginning, of a canvas to its first line
 
 
 class Shown:
@@ -27,7 +30,8 @@ class Shown:
         return getattr(self.stream, name)
 
     def write(self, text):
-        start = "\r" if text.startswith("\r") and "\r" in self.kept else ""  # of a progress bar
+        back = BACK.match(text) if "\r" in self.kept else None
+        start = back[0] if back else ""
         shown = start + encodable(visible(text.removeprefix(start), "\n\t"), self.stream.encoding)
         try:
             self.stream.write(shown)

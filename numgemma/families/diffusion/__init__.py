@@ -34,7 +34,7 @@ FAMILY = Family(
         **DECODER,
         "forward": diffusion.forward,
         "soft tokens": diffusion.soft_tokens,
-        "enter": diffusion.enter,
+        "enter encoder": diffusion.enter,
         "read": diffusion.read,
         "encoder weights": diffusion.encoder_weights,
         "image masks": unified.image_masks,
@@ -54,6 +54,7 @@ FAMILY = Family(
     sample=shrink.sample,
     shrunk=shrink.shrunk,
     generation=config.generation,
+    instead="; `numgemma generate` writes its canvases",
     sections={
         "whole": Section(config.DiffusionConfig),
         "text": Section(gemma4_config.TextConfig, gemma4_config.check_text_config, config.spelled_text),

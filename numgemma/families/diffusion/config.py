@@ -37,7 +37,7 @@ class DiffusionConfig:
     image_mask: str = "intended"  # a key of MASKS in diffusion.py
 
     # no fields: what 26B-A4B's config can have and this family cannot
-    audio = audio_token_id = video_token_id = None
+    audio = audio_token_id = video_token_id = boa_token_id = eoa_token_id = eoa_token_index = None
 
 
 def read_config(raw: dict, where: str) -> DiffusionConfig:
