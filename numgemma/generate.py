@@ -125,15 +125,35 @@ def parts(blocks, chunk):
 
 def choose(logits, sampling: Sampling, rng) -> int:
     """One token id.  logits: V.  Order of the filters as in Transformers: suppress, temperature, top-k, top-p."""
+    logits = allowed(logits, sampling)
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    likeliest, probs = candidates(logits, sampling)
+    return int(rng.choice(likeliest, p=probs))
+
+
+def distribution(logits, sampling: Sampling):
+    """The probability of each token to be chosen, at a temperature above 0.  logits: V  ->  V"""
+    likeliest, probs = candidates(allowed(logits, sampling), sampling)
+    found = np.zeros(len(logits))
+    found[likeliest] = probs
+    return found
+
+
+def allowed(logits, sampling: Sampling):
+    """The logits in float64, without those of tokens that are suppressed."""
     logits = logits.astype(np.float64)
     if not np.isfinite(logits).all():
         raise NonFiniteError("The logits are not finite; `numgemma dump` names the point where that begins.")
     logits[list(sampling.suppress)] = -np.inf
-    if sampling.temperature == 0:
-        return int(logits.argmax())
+    return logits
+
+
+def candidates(logits, sampling: Sampling):
+    """The tokens that may be drawn, the likeliest first, and their probabilities."""
     likeliest = np.argsort(-logits, kind="stable")[: sampling.top_k]
     probs = definitions.softmax((logits[likeliest] - logits.max()) / sampling.temperature)
     if sampling.top_p is not None:
         before = np.cumsum(probs) - probs  # what is likelier than this token; the first always stays
         probs = np.where(before < sampling.top_p, probs, 0)
-    return int(rng.choice(likeliest, p=probs / probs.sum()))
+    return likeliest, probs / probs.sum()

@@ -26,6 +26,11 @@ def slides(spec, model):
     return spec.window is not None
 
 
+def counts_tokens(spec, model):
+    """A drafter does not: it is told the position of its one token, and D03 and D20 are about that."""
+    return "draft" not in model.family.parts
+
+
 def turns_partly(spec, model):
     return spec.angles < spec.H // 2
 
@@ -230,6 +235,7 @@ for form, says, steps in (
         "read how long the cache is before this pass has put its keys into it",
         shows=f"{ATTENTION}.q_rope",
         swaps="layers.attention.attention",
+        at=counts_tokens,
     )(farther(steps))
 
 
@@ -239,6 +245,7 @@ for form, says, steps in (
     "rotate queries for their own positions, counted from the start of the sequence",
     shows=f"{ATTENTION}.q_rope",
     swaps="layers.attention.attention",
+    at=counts_tokens,
 )
 def not_rotated(original, tap):
     return original(tap=Rewired(tap, {"q_rope": lambda y, seen: seen["q_norm"]}))

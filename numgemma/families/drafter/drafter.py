@@ -59,9 +59,14 @@ def draft(x, position, w, run, tap=Tap()):
     for spec in run.config.layers:
         scope, rope, mask = f"layers.{spec.index}", ropes[spec.kind], masks[spec.kind]
         x = block(x, None, w.at(scope), spec, rope, mask, run.kvs, tap.at(scope))
-    x = norm("norm", x, w, run.config.text.rms_norm_eps, tap)
-    h = tap("post_projection", ops.linear(x, w["post_projection.weight"]), "T B")
+    x, h = hand_back(x, w, run, tap)
     return head(x, w, run, tap), h
+
+
+def hand_back(x, w, run, tap=Tap()):
+    """The last norm: what the head reads, and from it what the next step begins with.  x: 1 D  ->  1 D, 1 B"""
+    x = norm("norm", x, w, run.config.text.rms_norm_eps, tap)
+    return x, tap("post_projection", ops.linear(x, w["post_projection.weight"]), "T B")
 
 
 def newest(S, window):
