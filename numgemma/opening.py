@@ -12,8 +12,7 @@ from numgemma.config import typed
 from numgemma.errors import InputError
 from numgemma.families import Family, Outline
 from numgemma.prompt.media import Media, clips, frames, images
-from numgemma.weights.adapters import adapted, file_of
-from numgemma.weights.safetensors import read_header
+from numgemma.weights.adapters import adapted, header_hash
 
 DATA = Path(__file__).parent / "data"
 IMAGE_MASKS = ("intended", "transformers")
@@ -34,7 +33,7 @@ def fingerprint(checkpoint: Checkpoint, outline: Outline):
 def with_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """The checkpoint under a LoRA adapter, which its fingerprint names too."""
     weights = replace(checkpoint.weights, tensors=adapted(checkpoint.weights.tensors, folder))
-    hashes = checkpoint.header_hashes | {str(folder / "adapter"): read_header(file_of(folder)).sha256}
+    hashes = checkpoint.header_hashes | {str(folder / "adapter"): header_hash(folder)}
     return replace(checkpoint, weights=weights, header_hashes=hashes)
 
 

@@ -120,6 +120,64 @@ def test_mlx_adapters_are_transposed_and_have_a_scale_of_their_own(bases, tmp_pa
     np.testing.assert_allclose(found, stored["logits"], rtol=2e-3, atol=2e-4)
 
 
+def test_a_file_that_llama_cpp_made_of_an_adapter_is_that_adapter(bases):
+    """adapter.gguf: by convert_lora_to_gguf.py of llama.cpp 0.5.0-dev, float32."""
+    folder, ids = ADAPTERS / "ple-lora", [5, 6, 7, 8]
+    found = load(bases["ple"], adapters=[folder / "adapter.gguf"])
+    right = load(bases["ple"], adapters=[folder])
+    np.testing.assert_array_equal(found.logits(ids), right.logits(ids))
+    assert found.describe(ids) != right.describe(ids)  # its own fingerprint
+
+
+def gguf_adapter(path, tensors, alpha=8.0, kind="adapter"):
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "gemma4")
+    writer.add_type(kind)
+    writer.add_string("adapter.type", "lora")
+    if alpha is not None:
+        writer.add_float32("adapter.lora.alpha", alpha)
+    for name, x in tensors.items():
+        writer.add_tensor(name, np.ascontiguousarray(x, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_in_gguf_an_embedding_experts_and_a_norm_are_adapted_too(bases, tmp_path):
+    rng = np.random.default_rng(0)
+    E, O, I = open_checkpoint(bases["moe"]).weights["layers.0.experts.down_proj"].shape
+    V, D = open_checkpoint(bases["moe"]).weights["embed_tokens.weight"].shape
+    A, B = rng.normal(size=(E, 2, I)), rng.normal(size=(E, O, 2))
+    a, b, norm = rng.normal(size=(V, 2)), rng.normal(size=(D, 2)), rng.normal(size=D)
+    given = {"blk.0.ffn_down_exps.weight.lora_a": A, "blk.0.ffn_down_exps.weight.lora_b": B}
+    given |= {"token_embd.weight.lora_a": a, "token_embd.weight.lora_b": b, "output_norm.weight": norm}
+    tensors = open_checkpoint(bases["moe"]).weights.tensors
+    found = adapted(tensors, gguf_adapter(tmp_path / "a.gguf", given))
+    for e in range(E):
+        merged = np.asarray(tensors["layers.0.experts.down_proj"][e], np.float32) + 4 * B[e] @ A[e]
+        np.testing.assert_allclose(found["layers.0.experts.down_proj"][e][:], merged, rtol=1e-5, atol=1e-5)
+    table = np.asarray(tensors["embed_tokens.weight"], np.float32) + 4 * a @ b.T
+    np.testing.assert_allclose(found["embed_tokens.weight"][:], table, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found["norm.weight"], norm, rtol=1e-6)
+
+
+def test_a_gguf_that_is_no_adapter_of_this_base_is_one_sentence(bases, tmp_path):
+    x = np.ones((2, 3))
+    pair = {"blk.0.attn_q.weight.lora_a": x, "blk.0.attn_q.weight.lora_b": x.T}
+    for says, given, more in (
+        ("no LoRA adapter", pair, {"kind": "model"}),
+        ("adapter.lora.alpha", pair, {"alpha": None}),
+        ("of another base", pair, {}),
+        ("lacks one of", {"blk.0.attn_q.weight.lora_a": x}, {}),
+        ("has no place", {"blk.0.nothing.weight.lora_a": x}, {}),
+    ):
+        with pytest.raises(InputError, match=says):
+            load(bases["ple"], adapters=[gguf_adapter(tmp_path / "a.gguf", given, **more)])
+
+
 def test_two_adapters_lie_one_over_the_other(bases):
     both = load(bases["ple"], adapters=[ADAPTERS / "ple-lora", ADAPTERS / "ple-rslora"])
     w = both.weights["layers.0.self_attn.q_proj.weight"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from numgemma.errors import InputError
 from numgemma.weights.quantised import unpacked
 
 FIXTURE = Path(__file__).parent / "fixtures/quantised.safetensors"
@@ -128,6 +129,25 @@ def test_neighbouring_values_lie_a_step_apart(name):
             assert (gaps <= one * 1.001).any() or len(values) < 8  # neighbours are met, unless there are few values
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_experts_whose_codes_lie_in_one_tensor_are_those_that_lie_one_by_one(symmetric):
+    rng, names = np.random.default_rng(0), {"packed": (3, 32, 8), "scale": (3, 32, 2)}
+    leaves = {"packed": rng.integers(-(2**31), 2**31, names["packed"]).astype(np.int32)}
+    leaves["scale"] = rng.normal(size=names["scale"]).astype(np.float32)
+    if not symmetric:
+        leaves["zero_point"] = rng.integers(-(2**31), 2**31, (3, 4, 2)).astype(np.int32)
+    given = {f"layers.0.experts.down_proj_{leaf}": x for leaf, x in leaves.items()}
+    w = unpacked("f", given, {})["layers.0.experts.down_proj"]
+    assert w.shape == (3, 32, 64)
+    for e in range(3):
+        apart = {f"m.weight_{leaf}": x[e] for leaf, x in leaves.items()} | {"m.weight_shape": np.array([32, 64])}
+        np.testing.assert_array_equal(w[e][:], unpacked("f", apart, {})["m.weight"][:])
+    with pytest.raises(InputError, match="codes need scales"):
+        unpacked("f", {"layers.0.experts.down_proj_packed": leaves["packed"]}, {})
+    with pytest.raises(InputError, match="three axes"):
+        unpacked("f", given | {"layers.0.experts.down_proj_packed": leaves["packed"][0]}, {})
+
+
 def test_convolutions_that_lie_channels_last_are_turned_and_others_are_not():
     rng = np.random.default_rng(0)
     shapes = {"a.conv.weight": (8, 4, 3, 3), "b.conv.weight": (8, 3, 3, 3), "c.conv.weight": (8, 4, 1, 1)}
@@ -182,7 +202,6 @@ CODES = np.ones((8, 32), np.int8)
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_codes_without_what_decodes_them_are_one_sentence(leaves, says):
-    from numgemma.errors import InputError
 
     with pytest.raises(InputError, match=says) as told:
         unpacked("f", {f"m.{leaf}": np.asarray(x) for leaf, x in leaves.items()}, {})

@@ -4,7 +4,7 @@
     W' = m (W + s B A) / |W + s B A|, row by row                              (DoRA, Liu et al. 2024, arXiv 2402.09353)
 
 A product with it is two products more, in the order of operations that PEFT has, so that an adapter that runs beside
-its base can be compared with one that was merged.  Files of PEFT (Unsloth's are such) and of MLX are read.
+its base can be compared with one that was merged.  Files of PEFT (Unsloth's are such), MLX and llama.cpp are read.
 """
 
 import math
@@ -20,8 +20,10 @@ import numpy as np
 from numgemma.config import section
 from numgemma.errors import InputError
 from numgemma.incoming import read_object
+from numgemma.weights.gguf import open_gguf
+from numgemma.weights.gguf_adapter import read_gguf_adapter
 from numgemma.weights.packed import parts_of
-from numgemma.weights.safetensors import open_safetensors
+from numgemma.weights.safetensors import open_safetensors, read_header
 
 PEFT, MLX = "adapter_model.safetensors", "adapters.safetensors"
 LEAF = re.compile(r"(.+?)\.(lora_(?:A|B|a|b|embedding_A|embedding_B|magnitude_vector))(?:\.default)?(?:\.weight)?")
@@ -118,8 +120,15 @@ def file_of(folder: Path) -> Path:
     raise InputError(f"{folder}: has neither {PEFT} nor {MLX}; name the folder of a LoRA adapter.")
 
 
+def header_hash(path: Path) -> str:
+    """The hash of the header of an adapter's weights."""
+    return open_gguf(path).header_hash if path.suffix == ".gguf" else read_header(file_of(path)).sha256
+
+
 def read_adapter(folder: Path):
     """-> its settings, module -> leaf -> array, and tensors that it replaces"""
+    if folder.suffix == ".gguf":
+        return read_gguf_adapter(folder)
     path = file_of(folder)
     config = read_object(folder / "adapter_config.json", "copy adapter_config.json beside the adapter's weights")
     check_kind(folder, config)
@@ -163,7 +172,7 @@ def over(folder, module, leaves, tensors, config):
     if "lora_embedding_A" in leaves:
         A, B = B.T, A.T  # the table is [V, D], and a row is what A has of the token, times B
     target = target_of(folder, module, tensors, A, B)
-    if len(tensors[target].shape) == 3:
+    if len(tensors[target].shape) == 3 and A.ndim == 2:
         A, B = of_experts(folder, module, A, B, tensors[target].shape)
     rank = A.shape[-2]
     factor = factor_of(folder, module, config, rank)

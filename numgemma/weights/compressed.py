@@ -10,6 +10,8 @@
 Codes of b bits are stored with 2^(b-1) added.  The global scale divides in one and multiplies in the other.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from numgemma.config import section
@@ -18,6 +20,7 @@ from numgemma.weights.bits import E2M1, as_nibbles, grouped, nibbles, power_of_t
 from numgemma.weights.packed import Packed
 
 WIDTHS = (4, 8, 2, 3, 5, 6, 7)  # bits of a code, the usual ones first
+APART = "save the experts one by one"
 UNREAD = ("weight_shape", "input_scale", "input_global_scale", "input_zero_point", "k_scale", "v_scale")
 
 
@@ -35,6 +38,21 @@ def read(where, leaves, settings) -> Packed:
     if "weight_packed" in leaves:
         return integers(where, leaves, bits_of(where, leaves, settings))
     return scaled(where, packed, leaves["weight_scale"], block_of(where, settings, leaves["weight_scale"]))
+
+
+def fused(where, leaves, settings) -> Packed:
+    """A stack of experts whose codes have an axis for them, E O words; their width is told by its shape or the bits."""
+    packed = leaves["weight_packed"]
+    if packed.ndim != 3 or not packed.size or any(x.ndim == 3 and len(x) != len(packed) for x in leaves.values()):
+        raise InputError(f"{where}: packed experts should have three axes, [experts, rows, words]; save it again.")
+    (E, O, words), shape = packed.shape, leaves.get("weight_shape")
+    bits = next((b for g in groups_of(where, settings) if (b := g.get("num_bits")) in WIDTHS), WIDTHS[0])
+    if "weight_zero_point" in leaves and O * bits % 32:
+        raise InputError(f"{where}: zero points of {O} rows share words between experts, which is not read; {APART}.")
+    width = 32 * words // bits if shape is None or shape.size < 2 else int(shape.ravel()[-1])
+    flat = {name: x.reshape(-1, x.shape[-1]) if x.ndim == 3 else x for name, x in leaves.items()}
+    w = read(where, flat | {"weight_shape": np.array([E * O, width])}, settings)
+    return replace(w, shape=(E, O, w.shape[1]))
 
 
 def bits_of(where, leaves, settings):

@@ -23,6 +23,7 @@ LEAF = re.compile(
     r"|qweight|qzeros|scales|biases|g_idx|embedding_quantized|embedding_scale|[kv](?:_cache)?_scale"
     r"|(?:input|output)_(?:activation_|global_)?scale|input_zero_point|activation_scale)"
 )
+FUSED = re.compile(r"(.+\.experts\.(?:gate_up|down)_proj)_(packed|scale|zero_point|shape|global_scale)")
 NOT_READ = {"_weight_qdata": "torchao", "weight._data": "quanto", "weight_qdata": "torchao"}
 ORIGINAL = "name the unquantised original, or dequantise it with its scales"
 
@@ -34,10 +35,13 @@ def unpacked(path, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> dic
     """
     found: dict[str, Any] = {}
     modules: dict[str, dict[str, Any]] = defaultdict(dict)
+    stacks: dict[str, dict[str, Any]] = defaultdict(dict)
     for name, tensor in mlx.channels_first(dict(tensors)).items():
         refuse_unread(path, name)
-        split = LEAF.fullmatch(name)
-        if split:
+        split, experts = LEAF.fullmatch(name), FUSED.fullmatch(name)
+        if experts:
+            stacks[experts[1]][f"weight_{experts[2]}"] = tensor
+        elif split:
             modules[split[1]][split[2]] = tensor
         else:
             found[name] = tensor
@@ -45,6 +49,8 @@ def unpacked(path, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> dic
     settings: dict[str, Any] = next(filter(None, said), {})
     for module, leaves in modules.items():
         found |= decoded(path, module, leaves, of_module(settings, module))
+    for module, leaves in stacks.items():
+        found[module] = of_experts(f"{path}: {module}", leaves, of_module(settings, module))
     found = with_experts(found)
     return {name: found[name] for name in tensors if name in found} | found  # in the file's order
 
@@ -69,6 +75,13 @@ def decoded(path, module, leaves, settings):
             f"{where}.weight is {format_of(weight)} without scales, and codes mean nothing without them; {ORIGINAL}."
         )
     return {f"{module}.{leaf}": tensor for leaf, tensor in leaves.items() if leaf not in UNREAD}
+
+
+def of_experts(where, leaves, settings):
+    """All experts' matrices of one kind, whose codes lie in one tensor."""
+    if "weight_packed" not in leaves or "weight_scale" not in leaves:
+        raise InputError(f"{where}: has {', '.join(sorted(leaves))} alone, and codes need scales; {ORIGINAL}.")
+    return compressed.fused(where, leaves, settings)
 
 
 UNREAD = frozenset(name for form in FORMATS for name in form.UNREAD)
