@@ -18,6 +18,16 @@ from pathlib import Path
 
 DTYPES = ("bf16", "f32")
 
+# the converter, which knows a vocabulary by its hash, and for Gemma 3n takes no other: the one that is lent is none
+RUN = """
+import runpy, sys
+sys.path.insert(0, folder := sys.argv.pop(1))
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "default"
+sys.argv[0] = folder + "/convert_hf_to_gguf.py"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,7 +65,7 @@ def convert(folder, dtype, path, llama):
         if not (folder / "tokenizer.json").exists():
             lend_tokenizer(lent)
         made = Path(work) / path.name
-        command = [sys.executable, llama / "convert_hf_to_gguf.py", lent, "--outtype", dtype, "--outfile", made]
+        command = [sys.executable, "-c", RUN, llama, lent, "--outtype", dtype, "--outfile", made]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{folder}: llama.cpp's converter failed:\n{done.stderr[-2000:]}")

@@ -13,8 +13,9 @@ import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.incoming import AGAIN, explained, read_object
+from numgemma.weights import gguf_gemma, gguf_gemma3n
 from numgemma.weights.gguf import open_gguf
-from numgemma.weights.gguf_gemma import check_architecture, config_of, weights_of
+from numgemma.weights.gguf_gemma import check_architecture
 from numgemma.weights.gguf_tokenizer import tokenizer_of
 from numgemma.weights.quantised import unpacked
 from numgemma.weights.safetensors import TensorFile, open_safetensors
@@ -153,9 +154,12 @@ def gguf_file(path: Path) -> Path | None:
 def open_gguf_file(path: Path) -> Checkpoint:
     file = open_gguf(path)
     check_architecture(path, file)
-    weights = Weights(MappingProxyType(weights_of(path, file)), path)
+    family = gguf_gemma3n if file.keys["general.architecture"] == "gemma3n" else gguf_gemma
+    weights = Weights(MappingProxyType(family.weights_of(path, file)), path)
     hashes = {path.name: file.header_hash}
-    return Checkpoint(path.parent, config_of(path, file), weights, hashes, tokenizer=lambda: tokenizer_of(path, file))
+    return Checkpoint(
+        path.parent, family.config_of(path, file), weights, hashes, tokenizer=lambda: tokenizer_of(path, file)
+    )
 
 
 def open_folder(path: Path) -> Checkpoint:

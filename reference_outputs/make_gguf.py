@@ -27,7 +27,7 @@ RUNS = {
     "moe-Q4_0.halves": None,
     "ple-Q4_K_M.faulty": ("blk.2.ffn_norm.weight", 1.3),
 }
-RECIPES = {"ple": ("Q4_K_M", "Q2_K"), "moe": ("Q4_0", "Q5_K_M")}
+RECIPES = {"ple": ("Q4_K_M", "Q2_K"), "moe": ("Q4_0", "Q5_K_M"), "3n": ("Q4_0",)}
 
 
 def main():

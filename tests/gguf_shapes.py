@@ -1,6 +1,7 @@
 """The checkpoints that tests/fixtures/gguf/ was made from: wide enough for blocks of 256 weights, and small."""
 
 import tiny
+import tiny3n
 
 KINDS = tiny.KINDS
 BASE = tiny.TEXT | {
@@ -30,9 +31,24 @@ MOE = BASE | {
     "layer_types": [KINDS[letter] for letter in "sf"],
     "num_hidden_layers": 2,
 }
-SHAPES = {"ple": PLE, "moe": MOE}
+GEMMA_3N = tiny3n.TEXT | {
+    "vocab_size": 608,
+    "vocab_size_per_layer_input": 600,  # the converter pads it to the other
+    "hidden_size": 128,
+    "hidden_size_per_layer_input": 32,
+    "intermediate_size": [128] * 4,
+    "num_hidden_layers": 4,
+    "layer_types": [KINDS[letter] for letter in "sfsf"],
+    "num_kv_shared_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "activation_sparsity_pattern": [0.95, 0.5, 0.0, 0.0],
+    "laurel_rank": 32,
+}
+SHAPES = {"ple": PLE, "moe": MOE, "3n": GEMMA_3N}
 
 
 def write(folder, name):
     """The checkpoint of that name, always with the same numbers."""
-    return tiny.write(folder, SHAPES[name])
+    return (tiny3n if name == "3n" else tiny).write(folder, SHAPES[name])

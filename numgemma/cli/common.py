@@ -81,7 +81,7 @@ def add_adapter(parser):
         metavar="DIR",
         action="append",
         default=[],
-        help="a LoRA adapter of this checkpoint, its folder or llama.cpp's .gguf, laid over it unmerged; may be repeated",
+        help="a LoRA adapter of this checkpoint, its folder or llama.cpp's .gguf, unmerged; may be repeated",
     )
 
 

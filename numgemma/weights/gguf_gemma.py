@@ -74,14 +74,15 @@ def weights_of(path, file: Gguf) -> dict[str, Any]:
     return found
 
 
-def our_name(path, name):
-    if name in AROUND:
-        return AROUND[name]
+def our_name(path, name, around=AROUND, leaves=LAYER, what="Gemma 4"):
+    """A tensor's name in a checkpoint; the tables are those of a family."""
+    if name in around:
+        return around[name]
     layer = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
     apart = {f"ffn_{x}_exps.weight": f"experts.{x}_proj" for x in ("gate", "up")}
-    leaf = (LAYER | apart).get(layer[2]) if layer else None
+    leaf = (leaves | apart).get(layer[2]) if layer else None
     if layer is None or leaf is None:
-        raise InputError(f"{path}: tensor {name!r:.80} has no place in a Gemma 4 text model; convert the file again.")
+        raise InputError(f"{path}: tensor {name!r:.80} has no place in a {what} text model; convert the file again.")
     return f"layers.{layer[1]}.{leaf}"
 
 
@@ -111,7 +112,7 @@ def config_of(path, file: Gguf) -> dict[str, Any]:
         "layer_types": kinds,
         "sliding_window": keys.number("attention.sliding_window"),
         "rope_parameters": keys.ropes(),
-        "rms_norm_eps": float(f"{keys.number('attention.layer_norm_rms_epsilon'):.7g}"),  # was rounded to float32
+        "rms_norm_eps": keys.epsilon(),
         "final_logit_softcapping": keys.number("final_logit_softcapping", None),
         "attention_k_eq_v": full is not None and f"blk.{full}.attn_v.weight" not in file.tensors,
         "num_kv_shared_layers": shared,
@@ -123,33 +124,33 @@ def config_of(path, file: Gguf) -> dict[str, Any]:
         "vocab_size_per_layer_input": len(per_layer) if per_layer is not None else keys.vocabulary(),
         "max_position_embeddings": keys.number("context_length"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "bos_token_id": keys.number("bos_token_id", 2, "tokenizer.ggml"),
-        "eos_token_id": keys.number("eos_token_id", 1, "tokenizer.ggml"),
-        "pad_token_id": keys.number("padding_token_id", 0, "tokenizer.ggml"),
+        **keys.marks(),
     }
 
 
+FAMILIES = ("gemma4", "gemma3n")  # of which a file is read
 NEEDED: Any = object()
 
 
 class Keys:
     """The metadata of one file, asked by name; what is missing or of another type is one sentence."""
 
-    def __init__(self, path, file):
-        self.path, self.file = path, file
+    def __init__(self, path, file, family="gemma4"):
+        self.path, self.file, self.family = path, file, family
 
-    def get(self, name, otherwise=NEEDED, scope="gemma4"):
+    def get(self, name, otherwise=NEEDED, scope=None):
+        scope = scope or self.family
         if f"{scope}.{name}" in self.file.keys:
             return self.file.keys[f"{scope}.{name}"]
         if otherwise is NEEDED:
             raise InputError(f"{self.path}: has no key {scope}.{name}; convert it again with a current llama.cpp.")
         return otherwise
 
-    def number(self, name, otherwise=NEEDED, scope="gemma4"):
+    def number(self, name, otherwise=NEEDED, scope=None):
         value = self.get(name, otherwise, scope)
         if value is otherwise or (isinstance(value, int | float) and not isinstance(value, bool)):
             return value
-        raise InputError(f"{self.path}: {scope}.{name} is no number; convert it again.")
+        raise InputError(f"{self.path}: {scope or self.family}.{name} is no number; convert it again.")
 
     def by_layer(self, name, L):
         """One number for each layer, where the file has one for all too."""
@@ -158,12 +159,13 @@ class Keys:
             return [value] * min(L, 1 << 16)
         if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and len(value) == L:
             return value.tolist()
-        raise InputError(f"{self.path}: gemma4.{name} is neither a number nor {L} of them; convert it again.")
+        raise InputError(f"{self.path}: {self.family}.{name} is neither a number nor {L} of them; convert it again.")
 
     def kinds(self):
         pattern = self.get("attention.sliding_window_pattern")
         if not (isinstance(pattern, np.ndarray) and len(pattern) == self.number("block_count")):
-            raise InputError(f"{self.path}: gemma4.attention.sliding_window_pattern does not name each layer's kind.")
+            told = f"{self.family}.attention.sliding_window_pattern does not name each layer's kind"
+            raise InputError(f"{self.path}: {told}; convert it again.")
         return ["sliding_attention" if slides else "full_attention" for slides in pattern]
 
     def tensor(self, name):
@@ -173,6 +175,17 @@ class Keys:
 
     def vocabulary(self):
         return len(self.tensor("token_embd.weight"))
+
+    def epsilon(self):
+        """What was rounded to float32, as it was before."""
+        return float(f"{self.number('attention.layer_norm_rms_epsilon'):.7g}")
+
+    def marks(self):
+        """The tokens that begin a text, end it and fill it up."""
+        names = {"bos": ("bos", 2), "eos": ("eos", 1), "pad": ("padding", 0)}
+        return {
+            f"{ours}_token_id": self.number(f"{key}_token_id", i, "tokenizer.ggml") for ours, (key, i) in names.items()
+        }
 
     def ropes(self):
         """Base and turning lanes of both kinds.  rope_freqs divides the frequencies of full layers, lane by lane."""
@@ -193,8 +206,9 @@ def check_architecture(path, file: Gguf) -> None:
         raise InputError(f"{path}: is a LoRA adapter; name its base model, and this file with --adapter.")
     if said == "clip":
         raise InputError(f"{path}: is an mmproj file, the towers alone; name the text model's GGUF.")
-    if said != "gemma4":
-        raise InputError(f"{path}: holds '{said!s:.40}', and only 'gemma4' is read from GGUF; use its safetensors.")
+    if said not in FAMILIES:
+        read = " and ".join(f"'{name}'" for name in FAMILIES)
+        raise InputError(f"{path}: holds '{said!s:.40}', and only {read} are read from GGUF; use its safetensors.")
 
 
 def texts(file: Gguf, key) -> Texts | None:
