@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 import tiny  # noqa: E402
+import tiny3n  # noqa: E402
 
 import numgemma  # noqa: E402
 from numgemma.debug.blame.limits import size_of  # noqa: E402
@@ -39,6 +40,7 @@ SEED = 99  # of the other engine's rounding
 # Points that no module of Transformers returns.
 INTERIOR = ("q_rope", "k_rope", "scores", "probs", "context", "after_attention", "after_mlp", "per_layer_inputs")
 INTERIOR += ("cos", "sin", "router.weights", "router.ids", "placed")
+INTERIOR += ("altup.predict", "altup.correct", "modalities", "modalities#1", "streams")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ def checkpoints(folder):
         yield name, tiny.write(Path(folder) / name, raw), ids, read_media(arrays)
     ids, arrays = tiny.unified_prompt(tiny.UNIFIED_STORED)
     yield "12b", tiny.write(Path(folder) / "12b", tiny.UNIFIED), ids, read_media(arrays)
+    tensors = tiny3n.random_tensors(tiny3n.WHOLE, leftovers=True)
+    whole = tiny3n.write(Path(folder) / "3n", tiny3n.WHOLE, tensors)
+    yield "3n", whole, tiny3n.prompt(TOKENS), NO_MEDIA  # with ids that only the towers' tables know
+    ids, arrays = tiny3n.multimodal_prompt(1, (35,))
+    yield "3n with media", whole, ids, read_media(arrays)
 
 
 def modules_only(dump):
@@ -123,7 +130,7 @@ def cases(ids=()):
             for precision in PRECISIONS:
                 subject, base = clean_steps(numgemma.load(checkpoint, precision), tokens, media)
                 for fault in CATALOGUE.values():
-                    if can_show(fault, subject) and (not ids or fault.id in ids):
+                    if (not ids or fault.id in ids) and can_show(fault, subject):
                         yield case(fault, variant, subject, base)
 
 

@@ -21,7 +21,7 @@ from numgemma.config import typed
 from numgemma.errors import InputError
 from numgemma.incoming import parse_object
 from numgemma.notebook import html_table
-from numgemma.prompt.media import Media, clips, frames, images
+from numgemma.prompt.media import Media, clips, frames, images, whole_images
 from numgemma.prompt.named import POINTS, named
 from numgemma.trace import EVERYTHING_BUT_MAPS
 from numgemma.weights.safetensors import open_safetensors
@@ -313,7 +313,7 @@ def hashes(media: Media) -> dict[str, str]:
     """
     pictures, shots = images(media), frames(media)
     found = {
-        "pixel_values": [pixels for pixels, _ in pictures],
+        "pixel_values": [pixels for pixels, _ in pictures] or whole_images(media),
         "image_position_ids": [positions for _, positions in pictures],
         "pixel_values_videos": [pixels for pixels, _ in shots],
         "video_position_ids": [positions for _, positions in shots],

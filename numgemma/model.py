@@ -20,7 +20,7 @@ from numgemma.families.family import started
 from numgemma.generate import Memory, Sampling, continuation, steps
 from numgemma.ops import threads
 from numgemma.prompt.chat import chat_files, render_chat
-from numgemma.prompt.media import NAMES, NO_MEDIA, Media, check_places, frames, images, read_media, spans
+from numgemma.prompt.media import NAMES, NO_MEDIA, Media, check_places, has_pictures, read_media, spans
 from numgemma.prompt.named import IDS, Input, check_prefill, read_named, with_inputs
 from numgemma.prompt.processor import join, listed, place
 from numgemma.prompt.tasks import read_tasks, words_of
@@ -367,7 +367,7 @@ class Model:
 
     def has_image_mask(self, media: Media) -> bool:
         """Whether a run of this model with such media is one of several, by the image mask chosen."""
-        return len(self.family.image_masks) > 1 and bool(images(media) or frames(media))
+        return len(self.family.image_masks) > 1 and has_pictures(media)
 
     def spans(self, ids: Ids, media: Media) -> dict[str, Any]:
         """Where the soft tokens of each picture, frame and clip stand, as prompt.media.spans."""

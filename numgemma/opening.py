@@ -11,7 +11,7 @@ from numgemma.checkpoint import Checkpoint, check_tensors
 from numgemma.config import typed
 from numgemma.errors import InputError
 from numgemma.families import Family, Outline
-from numgemma.prompt.media import Media, clips, frames, images
+from numgemma.prompt.media import Media, clips, has_pictures
 from numgemma.weights.adapters import adapted, header_hash
 
 DATA = Path(__file__).parent / "data"
@@ -113,7 +113,7 @@ def incomplete(weights, config, family: Family) -> dict[str, tuple[int, int]]:
 
 def check_whole(media: Media, incomplete: Mapping[str, tuple[int, int]], source: str | Path) -> None:
     """Raises InputError where something is to go through a tower that is not all there.  incomplete: see above"""
-    for kind, given in (("vision", images(media) or frames(media)), ("audio", clips(media))):
+    for kind, given in (("vision", has_pictures(media)), ("audio", clips(media))):
         if given and kind in incomplete:
             there, due = incomplete[kind]
             raise InputError(f"{source}: has {there} of {due} tensors of its {kind} tower; download it.")

@@ -1,6 +1,7 @@
 """Gemma 3n: its sizes, what its operations are, what must hold of any run, and stored runs of Transformers."""
 
 import json
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from statistics import NormalDist
@@ -431,6 +432,26 @@ def test_an_empty_list_of_stop_tokens_says_nothing_and_the_text_config_tells_the
     assert numgemma.load(folder).stop_ids == stops
 
 
+def test_a_dump_knows_which_picture_it_is_of(model):
+    ids, media = prompted(1, ())
+    other = replace(media, pixel_values=1 - media.pixel_values)
+    one, two = (model.describe(ids, media=some)["inputs"] for some in (media, other))
+    assert set(one) == {"pixel_values"}
+    assert one != two
+    assert (
+        one == model.describe(ids, media=replace(media, pixel_values=media.pixel_values.astype(np.float64)))["inputs"]
+    )
+
+
+def test_half_a_vision_tower_runs_text_and_takes_no_picture(tmp_path):
+    tensors = tiny3n.random_tensors(tiny3n.WHOLE)
+    del tensors["vision_tower.timm_model.msfa.norm.weight"]
+    model, (ids, media) = numgemma.load(tiny3n.write(tmp_path / "m", tiny3n.WHOLE, tensors)), prompted(1, ())
+    assert np.isfinite(model.logits(tiny3n.prompt(5, vocabulary=190))).all()
+    with pytest.raises(InputError, match="tensors of its vision tower; download it"):
+        model.logits(ids, media)
+
+
 # its faults
 
 
@@ -472,6 +493,7 @@ def test_every_fault_first_changes_the_point_that_its_entry_names_and_is_caught(
     assert CATALOGUE[id].shown_by(changed[0]), changed[0]
     same = [name for name in changed if name in broken and broken[name].shape == clean[name].shape]
     assert max(relative(clean[name], broken[name]) for name in same) > 1e-3
+    assert CATALOGUE[id].can_show(model, media)
     again = model.record(ids, ["*"], media=media)["logits"]
     np.testing.assert_array_equal(again, clean["logits"])
 

@@ -125,8 +125,19 @@ def is_empty(media: Media):
     return media.pixel_values is media.pixel_values_videos is media.input_features is None
 
 
+def has_pictures(media: Media):
+    """Whether there are images or clips."""
+    return not media.pixel_values is media.pixel_values_videos is None
+
+
+def whole_images(media: Media):
+    """Every image that is not cut into patches: 3 rows columns."""
+    pixels = media.pixel_values
+    return [] if pixels is None or not is_whole(pixels) else list(pixels)
+
+
 def images(media: Media):
-    """Every image without its padding: pairs of pixels I 768 and positions I 2."""
+    """Every image that is cut into patches, without its padding: pairs of pixels I 768 and positions I 2."""
     return unpadded(media.pixel_values, media.image_position_ids)
 
 

@@ -19,7 +19,7 @@ LAYER = f"{VISION}.encoder.layers.*.self_attn"
 
 
 def with_images(given):
-    return bool(media.images(given) or media.frames(given))
+    return media.has_pictures(given)
 
 
 def with_clips(given):
