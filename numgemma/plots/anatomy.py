@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from numgemma.colours import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, WHITE
 from numgemma.errors import InputError
-from numgemma.graph import Graph, layers_in
+from numgemma.graph import Graph, layers_in, unstacked
 
 WIDE, HIGH, THIN, GAP = 2.0, 0.56, 0.1, 0.2  # a box; a line that passes a row; between two.  A row is 1 high
 PARTS = {  # beginning of a point's name -> colour of its box
@@ -52,11 +52,14 @@ def layer(graph: Graph, index: int, fills: Mapping[str, str] | None = None, ax=N
 
 
 def own_points(graph, index) -> list[str]:
-    """The points of a layer, in order of execution."""
-    found = [p for p in graph.points if p.startswith(f"layers.{index}.")]
-    if not found:
+    """The points of a layer, in order of execution; of a model with two stacks of layers, those of the second."""
+    stacks: dict[str, list[str]] = defaultdict(list)
+    for p in graph.points:
+        if unstacked(p).startswith(f"layers.{index}."):
+            stacks[p.removesuffix(unstacked(p))].append(p)
+    if not stacks:
         raise InputError(f"Layer {index} is not one of the {layers_in(graph.points)} of this model; count from 0.")
-    return found
+    return list(stacks.values())[-1]
 
 
 def entry(graph, points) -> str:
@@ -130,15 +133,16 @@ def apart(wanted: list[float], widths: list[float]) -> list[float]:
 
 def told(graph, name, index, rows) -> tuple[str, str, str]:
     """The lines of a box: the point's name, its axes, what it reads from outside the layer."""
-    own = name.removeprefix(f"layers.{index}.")
-    outside = [p for p in graph.parents(name) if p not in rows] if own != name else []
+    own = unstacked(name).removeprefix(f"layers.{index}.")
+    outside = [p for p in graph.parents(name) if p not in rows] if rows[name] else []
     return own, graph.axes(name), "with " + ", ".join(shortened(outside)) if outside else ""
 
 
 def shortened(names) -> list[str]:
     """Names of points outside, as short as they are clear: tables of angles by their kind."""
-    rotary = [p for p in names if p.startswith("rotary_emb.")]
-    rest = [p.replace(".self_attn", "") for p in names if p not in rotary]
+    rotary = [unstacked(p) for p in names if unstacked(p).startswith("rotary_emb.")]
+    rest = [p.replace(".self_attn", "") for p in names if not unstacked(p).startswith("rotary_emb.")]
+    rest = [p.replace("encoder.language_model.", "the encoder's ") for p in rest]
     return rest + ([f"{rotary[0].split('.')[1].removesuffix('_attention')} rope"] if rotary else [])
 
 
