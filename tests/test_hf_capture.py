@@ -7,6 +7,8 @@ from importlib.util import find_spec
 import pytest
 import tiny
 import tiny3n
+import tiny_drafter
+import tiny_embedding
 from closeness import assert_same_run, relative
 
 import numgemma
@@ -80,6 +82,22 @@ def test_gemma_3n_runs_live_with_fused_attention_too(tmp_path):
     with numgemma.capture(hf, ids) as dump:
         through_the_cache(hf, ids, 2)
     assert diff(model.record(ids), dump).verdict == "same"
+
+
+def test_a_model_that_makes_a_vector_runs_live_too(tmp_path):
+    folder = tiny_embedding.write(tmp_path / "m", tiny_embedding.WHOLE)
+    model, hf, ids = numgemma.load(folder), live(folder), tiny_embedding.prompt(7)
+    with numgemma.capture(hf, ids) as dump:
+        pass
+    ours = model.record(ids)
+    assert {"pooled", "vector"} <= set(dump)
+    assert diff(ours, dump).verdict == "same"
+
+
+def test_a_model_that_runs_on_arrays_beside_the_ids_is_refused_in_a_sentence(tmp_path):
+    folder = tiny_drafter.write(tmp_path / "d", "k_eq_v")
+    with pytest.raises(InputError, match="use `numgemma capture --inputs`"), numgemma.capture(live(folder), IDS):
+        pass
 
 
 def through_the_cache(hf, ids, prefill):

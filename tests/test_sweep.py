@@ -87,6 +87,7 @@ def test_a_wrong_engine_is_seen_in_the_prompts_where_it_is_wrong(folder, dumps, 
     said = capsys.readouterr().out
     assert "first to fail: layers.0.mlp.down_proj (5 prompts)" in said
     assert "the error grows with the length" in said
+    assert "with --floor and another -o" in said
     (found,) = json.loads(tree.read_text())["contestants"]
     assert found["verdicts"] == {"same": 5, "differs": 5, "not comparable": 0, "not run": 0}
     assert found["firsts"] == [{"point": "layers.0.mlp.down_proj", "prompts": 5}]
@@ -166,6 +167,15 @@ def test_random_prompts_are_of_ids_that_every_checkpoint_knows(folder, tmp_path)
     assert [q.value[0] for q in found] == [models[0].outline.bos] * 5
     assert max(max(q.value) for q in found) < 20
     assert found == list(random_questions(models, 5, 30, 0)) != list(random_questions(models, 5, 30, 1))
+
+
+def test_weights_that_were_written_anew_under_an_equal_header_are_run_again(tmp_path):
+    words = ("--random", "2", "--longest", "9", "--workers", "0", "-o", tmp_path / "o")
+    for seed in (1, 2):
+        assert run(tiny.write(tmp_path / "m", tiny.TEXT, tiny.random_tensors(tiny.TEXT, seed), "float32"), *words) == 0
+    rows = rows_of(tmp_path / "o")
+    assert len({row["key"] for row in rows}) == len(rows) == 4
+    assert rows[0]["layers"] != rows[2]["layers"]
 
 
 @pytest.mark.parametrize("cut", [1, 40, 200])

@@ -71,6 +71,8 @@ def run(args):
     order = order_of(args)
     found = sweep(order, args.out, say, progress())
     print(render(found))
+    if found.exit_code == 1 and not args.floor:
+        print("A floor tells noise from fault: the same command with --floor and another -o.")
     if args.html:
         write_html(args.html, found, f"Sweep {args.out.name}", verdict(found))
         written(args.html)

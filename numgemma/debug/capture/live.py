@@ -44,6 +44,10 @@ def capture(
     raw = json.loads(hf.config.to_json_string())
     family = find(raw, WHERE)
     config = family.read_config(raw, WHERE)
+    if family.inputs(config):
+        raise InputError(
+            f"{family.name} runs on arrays beside the ids; save them, and use `numgemma capture --inputs`."
+        )
     ids = np.asarray(ids)
     dump = Dump(described(torch_model, hf, raw, family.outline(config), ids, points, media))
     passes = Passes(dump, len(ids), media)

@@ -1,18 +1,17 @@
 """A sweep: every prompt with every checkpoint and engine, from where the file of rows ends."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from numgemma.debug.readers import read_any
 from numgemma.debug.sweep.cluster import client_of, everywhere, here
 from numgemma.debug.sweep.ledger import Ledger
-from numgemma.debug.sweep.pair import HF, Seat, Way, Work, dump_key, key_of
+from numgemma.debug.sweep.pair import HF, Seat, Way, Work, file_key, key_of, state_of
 from numgemma.debug.sweep.prompts import Question
 from numgemma.debug.sweep.trends import Trends
 from numgemma.errors import InputError
 from numgemma.model import PRECISIONS, Model, load
-from numgemma.opening import fingerprint
 from numgemma.prompt.media import NO_MEDIA
 
 ENGINES = (*PRECISIONS, HF, *(f"{HF}:{dtype}" for dtype in PRECISIONS))
@@ -74,7 +73,7 @@ def run_all(order: Order, works: list[Work], say) -> Iterator[list[dict]]:
 def without(work: Work, rows) -> Work:
     """What is left to do of it."""
     seats = tuple(seat for seat in work.seats if seat.key not in rows)
-    return Work(work.checkpoint, work.prompt, work.ids, seats, work.media)
+    return replace(work, seats=seats)
 
 
 def without_twins(works: Iterable[Work], say) -> Iterator[Work]:
@@ -93,21 +92,21 @@ def all_works(order: Order) -> Iterator[Work]:
     """Every prompt of every checkpoint."""
     for checkpoint in order.checkpoints:
         model = load(checkpoint)
-        meta = fingerprint(model.checkpoint, model.outline)
+        state = state_of(model)
         if order.questions is None:
-            yield from of_dumps(order, checkpoint, model, meta)
+            yield from of_dumps(order, checkpoint, model, state)
             continue
         for question in order.questions:
             ids, media = question.encoded(model)
-            seats = tuple(seat_of(engine, question.name, meta, ids, media, order) for engine in order.engines)
-            yield Work(checkpoint, question.name, tuple(ids), seats, media)
+            seats = tuple(seat_of(engine, question.name, state, ids, media, order) for engine in order.engines)
+            yield Work(checkpoint, question.name, tuple(ids), seats, media, state)
 
 
-def seat_of(engine: str, name: str, meta: dict, ids, media, order: Order) -> Seat:
+def seat_of(engine: str, name: str, state: str, ids, media, order: Order) -> Seat:
     if engine in ENGINES:
-        return Seat(engine, key_of(meta, engine, ids, media, order.way))
+        return Seat(engine, key_of(state, engine, ids, media, order.way))
     path = dump_in(Path(engine), name)
-    return Seat(engine, key_of(meta, f"{dump_key(path)} {order.way.map}", ids, media, order.way), str(path))
+    return Seat(engine, key_of(state, f"{file_key(path)} {order.way.map}", ids, media, order.way), str(path))
 
 
 def dump_in(folder: Path, name: str) -> Path:
@@ -121,7 +120,7 @@ def dump_in(folder: Path, name: str) -> Path:
     return found[0]
 
 
-def of_dumps(order: Order, checkpoint: str, model: Model, meta: dict) -> Iterator[Work]:
+def of_dumps(order: Order, checkpoint: str, model: Model, state: str) -> Iterator[Work]:
     """The prompts that dumps say they are of."""
     for engine in order.engines:
         if engine in ENGINES:
@@ -130,5 +129,5 @@ def of_dumps(order: Order, checkpoint: str, model: Model, meta: dict) -> Iterato
             ids = read_any(path, order.way.map, model.outline).meta.get("ids")
             if ids is None:
                 raise InputError(f"{path}: does not say which token ids were run; give the prompts with --prompts.")
-            key = key_of(meta, f"{dump_key(path)} {order.way.map}", ids, NO_MEDIA, order.way)
-            yield Work(checkpoint, path.stem, tuple(ids), (Seat(engine, key, str(path)),))
+            key = key_of(state, f"{file_key(path)} {order.way.map}", ids, NO_MEDIA, order.way)
+            yield Work(checkpoint, path.stem, tuple(ids), (Seat(engine, key, str(path)),), state=state)

@@ -56,29 +56,44 @@ class Seat:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """One prompt with one checkpoint, and the engines that are still to be judged."""
+    """One prompt with one checkpoint, and the engines that are still to be judged.
+
+    state: of the checkpoint's files, for workers that have opened it before; of `state_of`.
+    """
 
     checkpoint: str
     prompt: str
     ids: tuple[int, ...]
     seats: tuple[Seat, ...]
     media: Media = field(default=NO_MEDIA, repr=False)
+    state: str = ""
 
     @property
     def key(self) -> str:
-        return "numgemma-" + hashlib.sha256("".join(seat.key for seat in self.seats).encode()).hexdigest()[:24]
+        return f"numgemma-{digest([seat.key for seat in self.seats])}"
 
 
-def key_of(meta: dict, engine: str, ids, media: Media, way: Way) -> str:
-    """What makes a pair what it is: the same pair has the same key in every run.  meta: a checkpoint's fingerprint"""
-    what = [SCHEMA, meta["config"], meta["shards"], engine, [int(i) for i in ids], hashes(media), way.points, way.floor]
+def key_of(state: str, engine: str, ids, media: Media, way: Way) -> str:
+    """What makes a pair what it is: the same pair has the same key in every run.  state: of `state_of`"""
+    how = [way.points, way.floor, way.backend]
+    return digest(SCHEMA, state, engine, [int(i) for i in ids], hashes(media), *how)
+
+
+def digest(*what) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def dump_key(path: Path) -> str:
+def state_of(model: Model) -> str:
+    """Which weights these are: equal headers may stand over other numbers, so that the files' times count too."""
+    checkpoint = model.checkpoint
+    files = [checkpoint.folder / name for name in checkpoint.header_hashes]
+    return digest(checkpoint.config, checkpoint.header_hashes, [file_key(file)[1:] for file in files if file.exists()])
+
+
+def file_key(path: Path) -> tuple[str, int, int]:
     """A file's name, size and time, which change when it is written again."""
     state = path.stat()
-    return f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+    return str(path.resolve()), state.st_size, state.st_mtime_ns
 
 
 # -- in the worker
@@ -89,7 +104,7 @@ def judged(work: Work, way: Way) -> list[dict[str, Any]]:
     bound(way.memory)
     with ops.using(way.backend):
         try:
-            model = opened(work.checkpoint)
+            model = opened(work.checkpoint, work.state)
             truth = exact(model, work, way)
         except Exception as error:
             return [not_run(work, seat.engine, seat.key, error) for seat in work.seats]
@@ -107,14 +122,14 @@ def bound(memory: int | None) -> None:
 
 
 @lru_cache(maxsize=1)
-def opened(checkpoint: str) -> Model:
+def opened(checkpoint: str, state: str) -> Model:
     return load(checkpoint)
 
 
 @lru_cache(maxsize=1)
-def transformers_model(checkpoint: str, dtype: str):
+def transformers_model(checkpoint: str, state: str, dtype: str):
     torch, _ = import_hf()
-    return hooks.load_hf(opened(checkpoint).checkpoint.folder, getattr(torch, dtype))
+    return hooks.load_hf(opened(checkpoint, state).checkpoint.folder, getattr(torch, dtype))
 
 
 def exact(model: Model, work: Work, way: Way) -> Dump:
@@ -149,7 +164,7 @@ def run(model: Model, work: Work, seat: Seat, way: Way) -> Dump:
         return Dump(dump.meta | {"ids": list(work.ids)}, dump.arrays, dump.axes) if not dump.meta.get("ids") else dump
     engine, _, dtype = seat.engine.partition(":")
     if engine == HF:
-        hf = transformers_model(work.checkpoint, dtype or "float32")
+        hf = transformers_model(work.checkpoint, work.state, dtype or "float32")
         with live.capture(hf, work.ids, way.points, work.media) as dump:
             pass
         return dump
