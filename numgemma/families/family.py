@@ -147,6 +147,7 @@ class Family:
     sample: config, number of pictures, of sounds -> ids, media: the shortest prompt with so many.
     shrunk: a parsed config.json, a Scale, and the file's name -> one of a smaller model.
     generation: config -> what a released generation_config.json says that config.json does not; None: not this key.
+    as_run: config, a dump -> the config of the run that it is of, where a user may choose something of it.
     instead: what to do where a model of this kind is asked for what it does not give, as the end of a sentence.
     sections: of config.json, for who reads it past its first fault: text, vision, audio, and whole for what is in none.
     """
@@ -173,6 +174,7 @@ class Family:
     sample: Callable[[Any, int, int], tuple] = some_text
     shrunk: Callable[[dict, Any, str], dict] = not_shrunk
     generation: Callable[[Any], dict[str, Any]] = nothing
+    as_run: Callable[[Any, Any], Any] = lambda config, dump: config
     instead: str = ""
     sections: Mapping[str, Section] = field(default_factory=dict)
 

@@ -201,6 +201,7 @@ def subject_of(model, dump, ids=None, media=NO_MEDIA) -> Rerun:
     if positions is not None and list(positions) != list(range(len(ids))):
         raise InputError("The dump's positions do not start at 0 and count up; replay needs the whole sequence.")
     media = model.media_of(dump) if media is NO_MEDIA else media
+    model = replace(model, config=model.family.as_run(model.config, dump))
     return Rerun(model, last_token(dump, len(ids)), np.asarray(ids), precision_of(dump), media)
 
 

@@ -114,9 +114,9 @@ def ple_unscaled(original, ids, x, w, tap):
     "P02-unscaled",
     "the per-layer projection reads the unscaled embeddings",
     "project the embeddings after their scale",
-    shows="per_layer_model_projection",
+    shows="per_layer_model_projection ple.per_layer_model_projection",
     swaps="ops.linear",
-    within="layers.per_layer.per_layer_inputs",
+    within="layers.per_layer.projected_inputs",
 )
 def ple_of_unscaled(original, x):
     return original(x=ops.scale(x, x.shape[-1] ** -0.5))
@@ -126,9 +126,9 @@ def ple_of_unscaled(original, x):
     "P02-joint",
     "the norm of the per-layer projection runs over all layers together",
     "normalise each layer's slice by itself",
-    shows="per_layer_projection_norm",
+    shows="per_layer_projection_norm ple.per_layer_projection_norm",
     swaps="ops.rms_norm",
-    within="layers.per_layer.per_layer_inputs",
+    within="layers.per_layer.projected_inputs",
 )
 def ple_joint_norm(original, x, w):
     return original(x=x.reshape(len(x), -1), w=np.tile(w, x.shape[1])).reshape(x.shape)

@@ -114,7 +114,7 @@ def scalar_on_branch(original, x, w, tap):
     "multiply the whole stream after the last addition",
     shows="layers.*.after_mlp",
     swaps="block",
-    at=lambda spec, model: has_scalar(spec, model) and has_ple(spec, model),
+    at=lambda spec, model: has_scalar(spec, model) and model.outline.per_layer > 0,
 )
 def scalar_before_ple(original, w, tap):
     equation = {"after_mlp": lambda y, seen: ops.scale(y, w["layer_scalar"])}

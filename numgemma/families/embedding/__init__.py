@@ -47,6 +47,7 @@ FAMILY = Family(
     twin=shrink.twin,
     sample=gemma4_shrink.sample,
     shrunk=shrink.shrunk,
+    as_run=config.as_run,
     instead="; `numgemma embed` gives its vectors",
     sections={
         "whole": Section(config.EmbeddingConfig),

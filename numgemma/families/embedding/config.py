@@ -4,7 +4,7 @@ The layers are Gemma 4's, and their table is made like that one's; but `sliding_
 sliding layer sees so many tokens before it and as many after it, and itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numgemma.config import build, demand, section
@@ -75,6 +75,12 @@ def width_of(raw, where) -> int:
     width = raw.get("embedding_dim")
     demand([(type(width) is int and 0 < width < 2**31, "embedding_dim is not a positive number")], where)
     return width
+
+
+def as_run(config: EmbeddingConfig, dump) -> EmbeddingConfig:
+    """The config of the run that a dump is of: its vector may have been cut."""
+    given = len(dump["vector"]) if "vector" in dump and dump["vector"].ndim == 1 else config.embedding_dim
+    return replace(config, dim=given) if 0 < given < config.embedding_dim else config
 
 
 def read_text_config(raw, where):

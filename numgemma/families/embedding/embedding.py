@@ -23,19 +23,17 @@ def forward(ids, media: Media, w, run, tap=Tap()):
 
     Equals EmbeddingGemma2Model, then Pooling and Normalize of sentence-transformers.
     """
-    return vector(pooled(embedded(ids, media, w, run, tap), tap), run.config.dim, tap)
+    return vector(pooled(stream(ids, media, w, run, tap), w, run.config.text, tap), run.config.dim, tap)
 
 
-def embedded(ids, media: Media, w, run, tap=Tap()):
-    """What each token becomes.  ids: T  ->  T W   (equals EmbeddingGemma2Model)"""
+def stream(ids, media: Media, w, run, tap=Tap()):
+    """The stream after all layers.  ids: T  ->  T D"""
     config = run.config.text
     soft = soft_tokens(media, w, run, tap)
     x = embed(without_placeholders(ids, run.config), w, config, run.dtype, tap)
     if soft:
         x = tap("inputs_embeds", merge(x, ids, soft, run.config), "T D")
-    x = layers(x, w, config, tap)
-    x = norm("norm", x, w, config.rms_norm_eps, tap)
-    return tap("embedding_projection", ops.linear(x, w["embedding_projection.weight"]), "T W")
+    return layers(x, w, config, tap)
 
 
 def layers(x, w, config, tap=Tap()):
@@ -74,11 +72,13 @@ def block(x, own, w, spec, rope, mask, tap=Tap()):
     return tap("out", ops.scale(x, w["layer_scalar"]), "T D")
 
 
-def pooled(x, tap=Tap()):
-    """The mean over all tokens, the prompt's, <bos> and <eos> too.  x: T W  ->  W
+def pooled(x, w, config, tap=Tap()):
+    """The mean over all tokens, the prompt's, <bos> and <eos> too, of their projections.  x: T D  ->  W
 
-    The projection may come before it or after it; the norm before that may not.
+    Up to the projection this equals EmbeddingGemma2Model.  The mean may come before that, but not before the norm.
     """
+    x = norm("norm", x, w, config.rms_norm_eps, tap)
+    x = tap("embedding_projection", ops.linear(x, w["embedding_projection.weight"]), "T W")
     return tap("pooled", ops.mean_of_tokens(x), "W")
 
 
