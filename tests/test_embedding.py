@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 import tiny_embedding
 from closeness import assert_same_run, relative
 from reference_3n import digest
@@ -14,11 +15,16 @@ from numgemma.cli.inspect import describe
 from numgemma.errors import InputError
 from numgemma.families import find, read_config
 from numgemma.families.embedding import embedding
+from numgemma.families.gemma4.shrink import SCALES
 from numgemma.graph import graph_of
 from numgemma.masks import band_mask
 from numgemma.official import official
 from numgemma.opening import DATA
 from numgemma.prompt.media import read_media
+from numgemma.surgery.lint import lint
+from numgemma.surgery.recipe import of_one, parse_slices
+from numgemma.surgery.stack import plan
+from numgemma.surgery.synth import synth
 
 OFFICIAL = json.loads(official("embeddinggemma-2").read_text())
 STORED = DATA.parents[1] / "reference_outputs"
@@ -175,3 +181,56 @@ def test_a_stored_run_of_transformers_is_ours(stored, name):
     ours = model.record(ids, points, media=media)
     assert theirs.axes == ours.axes
     assert_same_run(*({n: x[None] if x.ndim == 1 else x for n, x in run.items()} for run in (theirs, ours)), dtype)
+
+
+# checkpoints made and examined
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_shrunk_model_keeps_what_the_release_has(scale):
+    small = find(OFFICIAL, "x").shrunk(OFFICIAL, SCALES[scale], "x")
+    config = read_config(small, "x")
+    rows = config.text.layers
+    assert {(s.K, s.H // rows[0].H) for s in rows if s.window is None} == {(1, 2)}
+    assert {s.K for s in rows if s.window} == {2}
+    assert [s.kind for s in rows[:6]] == [s.kind for s in read_config(OFFICIAL, "x").text.layers[:6]]
+    assert config.embedding_dim == 1.5 * config.text.hidden_size
+    assert config.vision.use_clipped_linears < config.audio.use_clipped_linears
+
+
+def test_a_made_checkpoint_is_one_that_lint_finds_nothing_in_and_whose_tokenizer_puts_both_ends(tmp_path):
+    synth("embeddinggemma-2", tmp_path / "m", scale="tiny")
+    assert lint(tmp_path / "m") == []
+    model = numgemma.load(tmp_path / "m")
+    assert model.tokenizer.encode("ab")[::3] == [2, 1]
+    assert set(model.weights) == set(model.family.shapes(model.config))
+
+
+@pytest.mark.parametrize("change", ["lost", "strange", "narrow"])
+def test_lint_names_the_tensor_that_is_not_in_its_place(tmp_path, change):
+    tensors = tiny.random_tensors(tiny_embedding.TEXT)
+    name = "layers.2.ple_block.per_layer_projection.weight"
+    if change == "lost":
+        del tensors[name]
+    tensors |= {"strange": {"lm_head.weight": np.ones((199, 48))}, "narrow": {name: np.ones((48, 8))}}.get(change, {})
+    found = lint(tiny_embedding.write(tmp_path / "m", tiny_embedding.TEXT, tensors))
+    assert found[0].severity == "error"
+    assert ("lm_head.weight" if change == "strange" else name) in found[0].text + " ".join(found[0].tensors)
+
+
+def test_lint_names_a_pooling_that_is_not_the_model_s(folder, tmp_path):
+    here = tmp_path / "m"
+    (here / "1_Pooling").mkdir(parents=True)
+    for path in folder.iterdir():
+        (here / path.name).symlink_to(path)
+    steps = [{"type": kind, "path": "1_Pooling"} for kind in ("Transformer", "Pooling", "Normalize")]
+    (here / "modules.json").write_text(json.dumps(steps))
+    (here / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    (finding,) = (found for found in lint(here) if found.severity == "error")
+    assert finding.rule == "pooling"
+    assert "pools by cls" in finding.text
+
+
+def test_its_layers_are_not_stacked(folder, tmp_path):
+    with pytest.raises(InputError, match="is of EmbeddingGemma 2, whose layers are not stacked; name a decoder"):
+        plan(of_one(str(folder), parse_slices("0-5")))

@@ -55,6 +55,15 @@ def read_tasks(folder: Path, width: int) -> tuple[Mapping[str, str], str | None]
     return prompts or RELEASED, usual
 
 
+def tasks_refused(folder: Path, width: int) -> list[str]:
+    """The sentence with which `read_tasks` refuses, if it does."""
+    try:
+        read_tasks(folder, width)
+    except InputError as problem:
+        return [str(problem)]
+    return []
+
+
 def check_modules(path: Path, width: int):
     """The steps are those that are computed: Transformer, Pooling, Normalize."""
     listed = typed(parse_json(read_bytes(path, CORRECT), str(path), CORRECT), list[dict], str(path))

@@ -8,6 +8,7 @@ from numgemma.errors import InputError
 from numgemma.families import find
 from numgemma.model import load
 from numgemma.opening import resolve
+from numgemma.prompt.tasks import tasks_refused
 from numgemma.surgery.findings import ERROR, NOTE, WARNING, Finding, error, warning
 from numgemma.surgery.lint_config import config_rules, is_plain, last_word, sections, skipped
 from numgemma.surgery.lint_files import Parts, companions, read_parts
@@ -26,7 +27,7 @@ def structure(path: str | Path) -> list[Finding]:
     part = sections(parts.config)
     told = part.top.get("dtype") or part.top.get("torch_dtype") or part.text.get("dtype")
     found += dtype_rules(parts.tensors, told) + companions(parts, part.text, part.top)
-    found += last_word(parts.config, found)
+    found += last_word(parts.config, found) + ends_in_vectors(parts)
     return ordered(found + refused(path, found))
 
 
@@ -51,6 +52,19 @@ def by_record(parts: Parts) -> list[Finding]:
     except InputError as problem:
         return [error("config", str(problem)), skipped()]
     return placed(parts.tensors, family, config) + names_of_transformers(parts) if parts.tensors else []
+
+
+def ends_in_vectors(parts: Parts) -> list[Finding]:
+    """Where a model makes vectors: what its files of sentence-transformers say against it."""
+    assert parts.config is not None
+    try:
+        family = find(parts.config, "config.json")
+        config = family.read_config(parts.config, "config.json")
+    except InputError:
+        return []  # which is a finding already
+    if "vector" not in family.parts:
+        return []
+    return [error("pooling", told) for told in tasks_refused(parts.folder, config.embedding_dim)]
 
 
 def values(path: str | Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Finding]:

@@ -72,6 +72,8 @@ def plan(recipe: Recipe, shared: int | None = None, kv_from_donor: bool = False)
     models = open_parents(recipe)
     slots = tuple(slot_table(recipe, models))
     trunk = models[recipe.trunk]
+    if "head" not in trunk.family.parts:
+        raise InputError(f"{recipe.trunk}: is of {trunk.family.name}, whose layers are not stacked; name a decoder.")
     raw = child_config(trunk, slots, trailing_run(slots) if shared is None else shared)
     config = read_child(raw, slots)
     for slot, spec in zip(slots, config.text.layers, strict=True):

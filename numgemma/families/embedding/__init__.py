@@ -9,7 +9,7 @@ In reading order:
 """
 
 from numgemma.families.embedding import config, embedding, layout, shrink
-from numgemma.families.family import Family, Section
+from numgemma.families.family import Family
 from numgemma.families.gemma4 import config as gemma4_config
 from numgemma.families.gemma4 import gemma4, multimodal
 from numgemma.families.gemma4 import layout as gemma4_layout
@@ -49,10 +49,4 @@ FAMILY = Family(
     shrunk=shrink.shrunk,
     as_run=config.as_run,
     instead="; `numgemma embed` gives its vectors",
-    sections={
-        "whole": Section(config.EmbeddingConfig),
-        "text": Section(gemma4_config.TextConfig, gemma4_config.check_text_config, config.spelled_text),
-        "vision": Section(gemma4_config.VisionConfig, gemma4_config.check_vision_config),
-        "audio": Section(gemma4_config.AudioConfig, gemma4_config.check_audio_config),
-    },
 )
