@@ -1,11 +1,13 @@
 """The released shapes at full size on this machine, whether they fit its memory or not: one pass over 16 tokens.
 
     python benchmarks/full_size.py [--out DIR] [--keep] [gemma-4-E4B-it gemma-4-26B-A4B-it gemma-4-31B-it]
+    .venv-hf/bin/python benchmarks/full_size.py --text --hf gemma-3n-E4B-it
 
-Writes each checkpoint with random weights by streaming (16, 52 and 62 GB: DIR must have room for the largest), takes
-its files out of the page cache, and runs `logits` of 16 tokens in a process of its own, then three tokens of
-`generate`.  Printed are seconds, bytes read from disk, the rate of both, the peak of anonymous memory (what no file
-backs) and of all.  The normal numbers come from a pool of four million, so that writing is bound by the disk.
+Writes each checkpoint with random weights by streaming (16, 52 and 62 GB: DIR must have room for the largest; the text
+of Gemma 3n's E4B takes 14), takes its files out of the page cache, and runs `logits` of 16 tokens in a process of its
+own, then three tokens of `generate`.  Printed are seconds, bytes read from disk, the rate of both, the peak of
+anonymous memory (what no file backs) and of all.  The normal numbers come from a pool of four million, so that writing
+is bound by the disk.  With --hf Transformers does the same in bfloat16 after it, in a process of its own too.
 """
 
 import argparse
@@ -28,26 +30,32 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all three")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "full", help="default: %(default)s")
     parser.add_argument("--keep", action="store_true", help="leave the checkpoints there")
-    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--text", action="store_true", help="the text alone, without towers")
+    parser.add_argument("--hf", action="store_true", help="Transformers too, in bfloat16; needs the extra hf")
+    parser.add_argument("--scale", default="full", help="of synth: a smaller one, to try this out")
+    parser.add_argument("--run", nargs=2, metavar=("ENGINE", "DIR"), help=argparse.SUPPRESS)  # in a process of its own
     args = parser.parse_args()
     if args.run:
-        print(json.dumps(run(args.run)))
+        engine, folder = args.run
+        print(json.dumps(ENGINES[engine](Path(folder))))
         return
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.names or NAMES:
         folder = args.out / name
         if not folder.exists():
-            write(name, folder)
+            write(name, folder, args.scale, args.text)
         print(f"{name}: {size(folder) / 1e9:.1f} GB of weights, {memory() / 1e9:.1f} GB of memory", flush=True)
-        forget(folder)
-        out = subprocess.run([sys.executable, __file__, "--run", folder], capture_output=True, text=True, check=True)
-        for row in json.loads(out.stdout.splitlines()[-1]):
-            print("  " + "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+        for engine in ("numgemma", "transformers")[: 1 + args.hf]:
+            forget(folder)
+            command = [sys.executable, __file__, "--run", engine, folder]
+            out = subprocess.run(command, capture_output=True, text=True, check=True)
+            for row in json.loads(out.stdout.splitlines()[-1]):
+                print(f"  {engine:<12}  " + "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         if not args.keep:
             shutil.rmtree(folder)
 
 
-def write(name, folder):
+def write(name, folder, scale, text):
     """A random checkpoint, as `numgemma synth` writes it, with normal numbers out of a pool."""
     import numpy as np
 
@@ -61,7 +69,13 @@ def write(name, folder):
 
     synth.normal = normal
     begun = time.perf_counter()
-    synth.synth(name, folder, unread=False, force=True)
+    if text:
+        whole, _, _ = synth.find_config(name)
+        folder.mkdir()
+        alone = folder / "config.json"
+        alone.write_text(json.dumps(whole["text_config"]))
+        name = str(alone)
+    synth.synth(name, folder, scale=scale, unread=False, force=True)
     print(f"{folder}: written in {time.perf_counter() - begun:.0f} s", flush=True)
 
 
@@ -91,11 +105,39 @@ def run(folder):
     ops.use(ops.fastest())
     peak = Peak()
     model = numgemma.load(folder)
-    ids = np.random.default_rng(0).integers(1000, model.config.text.vocab_size - 8192, TOKENS)
+    ids = np.random.default_rng(0).integers(*between(model.outline.vocabulary), TOKENS)
     rows = [measured(f"logits of {TOKENS} tokens", lambda: model.logits(ids), peak)]
     new = model.continued(ids, 4, ignore_eos=True)
     rows.append(measured("the first token", lambda: next(new), peak))
     return [*rows, measured("three more, each", lambda: list(new), peak, 3)]
+
+
+def run_transformers(folder):
+    """The same by Transformers, its text model in bfloat16."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    peak = Peak()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    vocab = model.config.get_text_config().vocab_size
+    ids = torch.tensor(np.random.default_rng(0).integers(*between(vocab), TOKENS))[None]
+
+    def new(count):
+        return model.generate(ids, max_new_tokens=count, do_sample=False, eos_token_id=None)
+
+    with torch.no_grad():
+        rows = [measured(f"logits of {TOKENS} tokens", lambda: model(ids), peak)]
+        rows.append(measured("the first token", lambda: new(1), peak))
+        return [*rows, measured("four tokens, the prompt again", lambda: new(4), peak)]
+
+
+def between(vocab):
+    """Ids of text, none special."""
+    return min(1000, vocab // 8), vocab - min(8192, vocab // 4)
+
+
+ENGINES = {"numgemma": run, "transformers": run_transformers}
 
 
 def measured(what, call, peak, count=1):
