@@ -11,16 +11,13 @@ from numgemma.families.gemma3n.config import (
     Gemma3nTextConfig,
     Gemma3nVisionConfig,
 )
-from numgemma.families.gemma4.layout import attention_shapes, cached, mlp_shapes, scoped
+from numgemma.families.gemma4.layout import attention_shapes, cached, mlp_shapes, scoped, whole
 from numgemma.layers.mobilenet import net_shapes
 
 
 def tensor_shapes(config: Gemma3nConfig) -> Shapes:
     """All tensors that Transformers would build for this config."""
-    shapes = text_shapes(config.text)
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.text.vocab_size, config.text.hidden_size)
-    return shapes | vision_part(config) | audio_part(config)
+    return whole(config, text_shapes(config.text), towers(config))
 
 
 def vision_part(config: Gemma3nConfig) -> Shapes:

@@ -14,10 +14,13 @@ TOWERS = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
 
 def tensor_shapes(config: Config) -> Shapes:
     """All tensors that Transformers would build for this config."""
-    shapes = text_shapes(config.text)
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.text.vocab_size, config.text.hidden_size)
-    return shapes | vision_part(config) | audio_part(config)
+    return whole(config, text_shapes(config.text), towers(config))
+
+
+def whole(config, text: Shapes, parts: dict[str, Shapes]) -> Shapes:
+    """The tensors of the text, those of each part, and a head of its own where the config does not tie it."""
+    head = {} if config.tie_word_embeddings else {"lm_head.weight": (config.text.vocab_size, config.text.hidden_size)}
+    return text | head | {name: shape for part in parts.values() for name, shape in part.items()}
 
 
 def vision_part(config) -> Shapes:

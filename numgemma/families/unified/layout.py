@@ -5,7 +5,7 @@ A file has pictures' weights in two places, `vision_embedder` and `embed_vision`
 """
 
 from numgemma.families.family import Shapes
-from numgemma.families.gemma4.layout import text_shapes
+from numgemma.families.gemma4.layout import text_shapes, whole
 from numgemma.families.unified.config import UnifiedConfig
 
 BESIDE = ("vision_embedder.", "embed_vision.", "embed_audio.")  # what stands beside language_model
@@ -13,10 +13,7 @@ BESIDE = ("vision_embedder.", "embed_vision.", "embed_audio.")  # what stands be
 
 def tensor_shapes(config: UnifiedConfig) -> Shapes:
     """All tensors that Transformers would build for this config."""
-    shapes = text_shapes(config.text)
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.text.vocab_size, config.text.hidden_size)
-    return shapes | vision_part(config) | audio_part(config)
+    return whole(config, text_shapes(config.text), embedders(config))
 
 
 def vision_part(config: UnifiedConfig) -> Shapes:
