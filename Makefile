@@ -3,6 +3,7 @@
 # make test-hf    the live comparisons with Transformers (installs torch)
 # make test-timm  the same for Gemma 3n with pictures, whose tower in Transformers is timm's
 # make test-jax   Gemma 3n once more, against Google's own package in JAX
+# make test-merge merges tiny parents with mergekit itself, in a venv of its own
 # make notebooks  runs the course and writes its pages, slides and figures to build/course/
 # make test-notebooks  holds the course's exercises to their solutions
 # make check      ruff, ruff format --check, mypy
@@ -15,16 +16,17 @@ PYTHON ?= python3
 PIP = -m pip install --quiet --disable-pip-version-check
 VENV = .venv
 HF = .venv-hf
+MERGE = .venv-merge
 JAX = .venv-jax
 
-.PHONY: demo test test-hf test-timm test-jax notebooks test-notebooks check fuzz kills test-hf-random reference reference-3n clean
+.PHONY: demo test test-hf test-timm test-jax test-merge notebooks test-notebooks check fuzz kills test-hf-random reference reference-3n clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/numgemma demo
 
 # one thread each: the workers already fill the cores, and more would fight over them
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto -m "not hf and not timm and not jax and not notebooks"
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto -m "not hf and not timm and not jax and not merge and not notebooks"
 
 test-hf: $(HF)/ready
 	$(HF)/bin/python -m pytest -q -m hf
@@ -34,6 +36,9 @@ test-timm: $(HF)/timm
 
 test-jax: $(JAX)/ready
 	$(JAX)/bin/python -m pytest -q -m jax
+
+test-merge: $(MERGE)/ready
+	$(MERGE)/bin/python -m pytest -q -m merge
 
 test-hf-random: $(HF)/ready
 	$(HF)/bin/python tests/random_configs.py $(or $(TEXT),1000) $(or $(MULTIMODAL),300) $(SEED)
@@ -78,6 +83,12 @@ $(HF)/ready: setup.cfg pyproject.toml
 	$(HF)/bin/python $(PIP) -e '.[test,hf]' transformers==5.24.0
 	touch $@
 
+$(MERGE)/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(MERGE)
+	$(MERGE)/bin/python $(PIP) torch==2.13.0
+	$(MERGE)/bin/python $(PIP) -e '.[test,mergekit]'
+	touch $@
+
 # in a folder of their own, and without what they ask for: beside a CPU build of torch, torchvision cannot be imported
 # as it is (tests/timm_here.py), and Transformers tries to wherever it is found
 $(HF)/timm: $(HF)/ready
@@ -92,4 +103,4 @@ $(JAX)/ready: setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(HF) $(JAX) build demo
+	rm -rf $(VENV) $(HF) $(JAX) $(MERGE) build demo

@@ -388,7 +388,9 @@ SLICE = "slices: [{sources: [{model: a, layer_range: [0, 4]}]}]"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("merge_method: slerp\n" + SLICE, "merge_method is not passthrough"),
+        ("merge_method: slerp\n" + SLICE, "run `mergekit-yaml"),
+        ("merge_method: dare_ties\nmodels: []", "then `numgemma lint DIR` and `numgemma lineage DIR"),
+        ("merge_method: mine\n" + SLICE, "merge_method is not passthrough"),
         ("- a", "merge_method is not passthrough"),
         ("merge_method: passthrough", "has no list of slices"),
         ("merge_method: passthrough\nslices: []", "has no list of slices"),

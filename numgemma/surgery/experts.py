@@ -75,8 +75,9 @@ def routing(place: str, child: Mapping[str, Sketch], parent: str, source: Mappin
     experts = tuple(a or b for a, b in zip(first, second, strict=False))
     faults = [*disagreeing(STACKS[1], second, experts), *router_rows(child[ROUTER], source[ROUTER], experts)]
     faults += scales(child[SCALES], source[SCALES], experts)
-    if not faults and experts == tuple((e,) for e in range(source[ROUTER].shape[0])):
-        return None  # all of them in their places: nothing to tell
+    same_number = len(experts) == source[ROUTER].shape[0]
+    if not faults and same_number and all(own in ((), (e,)) for e, own in enumerate(experts)):
+        return None  # none of them has moved: each tensor is told by itself
     return Routing(place, parent, source[ROUTER].shape[0], experts, tuple(faults))
 
 

@@ -33,9 +33,31 @@ def follow(
         like, r = usual.get(scope(name)) or usual.get(""), tensors[name]
         if like and (r.kind == "fresh" or loose(r, one)):
             found[name] = in_step(one, near[name], like, r) or r
+        elif like and r.kind == "blend":
+            found[name] = called_alike(r, near[name], like)
         if found[name].kind == "fresh":
             found[name] = by_place(name, one, homes, parents) or beyond_telling(one, near[name]) or fresh(one)
+            if like and found[name].constant is None and found[name].kind == "fresh" and near[name]:
+                found[name] = replace(found[name], how="beside a mixture")  # of which it may well be a part
     return found
+
+
+def called_alike(r: Relation, near: Sequence[Source], like: Relation) -> Relation:
+    """The same blend with its sources called as in the rest of the layer, where two parents have the same tensor."""
+    held, mine, due = dict(near), [s.parent for s in r.shares], [s.parent for s in like.shares]
+    names = {}
+    for parent in mine:
+        if parent not in due:
+            twins = [other for other in due if other not in mine and other in held]
+            names[parent] = next((other for other in twins if held[other].digest == held[parent].digest), parent)
+    shares = tuple(replace(s, parent=names.get(s.parent, s.parent)) for s in r.shares)
+    return replace(
+        r, parent=names.get(str(r.parent), r.parent), shares=tuple(sorted(shares, key=lambda s: order(s, due)))
+    )
+
+
+def order(share: Share, due: Sequence[str]) -> int:
+    return due.index(share.parent) if share.parent in due else len(due)
 
 
 def loose(r: Relation, one: Sketch) -> bool:

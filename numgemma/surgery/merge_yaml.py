@@ -67,7 +67,7 @@ def beyond(tensor: str, r: Relation, found: Lineage) -> str | None:
     """Why mergekit would not make a tensor of tensors in the same place."""
     if r.kind not in ("copy", "blend", "thinned"):
         return f"is {r.kind}"
-    if r.how in ("rows", "slerp by rows", "largest"):
+    if r.how in ("rows", "slerp by rows", "largest", "some"):
         return f"is mixed by {r.how}, which no method of it does"
     if confidence(r) == ABOUT:
         return f"is {r.error:.0%} off"

@@ -20,6 +20,11 @@ MOST_YAML = 1_000_000  # bytes; a recipe of a slice per layer has some ten thous
 
 PRESETS = {"e6b": ((0, 17), (10, 25), (18, 33), (26, 41))}  # Gemma-4-E6B: E4B, 42 layers -> 66
 
+ELEMENTWISE = (  # mergekit's methods that `stack` leaves to it
+    *("linear", "slerp", "nuslerp", "multislerp", "karcher", "task_arithmetic", "ties", "dare_linear", "dare_ties"),
+    *("della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "model_stock", "sce", "nearswap", "arcee_fusion"),
+)
+
 READ = {"merge_method", "slices", "base_model", "dtype"}  # keys of a recipe; any other could mean another model
 
 
@@ -63,6 +68,11 @@ def read_recipe(path: Path) -> Recipe:
     raw = read_bytes(path, "name a YAML file", MOST_YAML)
     with by_library(f"{path}: is not YAML", "correct it"):
         found = yaml.safe_load(raw)
+    if isinstance(found, dict) and found.get("merge_method") in ELEMENTWISE:
+        raise InputError(
+            f"{path}: merge_method {found['merge_method']} mixes weights number by number, which mergekit does: run "
+            f"`mergekit-yaml {path} DIR`, then `numgemma lint DIR` and `numgemma lineage DIR --parents ...`."
+        )
     if not isinstance(found, dict) or found.get("merge_method") != "passthrough":
         raise InputError(f"{path}: merge_method is not passthrough; `stack` builds no other merge.")
     unknown = sorted(str(key) for key in found.keys() - READ)

@@ -23,6 +23,7 @@ SURE, LIKELY, ABOUT = "sure", "likely", "about"
 CLOSE = 6e-3  # by which weights may differ that are one
 FINEST = 1e-4  # no weight is known better
 MOST_KINDS = 5  # kinds of tensors that are named before their number is told
+FEW_ASKED = 0.045  # what a density is known to within, beyond which no rule is certain: below 500 numbers
 FEW = 3  # values that are listed
 GOOD, FAIR = 5e-3, 0.03  # relative error of what rounding was not judged for
 
@@ -44,8 +45,12 @@ class Line:
 
 def confidence(r: Relation) -> str:
     """sure: rounding explains what is left; likely: nearly; about: a good part of the tensor is not explained."""
-    if r.kind == "changed":
+    if r.kind == "changed" or (r.kind, r.how) == ("fresh", "beside a mixture"):
         return ABOUT
+    if r.kind == "thinned" and (r.how == "some" or give(r) > FEW_ASKED):
+        return LIKELY
+    if r.kind in ("copy", "scaled") and r.new:
+        return LIKELY
     if r.exact or (r.kind == "fresh") or (r.floor and r.error <= EXPLAINED * r.floor):
         return SURE
     if r.error <= GOOD:
@@ -117,7 +122,7 @@ def way(r: Relation) -> tuple:
     if r.kind in MIXED:
         return r.kind, r.how, parents
     if r.kind == "fresh":
-        return r.kind, r.constant is None
+        return r.kind, r.how, r.constant is None
     return "one", described(r), tuple(sorted({*parents, *r.also})), confidence(r) == ABOUT
 
 
@@ -175,7 +180,8 @@ def single(relations: list[Relation], labels: dict[str, str]) -> str:
     if r.kind == "fresh":
         values = sorted({x.constant for x in relations if x.constant is not None})
         listed = ", ".join(f"{x:g}" for x in values[:FEW]) + ", ..." * (len(values) > FEW)
-        return f"one value everywhere ({listed}), which says nothing" if values else "from no parent"
+        unknown = "not told: too few values, or changed too much" if r.how else "from no parent"
+        return f"one value everywhere ({listed}), which says nothing" if values else unknown
     if r.also and r.kind == "copy":
         return f"the same in {' and '.join(parents)}: not told apart"
     text = described(r)
@@ -197,7 +203,11 @@ def mixture_told(r: Relation, numbers: np.ndarray, labels: dict[str, str], base:
         parts = [
             f"{short(w)} ({n} - {over}), {short(k)} of it kept" for n, w, k in zip(names, weights, kept, strict=True)
         ]
-        manner = {"ties": "TIES: the largest, signs elected", "largest": "the largest"}
+        manner = {
+            "ties": "TIES: the largest, signs elected",
+            "largest": "the largest",
+            "some": "by no rule that is known",
+        }
         manner |= {"dare": "DARE: at random, rescaled", "dare, elected": "DARE: at random, rescaled, signs elected"}
         scale = f", all times {short(r.scale)}" if abs(r.scale - 1) > 0.02 else ""
         return f"{over} + {' + '.join(parts)} ({manner[r.how]}{scale})"

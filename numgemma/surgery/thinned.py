@@ -10,6 +10,7 @@ where y - b over d_i has its mode; what is neither 0 nor one of these gives the 
 kept are the largest says which method it was.  Numbers whose differences lie below their rounding are not asked.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -25,9 +26,9 @@ CLEAR = 6  # times what rounding does, at least, is a difference that is asked
 ENOUGH = 100  # such numbers, at least
 EXPLAINED = 0.98  # of them, at least
 DROPPED = 0.02  # of them, at least: else nothing was thinned
-SHARP = (
-    0.04  # of the kept and the dropped, at most, on the wrong side of a threshold: then it was the size that decided
-)
+SHARP = 0.005  # of the kept and the dropped, at most, on the wrong side of a threshold: then the size decided
+EDGE = 0.01  # of the threshold, within which it does not: differences in bfloat16 are often equal
+BLIND = 5.0  # standard deviations, at most, between the ranks of the kept and of the dropped: then it was not the size
 AGREED = 0.97  # of the sums, at least, are of differences with one sign: then signs were elected
 LOOSE = 0.02  # of a difference, by which a number may be off where the factor is known from elsewhere
 BORROWED = 0.25  # what a weight is said to be known to, that was taken from other tensors and only fits
@@ -80,7 +81,8 @@ def thinned_alike(child: Sketch, base: Source, others: Sequence[Source], like: R
     factors = weights / kept if like.how.startswith("dare") else np.full(len(d), like.scale)
     sums = factors if like.how.startswith("dare") else weights * like.scale
     left = np.abs(y - b - options(d, factors, sums)).min(0)
-    if (left > 2 * slack + LOOSE * np.abs(d).max(0)).any():
+    most = slack * (1 + np.abs(factors).max()) + LOOSE * np.abs(d).max(0)
+    if (left > most).any():
         return None
     shares = [
         replace(share, source=one.name, give=BORROWED) for share, (_, one) in zip(like.shares, others, strict=True)
@@ -154,9 +156,11 @@ def judged(d, asked, kept, factors, sums) -> Manner:
     """The method by which numbers were kept, and its weights.  d: all numbers, asked: those that can tell; k n"""
     agree, elected = one_sign(asked, kept, factors)
     use = agree if elected else np.ones_like(agree)
-    if any(threshold(np.abs(one[use]), k[use]).wrong > SHARP for one, k in zip(asked, kept, strict=True)):
-        shares = [float(k[use].mean()) for k in kept]
-        return Manner("dare, elected" if elected else "dare", list(map(float, factors * shares)), shares)
+    limits = [threshold(np.abs(one[use]), k[use]) for one, k in zip(asked, kept, strict=True)]
+    if any(limit.wrong > SHARP for limit in limits):
+        shares, random = [float(k[use].mean()) for k in kept], all(limit.bias <= BLIND for limit in limits)
+        how = "some" if not random else "dare, elected" if elected else "dare"
+        return Manner(how, list(map(float, factors * shares)), shares)
     if len(d) == 1:
         return Manner("ties", [1.0], [], float(factors[0]))
     if elected and abs(sums.sum() - factors.mean()) < 0.05 * abs(factors.mean()):  # a mean of those that are kept
@@ -179,7 +183,8 @@ def densities(delta, d, slack, factors, sums, elected: bool) -> dict[str, Any]:
 class Limit(NamedTuple):
     dropped: float  # the largest that was dropped, or 0
     kept: float  # the smallest that was kept
-    wrong: float  # the share of numbers on the wrong side of both
+    wrong: float  # the share of numbers on the wrong side of both, and not beside them
+    bias: float  # by how many standard deviations the kept are larger, or smaller, than the dropped
 
 
 def threshold(sizes: np.ndarray, kept: np.ndarray) -> Limit:
@@ -190,4 +195,9 @@ def threshold(sizes: np.ndarray, kept: np.ndarray) -> Limit:
     above = (~k).sum() - np.concatenate([[0], np.cumsum(~k)])  # dropped although as large
     at = int((below + above).argmin())
     high = float(r[at]) if at < len(k) else float(r[-1]) * 2
-    return Limit(float(r[at - 1]) if at else 0.0, high, float((below + above)[at]) / max(1, len(k)))
+    low = float(r[at - 1]) if at else 0.0
+    wrong = k & (r < low * (1 - EDGE)) | ~k & (r > high * (1 + EDGE))
+    n, some = len(k), int(k.sum())
+    deviation = n * math.sqrt((n + 1) / 12 / max(1, some * (n - some))) if 0 < some < n else math.inf
+    bias = abs(float(np.flatnonzero(k).mean() - (n - 1) / 2)) * n / max(1, n - some) / deviation if some else 0.0
+    return Limit(low, high, float(wrong.mean()), bias)
