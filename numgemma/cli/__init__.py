@@ -9,7 +9,7 @@ In reading order:
     doctor                                      all of that in one
     sweep                                       for many prompts at once
     show score bench demo                             pictures, speed, all of it on the bundled checkpoint
-    synth stack transplant lint lineage audit         checkpoints made and examined
+    synth card stack transplant lint lineage audit         checkpoints made and examined
 """
 
 import argparse

@@ -16,6 +16,10 @@ def add_output(parser):
     parser.add_argument("--force", action="store_true", help="replace DIR if it is a checkpoint, once the new is whole")
 
 
+def add_card(parser):
+    parser.add_argument("--no-card", action="store_true", help="write no model card (README.md) into it")
+
+
 def output(args):
     """Where to write, and the arguments of `write_checkpoint` that the command line gives."""
     if args.out is None:

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from numgemma.cli.building import add_output, output, summary
+from numgemma.cli.building import add_card, add_output, output, summary
+from numgemma.cli.card import command, write_stack_card
 from numgemma.cli.numbers import whole_number
 from numgemma.errors import InputError
 from numgemma.surgery.recipe import PRESETS, of_one, parse_slices, read_recipe
@@ -21,6 +22,7 @@ def add_arguments(parser):
     which.add_argument("--slices", metavar="0-17,10-25", help="layers from the bottom up, first and last included")
     which.add_argument("--preset", choices=tuple(PRESETS), help="the slices of a published stack")
     add_output(parser)
+    add_card(parser)
     parser.add_argument(
         "--shared",
         type=whole_number,
@@ -40,6 +42,8 @@ def run(args):
     print(render(stack))
     if not args.plan:
         write(stack, **output(args))
+        if not args.no_card:
+            write_stack_card(stack, args.out, command(args))
         print(summary(args.out))
     return 0
 

@@ -3,7 +3,8 @@
 from math import prod
 from pathlib import Path
 
-from numgemma.cli.building import add_output, output, summary
+from numgemma.cli.building import add_card, add_output, output, summary
+from numgemma.cli.card import command, write_transplant_card
 from numgemma.cli.inspect import parameter_table
 from numgemma.cli.numbers import finite, whole_number
 from numgemma.surgery.transplant import ROPES, Choices, plan, write
@@ -24,6 +25,7 @@ def add_arguments(parser):
         help="a Gemma 4: vision tower, tokenizer and processor (E2B)",
     )
     add_output(parser)
+    add_card(parser)
     parser.add_argument("--plan", action="store_true", help="print what becomes of what and write nothing")
     recipe = parser.add_argument_group("the recipe", "the defaults are those of the published model where it says")
     number = {"metavar": "N", "type": whole_number}
@@ -60,6 +62,8 @@ def run(args):
     print(inventory(child))
     if not args.plan:
         write(child, **output(args))
+        if not args.no_card:
+            write_transplant_card(child, args.text, args.tower, args.out, command(args))
         print(summary(args.out))
     return 0
 

@@ -7,7 +7,7 @@ last, as mergekit does.
 import json
 import re
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def read_recipe(path: Path) -> Recipe:
     if isinstance(found, dict) and found.get("merge_method") in ELEMENTWISE:
         raise InputError(
             f"{path}: merge_method {found['merge_method']} mixes weights number by number, which mergekit does: run "
-            f"`mergekit-yaml {path} DIR`, then `numgemma lint DIR` and `numgemma lineage DIR --parents ...`."
+            f"`mergekit-yaml {path.name} DIR`, then `numgemma lint DIR` and `numgemma lineage DIR --parents ...`."
         )
     if not isinstance(found, dict) or found.get("merge_method") != "passthrough":
         raise InputError(f"{path}: merge_method is not passthrough; `stack` builds no other merge.")
@@ -82,8 +82,16 @@ def read_recipe(path: Path) -> Recipe:
     if not isinstance(slices, list) or not slices:
         raise InputError(f"{path}: has no list of slices; write one per run of layers.")
     parts = tuple(parse_slice(part, f"{path}: slice {i}") for i, part in enumerate(slices))
+    parts = tuple(replace(part, parent=beside(part.parent, path)) for part in parts)
     trunk, dtype = found.get("base_model"), found.get("dtype")
-    return Recipe(parts, parent_of(trunk, f"{path}: base_model") if trunk else parts[0].parent, dtype and str(dtype))
+    trunk = beside(parent_of(trunk, f"{path}: base_model"), path) if trunk else parts[0].parent
+    return Recipe(parts, trunk, dtype and str(dtype))
+
+
+def beside(parent: str, path: Path) -> str:
+    """A relative path as mergekit takes it, from where one stands; where nothing is there, from beside the recipe."""
+    found = path.parent / parent
+    return str(found) if not Path(parent).exists() and found.exists() else parent
 
 
 def parse_slice(part: Any, what: str) -> Slice:

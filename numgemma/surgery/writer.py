@@ -34,6 +34,14 @@ COMPANIONS = (
 )
 
 
+BESIDES = (
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+    "additional_chat_templates/*.jinja",
+)  # and these, wherever there are any
+
+
 @dataclass(frozen=True)
 class Tensor:
     """A tensor to be written: its form, and what makes its bytes, one array after another, when they are needed."""
@@ -81,7 +89,9 @@ def in_one(x: np.ndarray) -> Tensor:
 
 def companions(folder: Path) -> dict[str, Path]:
     """The files that a child of this checkpoint takes over."""
-    return {name: folder / name for name in COMPANIONS if (folder / name).is_file()}
+    others = sorted(file for pattern in BESIDES for file in folder.glob(pattern))
+    files = [folder / name for name in COMPANIONS] + others
+    return {str(file.relative_to(folder)): file for file in files if file.is_file()}
 
 
 def write_checkpoint(
@@ -116,6 +126,7 @@ def write_checkpoint(
         if len(groups) > 1:
             put(folder / INDEX, index(groups, tensors, total))
         for name, content in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             put(folder / name, content)
         put(folder / "config.json", as_json(config))
     return list(groups)

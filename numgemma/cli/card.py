@@ -1,0 +1,238 @@
+"""The model card of a stack or a transplant: what it is made of, how, what is odd, and what healing would touch.
+
+README.md as the hub shows it: front matter, the recipe, the layers as a figure, parameters by module, what lint says,
+and the command that makes it again.  It says nothing of how good the model is: nobody has measured that here.
+"""
+
+import json
+import re
+import shlex
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+from numgemma.atomic import write_whole
+from numgemma.cli.inspect import parameter_table
+from numgemma.surgery.findings import ranges
+from numgemma.surgery.lineage import Lineage, Origin
+from numgemma.surgery.lint import structure
+from numgemma.surgery.pictures import layer_matrix, save
+from numgemma.surgery.recipe import recipe_yaml
+
+PICTURE = "layers.png"
+FENCE = "```"
+
+
+def write_stack_card(stack, folder: Path, command: list[str]) -> None:
+    """README.md and the picture of a stack that was written."""
+    save(layer_matrix(as_lineage(stack, folder)), folder / PICTURE)
+    parents = list(dict.fromkeys([stack.recipe.trunk, *(part.parent for part in stack.recipe.slices)]))
+    unread = {f"layers.{slot.index}.self_attn.{leaf}" for slot in stack.slots if not makes_keys(stack, slot)
+              for leaf in ("k_proj.weight", "k_norm.weight", "v_proj.weight")}  # fmt: skip
+    told = (
+        f"{len(stack.slots)} layers, stacked from {named(parents)}. Every tensor is a copy, byte for byte; nothing was "
+    )
+    recipe = recipe_yaml(relative(stack.recipe))
+    blocks = [
+        front(parents, stack.folders[0], stack.raw, "passthrough"),
+        f"# {folder.name}\n\n{told}trained after it.",
+        f"## Recipe\n\n{FENCE}yaml\n{recipe}{FENCE}",
+        f"## Layers\n\n{FENCE}mermaid\n{mermaid(stack)}\n{FENCE}",
+        f"![Slots of the child against layers of the parent]({PICTURE})",
+        parameters({name: tensor.shape for name, tensor in stack.tensors.items()}, unread),
+        checks(folder),
+        healing(stack),
+        made_by(command),
+    ]
+    write_whole(folder / "README.md", "\n\n".join(blocks) + "\n")
+
+
+def write_transplant_card(child, text, tower, folder: Path, command: list[str]) -> None:
+    """README.md of a transplant that was written."""
+    rows: dict[tuple[str, str, str], list[int]] = {}
+    for part in child.parts.values():
+        row = rows.setdefault((part.component, part.source, part.method), [0, 0])
+        row[0], row[1] = row[0] + 1, row[1] + prod(part.tensor.shape)
+    names = {"text": Path(text).name, "tower": Path(tower).name}
+    lines = [f"| {c} | {n} | {size:,} | {names.get(s, 'new')} | {m} |" for (c, s, m), (n, size) in rows.items()]
+    blocks = [
+        front([str(text), str(tower)], child.folders[0], child.raw, "transplant"),
+        f"# {folder.name}\n\n{NEWBORN.format(**names)}",
+        "\n".join(["## Recipe", "", "| component | tensors | numbers | from | how |", "|---|---|---|---|---|", *lines]),
+        "Left out: " + "; ".join(f"{what} ({why})" for what, why in child.left) + ".",
+        f"## Layers\n\n{FENCE}mermaid\n{grafted(child, names, folder)}\n{FENCE}",
+        parameters({name: part.tensor.shape for name, part in child.parts.items()}, ()),
+        checks(folder),
+        f"## What healing would touch\n\n{FIRST}",
+        made_by(command),
+    ]
+    write_whole(folder / "README.md", "\n\n".join(blocks) + "\n")
+
+
+NEWBORN = """The text model of {text} as a Gemma 4, with the vision tower of {tower}. The projection between both is
+random and the values of full layers are its raw keys: without training it makes no sense."""
+FIRST = (
+    """The projection first, everything else frozen; then the full layers, whose values are new, and layer_scalar."""
+)
+
+
+def grafted(child, names, folder: Path) -> str:
+    layers = child.config.text.num_hidden_layers
+    return "\n".join(
+        [
+            "flowchart BT",
+            f'  a["{names["text"]}: {layers} layers"] --> c["{folder.name}"]',
+            f'  b["{names["tower"]}: vision tower"] --> p["projection, random"] --> c',
+        ]
+    )
+
+
+# front matter
+
+
+def front(parents: list[str], folder: Path, raw, method: str) -> str:
+    """What the hub reads.  folder: of the parent whose license it takes over"""
+    sees = bool(raw.get("vision_config"))
+    lines = [
+        *(["license: " + found] if (found := license_of(folder)) else []),
+        "library_name: transformers",
+        f"pipeline_tag: {'image-text-to-text' if sees else 'text-generation'}",
+        "base_model:",
+        *(f"- {json.dumps(hub_name(parent), ensure_ascii=False)}" for parent in parents),
+        "base_model_relation: merge",
+        "tags:",
+        *(f"- {tag}" for tag in ("merge", "frankenmerge", method, "numgemma")),
+    ]
+    return "\n".join(["---", *lines, "---"])
+
+
+def license_of(folder: Path) -> str | None:
+    """What the parent's own card says; nothing where there is none."""
+    card = folder / "README.md"
+    found = (
+        re.search(r"^license: *([\w.-]+) *$", card.read_text(errors="replace")[:4000], re.M) if card.is_file() else None
+    )
+    return found[1] if found else None
+
+
+def hub_name(parent: str) -> str:
+    """The id on the hub, where it was given or where the folder is one of its cache; else the folder's name."""
+    cached = re.search(r"models--([\w.-]+?)--([\w.-]+)", parent)
+    if cached:
+        return f"{cached[1]}/{cached[2]}"
+    return parent if re.fullmatch(r"[\w.-]+/[\w.-]+", parent) and not Path(parent).exists() else Path(parent).name
+
+
+def named(parents: list[str]) -> str:
+    return " and ".join(hub_name(parent) for parent in parents)
+
+
+def relative(recipe):
+    """The same with parents called as on the hub: nobody else has these folders."""
+    slices = tuple(replace(part, parent=hub_name(part.parent)) for part in recipe.slices)
+    return replace(recipe, slices=slices, trunk=hub_name(recipe.trunk))
+
+
+# layers
+
+
+def as_lineage(stack, folder: Path) -> Lineage:
+    """What `lineage` would find, for its picture."""
+    slots = tuple(Origin(s.index, hub_name(s.parent), s.spec.index, "copy") for s in stack.slots)
+    layers = {hub_name(s.parent): len(s.model.outline.layers) for s in stack.slots}
+    return Lineage(folder.name, tuple(layers), {}, {}, slots, layers)
+
+
+def runs(stack) -> list[list]:
+    """Slots whose layers follow one another."""
+    found: list[list] = []
+    for slot in stack.slots:
+        last = found[-1][-1] if found else None
+        if last and (last.parent, last.spec.index + 1) == (slot.parent, slot.spec.index):
+            found[-1].append(slot)
+        else:
+            found.append([slot])
+    return found
+
+
+def mermaid(stack) -> str:
+    """A box for each run of layers, from the bottom up; the arrows between them are the seams."""
+    lines = ["flowchart BT", '  in(["embeddings"])']
+    for i, run in enumerate(runs(stack)):
+        layers = f"{run[0].spec.index}-{run[-1].spec.index}" if len(run) > 1 else f"{run[0].spec.index}"
+        slots = f"{run[0].index}-{run[-1].index}" if len(run) > 1 else f"{run[0].index}"
+        lines.append(f'  r{i}["slots {slots}: layers {layers} of {hub_name(run[0].parent)}"]')
+    boxes = ["in", *(f"r{i}" for i in range(len(runs(stack)))), "out"]
+    return "\n".join([*lines, '  out(["head"])', "  " + " --> ".join(boxes)])
+
+
+def makes_keys(stack, slot) -> bool:
+    spec = stack.config.text.layers[slot.index]
+    return spec.kv_from == spec.index
+
+
+def healing(stack) -> str:
+    """Where the stream leaves what the layers were trained on, and what a training run would have to move."""
+    starts = [run[0] for run in runs(stack)[1:]]
+    if not starts:
+        return "## Seams\n\nThere are none: the layers follow one another as in the parent."
+    before = [stack.slots[s.index - 1].spec.index for s in starts]
+    seams = [f"{s.index} (layer {s.spec.index} after layer {j})" for s, j in zip(starts, before, strict=True)]
+    sources = [(s.parent, s.spec.index) for s in stack.slots]
+    twice = spans(s.index for s in stack.slots if (s.parent, s.spec.index) in sources[: s.index])
+    P = stack.config.text.hidden_size_per_layer_input
+    lines = [
+        "## Seams, and what healing would touch",
+        "",
+        f"At slots {', '.join(seams)} a layer gets a stream that it never saw in training. Up to slot",
+        f"{starts[0].index - 1} the child computes what its parent computes. Healing would touch the layers from each",
+        f"seam on, most of all slots {spans(s.index for s in starts)}, and the layers that are there twice",
+        f"(slots {twice}).",
+    ]
+    if P:
+        lines.append(
+            f"Per-layer inputs: columns {P} i to {P} (i + 1) - 1 of the table, and these rows of the projection,"
+        )
+        lines.append(f"belong to slot i; those of slots {twice} repeat another slot's, and would have to part from it.")
+    lines.append("How far the streams leave their range is measured by `numgemma seams CHILD PARENT`.")
+    return "\n".join(lines)
+
+
+def spans(numbers) -> str:
+    return ranges(numbers) or "none"
+
+
+# numbers, checks, command
+
+
+def parameters(shapes, unread) -> str:
+    found = parameter_table(shapes, unread)
+    rows = [f"| {module} | {numbers:,} |" for module, numbers in sorted(found["modules"].items())]
+    total = f"| **total** | **{found['total']:,}** |"
+    note = f"and {found['buffers']:,} numbers in buffers, in {found['tensors']} tensors"
+    return "\n".join(["## Parameters", "", "| module | parameters |", "|---|---|", *rows, total, "", note])
+
+
+def checks(folder: Path) -> str:
+    """What lint says of names, shapes and files."""
+    found = [f for f in structure(folder) if f.severity != "note"]
+    lines = [f"- {f.severity}: {f.text.replace(f'{folder}/', '')}" for f in found] or [
+        "Names, shapes and files: nothing wrong. The values are looked at by `numgemma lint`."
+    ]
+    return "\n".join(["## Lint", "", *lines])
+
+
+def made_by(command: list[str]) -> str:
+    return f"## Made by\n\n{FENCE}sh\n{shlex.join(command)}\n{FENCE}"
+
+
+def command(args) -> list[str]:
+    """The command as it was given, with parents as on the hub, and without where on this machine it wrote."""
+    words = [word for word in args.words if word != "--force"]
+    return ["numgemma", *(called(word, args.out) for word in words)]
+
+
+def called(word: str, out: Path) -> str:
+    if Path(word) == out:
+        return out.name
+    return hub_name(word) if Path(word).is_dir() else Path(word).name if Path(word).is_file() else word
