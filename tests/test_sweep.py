@@ -18,9 +18,10 @@ import numgemma
 from numgemma.cli import main
 from numgemma.debug.faults import applied
 from numgemma.debug.sweep import Order, Trends, sweep
+from numgemma.debug.sweep.cluster import rows_of as rows_of_future
 from numgemma.debug.sweep.ledger import Ledger
 from numgemma.debug.sweep.page import to_html
-from numgemma.debug.sweep.pair import NOT_RUN, Way, Work, judged
+from numgemma.debug.sweep.pair import NOT_RUN, Seat, Way, Work, judged
 from numgemma.debug.sweep.prompts import random_questions, read_questions
 from numgemma.debug.sweep.trends import ranks
 from numgemma.errors import InputError
@@ -242,8 +243,6 @@ def test_a_worker_with_too_little_memory_says_so_and_lives(folder):
 
 def test_an_engine_that_cannot_run_is_a_row_beside_the_others(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    from numgemma.debug.sweep.pair import Seat
-
     work = Work(str(folder), "p", (5, 6, 7), (Seat("hf", "a"), Seat("float32", "b")))
     first, second = judged(work, Way())
     assert (first["verdict"], second["verdict"]) == (NOT_RUN, "same")
@@ -369,6 +368,29 @@ def test_no_row_is_lost_or_doubled_when_the_sweep_is_killed_and_begun_again(fold
     rows = rows_of(out)
     assert len(rows) == len({row["key"] for row in rows}) == 40
     assert {row["verdict"] for row in rows} == {"same"}
+
+
+class Future:
+    """A prompt's, as Dask gives it back."""
+
+    def __init__(self, status, error=None):
+        self.status, self.exception = status, lambda: error
+
+
+def test_a_prompt_that_kills_worker_after_worker_is_a_row_and_a_cluster_that_goes_is_none():
+    work, said = Work("c", "p", (5, 6), (Seat("float32", "k"),)), []
+    (row,) = rows_of_future(Future("error", type("KilledWorker", (Exception,), {})()), work, said.append)
+    assert (row["verdict"], row["key"]) == (NOT_RUN, "k")
+    assert "give each more --memory" in row["reason"]
+    assert len(said) == 1
+    with pytest.raises(InputError, match="goes on from there"):
+        rows_of_future(Future("cancelled"), work, said.append)
+
+
+def test_a_prompt_that_a_checkpoint_cannot_take_is_named(folder, tmp_path, capsys):
+    (tmp_path / "p.jsonl").write_text('[5, 6]\n{"name": "far", "ids": [5, 100000]}')
+    assert run(folder, "--prompts", tmp_path / "p.jsonl", "--workers", "0", "-o", tmp_path / "o") == 2
+    assert "prompt far, with " in capsys.readouterr().err
 
 
 def test_nobody_at_an_address_is_one_sentence(folder, tmp_path, capsys):

@@ -17,6 +17,10 @@ from numgemma.debug.compare.diff import diff
 from numgemma.debug.compare.name_map import parse_map
 from numgemma.debug.noise.floor import measure_floor, read_floor
 from numgemma.debug.readers import read_any
+from numgemma.debug.sweep import Order, Trends, sweep
+from numgemma.debug.sweep.ledger import Ledger
+from numgemma.debug.sweep.page import to_html
+from numgemma.debug.sweep.prompts import Question, read_questions
 from numgemma.prompt.audio import read_sound
 from numgemma.prompt.chat import attachments, read_chat
 from numgemma.prompt.images import open_image
@@ -198,6 +202,23 @@ def chat(folder):
     (folder / "c.json").write_text(json.dumps([{"role": "user", "content": items}, {"role": "model", "content": "hi"}]))
 
 
+def swept(folder):
+    """Three prompts, and the rows of a sweep of them."""
+    (folder / "p.jsonl").write_text(
+        '"once"\n[5, 6, 7]\n{"name": "a", "messages": [{"role": "user", "content": "hi"}]}\n'
+    )
+    questions = [Question(str(n), "ids", list(range(3, 3 + n))) for n in (2, 4, 9)]
+    sweep(Order([str(tiny.write(folder / "ckpt", tiny.TEXT))], ["float32"], questions, workers=0), folder / "o.jsonl")
+
+
+def shown(folder):
+    with Ledger(folder / "o.jsonl") as ledger:
+        found = Trends.of(list(ledger.rows.values()))
+    json.dumps(found.to_json(), allow_nan=False)
+    holds("</html>" in to_html(found, "a", "b"), "half a page")
+    found.records()
+
+
 def quantised(folder):
     """A checkpoint whose matrices are codes of four bits, in Transformers' own names."""
     from safetensors.numpy import load_file, save_file
@@ -289,6 +310,8 @@ KINDS = {
     "tokenizer": (tokenizer, "tokenizer.json", mutated_json, tokenised),
     "processor": (processor, "processor_config.json", mutated_json, read_processor),
     "chat": (chat, "c.json", mutated_json, chatted),
+    "prompts": (swept, "p.jsonl", mutated_text, lambda folder: read_questions(folder / "p.jsonl")),
+    "rows": (swept, "o.jsonl", mutated_text, shown),
     "png": (media("picture_rgb.png"), "x.png", mutated_bytes, seen),
     "jpeg": (media("picture_progressive.jpg"), "x.jpg", mutated_bytes, seen),
     "wav": (media("sound_16k.wav"), "x.wav", mutated_bytes, heard),

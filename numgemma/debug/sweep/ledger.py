@@ -12,8 +12,14 @@ from typing import Any
 
 from numgemma.atomic import remedy, target
 from numgemma.debug.sweep.pair import SCHEMA
+from numgemma.dump import all_typed
 from numgemma.errors import InputError
 from numgemma.incoming import MOST, parse_object
+
+ROW: dict[str, Any] = dict.fromkeys(("key", "checkpoint", "engine", "prompt", "verdict", "reason"), str)
+ROW |= {"tokens": int, "first": str | None, "worst": dict[str, Any] | None, "layers": dict[int, float]}
+ROW |= {"kl": float | None, "nonfinite": bool}
+POINT: dict[str, Any] = {"point": str, "rel": float | None, "size": float | None}
 
 
 class Ledger:
@@ -62,9 +68,14 @@ class Ledger:
 
     def take(self, line: bytes, number: int):
         again = "choose another -o, or remove the line"
-        row = parse_object(line, f"{self.path}, line {number}: the row", again)
-        if row.get("schema") != SCHEMA or not isinstance(row.get("key"), str):
-            raise InputError(f"{self.path}, line {number}: is no row of a sweep ({SCHEMA}); {again}.")
+        where = f"{self.path}, line {number}"
+        row = parse_object(line, f"{where}: the row", again)
+        if row.get("schema") != SCHEMA:
+            raise InputError(f"{where}: is no row of a sweep ({SCHEMA}); {again}.")
+        row = all_typed(row, ROW, f"{where}: ", ROW)
+        if row["worst"] is not None:
+            all_typed(row["worst"], POINT, f"{where}: worst: ", POINT)
+        row["layers"] = {str(layer): rel for layer, rel in row["layers"].items()}
         self.rows.setdefault(row["key"], row)
 
     def add(self, row: dict[str, Any]) -> bool:

@@ -97,9 +97,16 @@ def all_works(order: Order) -> Iterator[Work]:
             yield from of_dumps(order, checkpoint, model, state)
             continue
         for question in order.questions:
-            ids, media = question.encoded(model)
+            ids, media = encoded(question, model, checkpoint)
             seats = tuple(seat_of(engine, question.name, state, ids, media, order) for engine in order.engines)
             yield Work(checkpoint, question.name, tuple(ids), seats, media, state)
+
+
+def encoded(question: Question, model: Model, checkpoint: str):
+    try:
+        return question.encoded(model)
+    except InputError as error:
+        raise InputError(f"prompt {question.name:.60}, with {checkpoint}: {error}") from None
 
 
 def seat_of(engine: str, name: str, state: str, ids, media, order: Order) -> Seat:
