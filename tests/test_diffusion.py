@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from closeness import assert_close, relative
+from matplotlib import pyplot
 from safetensors.numpy import load_file, save_file
 
 import numgemma
@@ -24,6 +25,7 @@ from numgemma.families.diffusion import diffusion
 from numgemma.generate import Memory
 from numgemma.graph import graph_of
 from numgemma.opening import DATA
+from numgemma.plots import canvas_map
 from numgemma.prompt.media import NO_MEDIA, read_media
 from numgemma.surgery.lint import lint
 from numgemma.surgery.synth import synth
@@ -485,3 +487,60 @@ def test_dump_records_both_stacks_and_what_the_pass_was_given(folder, tmp_path):
     assert {"encoder.language_model.layers.0.out", "decoder.layers.5.out", "inputs.decoder_input_ids"} <= set(found)
     assert found["decoder.layers.0.self_attn.q_proj"].shape == (6, 6, 16)
     assert found["logits"].shape == (6, 199)
+
+
+# the picture
+
+
+@pytest.fixture
+def told(settling, tmp_path, capsys):
+    """What `generate --json` wrote of two blocks."""
+    path, sampler = tmp_path / "run.json", tmp_path / "sampler.json"
+    sampler.write_text('{"max_denoising_steps": 5, "max_new_tokens": 12, "eos_token_id": []}')
+    options = ["--ids", "2,60,70", "--sampler", str(sampler), "--print-ids", "--json", str(path)]
+    assert main(["generate", str(settling), *options]) == 0
+    capsys.readouterr()
+    return path
+
+
+def test_show_draws_a_canvas_over_its_steps(told, spelling, tmp_path):
+    for options in ([], ["--index", "1", "--token", "3"], ["--ckpt", str(spelling)]):
+        out = tmp_path / "out.png"
+        assert main(["show", str(told), "--what", "denoising", *options, "-o", str(out)]) == 0
+        assert out.read_bytes().startswith(b"\x89PNG")
+    of_checkpoint = ["show", str(spelling), "--what", "denoising", "--prompt", "Hello", "-o", str(tmp_path / "p.svg")]
+    assert main(of_checkpoint) == 0
+
+
+def test_the_picture_has_a_text_for_each_place_and_a_frame_where_one_was_accepted(told):
+    block = json.loads(told.read_text())["blocks"][0]
+    tokens = {i: f"a long token {i}\n" for step in block["steps"] for i in step["best"]}
+    ax = canvas_map(block, tokens | {block["steps"][0]["best"][2]: " a\n"}, first=2)
+    assert len(ax.texts) == 4 * len(block["steps"])
+    assert ax.texts[0].get_text() == "·a↵"
+    assert {text.get_text() for text in ax.texts} <= {"·a↵", "a·long·t…"}
+    assert len(ax.patches) == sum(sum(step["accepted"][2:]) for step in block["steps"])
+    pyplot.close(ax.figure)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "said"),
+    [
+        ('{"ids": [3]}', [], "holds no blocks of a canvas"),
+        (
+            '{"blocks": [{"steps": [{"best": [3], "entropy": [1, 2], "accepted": [true]}]}]}',
+            [],
+            "not a run of canvases",
+        ),
+        ('{"blocks": [{"steps": [{"best": [3], "entropy": ["x"], "accepted": [true]}]}]}', [], "not a run of canvases"),
+        ('{"blocks": [3]}', [], "is not a run of canvases"),
+        (None, ["--index", "2"], "there are 2 blocks"),
+        (None, ["--token", "6"], "Place 6 is not one of the 6"),
+        (None, ["--layer", "1"], "--layer is no option of --what denoising"),
+    ],
+)
+def test_what_is_no_canvas_is_refused_by_name(told, tmp_path, capsys, content, options, said):
+    if content is not None:
+        told.write_text(content)
+    assert main(["show", str(told), "--what", "denoising", *options, "-o", str(tmp_path / "out.png")]) == 2
+    assert said in capsys.readouterr().err

@@ -111,6 +111,7 @@ def test_no_fault_stumbles_over_what_another_family_lacks(model, id):
 
 def test_every_fault_fits_its_family_and_one_that_asks_for_what_a_block_lacks_does_not_fit_the_toy(model):
     kinds = {"U": "gemma4_unified", "N": "gemma3n", "D": "gemma4_assistant", "E": "embedding_gemma2"}
+    kinds |= {"F": "diffusion_gemma"}
     for id, fault in CATALOGUE.items():
         assert fault.fits(families.find({"model_type": kinds.get(id[0], "gemma4")}, "")), id
     assert not CATALOGUE["P03"].fits(toy.FAMILY)  # it asks for the layer's own per-layer input

@@ -24,6 +24,7 @@ ELSEWHERE = {"T17-extra", "T13-exact"}  # they need a model without a soft cap, 
 ELSEWHERE |= {id for id in CATALOGUE if id.startswith(("N", "G"))}  # of Gemma 3n: test_gemma3n.py
 ELSEWHERE |= {id for id in CATALOGUE if id.startswith("D")}  # of drafters: test_drafter_debug.py
 ELSEWHERE |= {id for id in CATALOGUE if id.startswith("E")} | {"P06"}  # of EmbeddingGemma 2: test_embedding_debug.py
+ELSEWHERE |= {id for id in CATALOGUE if id.startswith("F")}  # of DiffusionGemma: test_diffusion_debug.py
 
 
 @dataclass(frozen=True)

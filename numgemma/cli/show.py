@@ -4,13 +4,17 @@ from pathlib import Path
 
 from numgemma import plots
 from numgemma.checkpoint import open_checkpoint
+from numgemma.cli.denoising import Canvases
 from numgemma.cli.numbers import whole_number
+from numgemma.denoise import denoised
 from numgemma.dump import read_dump
 from numgemma.errors import InputError
 from numgemma.graph import Graph, graph_of, graph_of_dumps
 from numgemma.incoming import parse_object
+from numgemma.model import load
 from numgemma.official import official
 from numgemma.opening import located, resolve
+from numgemma.plots.denoising import read_blocks
 from numgemma.plots.overlay import draw_picture, draw_sound, draw_video, write_figure
 from numgemma.plots.soft_tokens import Look
 from numgemma.prompt.images import BUDGETS
@@ -26,6 +30,7 @@ WHAT = {
     "gates": (),
     "routing": ("layer",),
     "layer": ("layer",),
+    "denoising": ("token", "prompt"),
 }
 
 DRAW = {"image": draw_picture, "video": draw_video, "audio": draw_sound}
@@ -37,7 +42,8 @@ def add_arguments(parser):
         type=Path,
         metavar="DUMP",
         help="written with --image, --audio, ...; the attention needs its *.probs; for --what layer also "
-        "a checkpoint's folder, or the name of an official config",
+        "a checkpoint's folder, or the name of an official config; for --what denoising what `generate --json` wrote, "
+        "or the folder of a DiffusionGemma, with --prompt",
     )
     file = parser.add_mutually_exclusive_group(required=True)
     file.add_argument("--image", type=Path, metavar="FILE", help="a picture: its patches, soft tokens, attention")
@@ -47,13 +53,20 @@ def add_arguments(parser):
         "--what",
         choices=WHAT,
         help="attention: the map of a layer; surprise at each token; residual: sizes of the stream; rope: its "
-        "frequencies; gates of the per-layer inputs; routing: tokens of each expert; layer: what it computes from what",
+        "frequencies; gates of the per-layer inputs; routing: tokens of each expert; layer: what it computes from "
+        "what; denoising: a canvas over its steps",
     )
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="OUT", help="the drawing, .png or .svg")
     parser.add_argument(
         "--index", type=whole_number, default=0, metavar="K", help="which, where several are as long (default: 0)"
     )
-    parser.add_argument("--token", type=whole_number, metavar="T", help="whose attention (default: the last token's)")
+    parser.add_argument(
+        "--token",
+        type=whole_number,
+        metavar="T",
+        help="whose attention (default: the last token's); of a canvas, the place to begin with (default: 0)",
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="of --what denoising, the text that a canvas is to continue")
     parser.add_argument(
         "--layer",
         type=whole_number,
@@ -98,10 +111,11 @@ def draw_run(args):
     matplotlib.use("agg")  # a file, whatever windows there could be
     from matplotlib import pyplot
 
-    for option in ("layer", "head", "token", "soft_tokens"):
+    for option in ("layer", "head", "token", "soft_tokens", "prompt"):
         if getattr(args, option) is not None and option not in WHAT[args.what]:
             raise InputError(f"--{option.replace('_', '-')} is no option of --what {args.what}; leave it out.")
-    ax = layer_of(args) if args.what == "layer" else plot_of(args.what, read_dump(args.dump), args)
+    of_none = {"layer": layer_of, "denoising": canvas_of}  # which need no dump
+    ax = of_none[args.what](args) if args.what in of_none else plot_of(args.what, read_dump(args.dump), args)
     try:
         write_figure(ax.figure, args.out)
     finally:
@@ -111,6 +125,29 @@ def draw_run(args):
 def layer_of(args):
     """-> matplotlib Axes"""
     return plots.layer(graph_told(args.dump), args.layer or 0)
+
+
+def canvas_of(args):
+    """-> matplotlib Axes"""
+    if located(args.dump).is_dir():
+        blocks, tokenizer = blocks_of(load(args.dump), args.prompt)
+    else:
+        blocks = read_blocks(args.dump)
+        tokenizer = None if args.ckpt == Path() else open_tokenizer(resolve(args.ckpt))
+    if args.index >= len(blocks):
+        raise InputError(f"--index {args.index}: there are {len(blocks)} blocks, counted from 0.")
+    block = blocks[args.index]
+    ids = sorted({i for step in block["steps"] for i in step["best"]})
+    texts = None if tokenizer is None else dict(zip(ids, tokenizer.pieces(ids), strict=True))
+    return plots.canvas_map(block, texts, args.token or 0)
+
+
+def blocks_of(model, prompt):
+    """What a model writes after a prompt, and the tokenizer that spells it."""
+    if prompt is None:
+        raise InputError("--what denoising of a checkpoint needs a text that its canvas continues; give --prompt TEXT.")
+    ids, _ = model.prompt_ids(prompt)
+    return Canvases([], list(denoised(model, ids))).to_json()["blocks"], model.tokenizer
 
 
 def graph_told(path) -> Graph:

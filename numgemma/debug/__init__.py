@@ -58,6 +58,7 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         streams    faults of Gemma 3n
         drafts     faults of drafters, and of the loop that they draft in
         vectors    faults of EmbeddingGemma 2
+        canvas     faults of DiffusionGemma
     blame      one step at a time: who made an error, and which mistake it is
         limits    the noise of a step
         one_step  every step of a dump recomputed from the dump's own tensors before it

@@ -185,7 +185,7 @@ class Trial:
         some = mixed(self.subject, self.base, after, tokens)
         quick = self.of_span(fault, some, tokens)
         helps = quick.left.get(step.name, np.inf) < step.xfloor / HELPS
-        if not is_empty(self.subject.media) or not (helps or step.between):
+        if not is_text(self.subject.media) or not (helps or step.between):
             return quick if helps else None
         try:
             some = in_parts(self.subject, self.base, after, tokens, under)
@@ -269,6 +269,11 @@ class Trial:
         """In how many layers the faults could act and do not."""
         model = self.subject.model
         return sum(len(f.places(model)) - len(self.hit(outcome, f)) for f in outcome.faults if f.layered)
+
+
+def is_text(media):
+    """Whether a run was given nothing but tokens, so that it can be made again in parts."""
+    return is_empty(media) and not media.named
 
 
 def sort_of(layers, model):
