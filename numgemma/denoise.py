@@ -163,10 +163,10 @@ def steps_of(block, w, family, run, how: Denoising, draw: Draw) -> Iterator[Deno
         step = taken_step(block, number, canvas, tempered(logits, number, how), how, draw)
         bests.append(step.best)
         if is_done(bests, step.mean_entropy, how) or number == how.max_denoising_steps - 1:
-            yield replace(step, ids=finished(step.best, how))
+            yield replace(step, ids=outcome(step, how))
             return
         yield step
-        canvas, before = step.next_canvas, ops.narrow(tempered(logits, number, how), run.dtype)
+        canvas, before = step.next_canvas, fed_back(logits, number, how, run.dtype)
 
 
 def temperature(number, how: Denoising) -> np.float32:
@@ -179,6 +179,11 @@ def temperature(number, how: Denoising) -> np.float32:
 def tempered(logits, number, how: Denoising):
     """Logits over the temperature of a step.  T V  ->  T V"""
     return logits / wide(logits.dtype).type(temperature(number, how))
+
+
+def fed_back(logits, number, how: Denoising, dtype):
+    """What the next step is told of this one: its logits as they were sampled from, in the precision of the run."""
+    return ops.narrow(tempered(logits, number, how), dtype)
 
 
 def taken_step(block, number, canvas, z, how: Denoising, draw: Draw) -> DenoisingStep:
@@ -228,6 +233,11 @@ def is_done(bests, mean_entropy, how: Denoising) -> bool:
     n = how.stability_threshold
     stable = len(bests) > n and all(np.array_equal(bests[-1], earlier) for earlier in bests[-1 - n : -1])
     return stable and mean_entropy < how.confidence_threshold
+
+
+def outcome(step: DenoisingStep, how: Denoising):
+    """What a block has become in its last step: the likeliest tokens, none that were drawn.  -> T"""
+    return finished(step.best, how)
 
 
 def finished(ids, how: Denoising):

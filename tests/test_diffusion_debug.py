@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 import tiny
 from closeness import TOLERANCE, relative, worst_token
+from safetensors.numpy import load_file
 from test_whatif import modules_only
 
 import numgemma
+from numgemma import denoise
 from numgemma.debug.blame.replay import replay
 from numgemma.debug.blame.whatif import whatif
 from numgemma.debug.compare.diff import diff
 from numgemma.debug.faults import CATALOGUE, applied
 from numgemma.debug.noise.perturb import perturbed
 from numgemma.dump import Dump
+from numgemma.prompt.media import read_media
 
 STORED = Path(__file__).parents[1] / "reference_outputs"
 ENCODER, DECODER = "encoder.language_model.layers", "decoder.layers"
@@ -22,6 +25,7 @@ SOFT = "decoder.self_conditioning"
 
 # fault -> whether it shows in the first pass of a block alone, the point that replay names among what modules return,
 # and the layers that whatif names
+ARRAYS = ("canvas", "entropy", "best", "accepted", "next_canvas")
 FAULTS = {
     "F01": (False, f"{ENCODER}.0.out", "all"),
     "F15": (False, f"{DECODER}.0.out", "all"),
@@ -68,8 +72,42 @@ def wrong(model, ids, media, *faults):
     return Dump(found.meta, named | dict(modules), found.axes)
 
 
-def test_every_fault_of_a_pass_is_here():
-    assert {id for id in CATALOGUE if id.startswith("F")} == {id for id in FAULTS if id.startswith("F")}
+# fault of the sampler -> the step of a stored run in which it shows, and in what; None: where its block ends
+SAMPLER = {
+    "F04": ("0.0", "canvas"),
+    "F05": ("0.1", "entropy"),
+    "F07": None,
+    "F08": ("0.0", "accepted"),
+    "F10": ("0.0", "entropy"),
+    "F10-early": ("0.0", "entropy"),
+    "F11": ("0.0", "entropy"),
+}
+
+
+def test_every_fault_is_here():
+    assert {id for id in CATALOGUE if id.startswith("F")} == {id for id in (*FAULTS, *SAMPLER) if id.startswith("F")}
+
+
+@pytest.mark.parametrize("id", SAMPLER)
+def test_a_stored_run_of_transformers_catches_a_fault_of_the_sampler_where_it_is(id, tmp_path):
+    stored = load_file(STORED / "diffusion_transformers.safetensors")
+    model = numgemma.load(tiny.write(tmp_path / "ckpt", tiny.DIFFUSION, tiny.calm()), image_mask="transformers")
+    ids, arrays = tiny.multimodal_prompt("26b")
+    how = denoise.settings({"max_denoising_steps": 12, "confidence_threshold": 0.6, "entropy_bound": 0.5}, "the test")
+    draws = {name: x for name, x in stored.items() if name.endswith(("first_canvas", ".sampled", ".random"))}
+    found = []
+    with applied(model, id):
+        draw = denoise.recorded_draws(draws, 6, 199, "the test")
+        for step in denoise.denoised(model, ids, how, draw, read_media(arrays)):
+            at = f"{step.block}.{step.number}"
+            found += [
+                (at, name) for name in ARRAYS if not np.allclose(getattr(step, name), stored[f"{at}.{name}"], 1e-3)
+            ]
+            if found or step.ids is not None:
+                break
+    assert (found[0] if found else None) == SAMPLER[id]
+    if not found:
+        assert step.ids.tolist() != stored["tokens"][len(ids) : len(ids) + 6].tolist()
 
 
 @pytest.mark.parametrize("id", FAULTS)

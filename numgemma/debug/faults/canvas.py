@@ -1,17 +1,21 @@
 """Faults of DiffusionGemma: its two sets of scalars, its self-conditioning, what a canvas sees and where it stands.
 
-F06, an encoder that is causal over a picture, is V12-causal; F09, a router that reads the normed stream, is M01.  Left
-out: what is wrong in the sampler and not in a pass (F04, F05, F07, F08, F10 to F12, F16).
+F06, an encoder that is causal over a picture, is V12-causal; F09, a router that reads the normed stream, is M01.  Those
+of the sampler (F04, F05, F07, F08, F10, F11) leave every pass right: no dump of one shows them, so `whatif` does not
+try them; `applied` runs the sampler with one.  Left out: accepted tokens that are kept (F12), and a text that is cut at
+its budget (F16), which no function here alone decides.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from numgemma import ops
 from numgemma.debug.faults.attending import slides
-from numgemma.debug.faults.fault import Rewired, fault
+from numgemma.debug.faults.fault import Rewired, fault, swapped
+from numgemma.denoise import temperature
 from numgemma.families.diffusion.diffusion import CONDITION, encoder_weights
 from numgemma.masks import Spans
 from numgemma.prompt.named import named
@@ -22,6 +26,18 @@ CONDITIONING = f"{DECODER}.self_conditioning"
 
 def first_pass(given):
     return CONDITION not in named(given)
+
+
+def in_the_sampler(given):
+    """Of a fault that no single pass can show."""
+    return False
+
+
+def guesses(spec, model):
+    return "guess" in model.family.parts
+
+
+SAMPLER: dict[str, Any] = {"shows": "logits", "at": guesses, "media": in_the_sampler}
 
 
 # -- scalars
@@ -192,7 +208,7 @@ def causal_canvas(original, T):
     "make them float32 before the cap",
     shows="logits",
     swaps="head",
-    at=lambda spec, model: "guess" in model.family.parts,
+    at=guesses,
 )
 def narrow_cap(original, run, tap):
     def capped(y, seen):
@@ -200,3 +216,81 @@ def narrow_cap(original, run, tap):
         return ops.softcap(x, run.config.text.final_logit_softcapping).astype(y.dtype)
 
     return original(tap=Rewired(tap, {"logits": capped}))
+
+
+# -- the sampler
+
+
+@fault("F04", "a canvas begins with padding", "begin with random tokens", swaps="denoise.steps_of", **SAMPLER)
+def padded_canvas(original, draw, run):
+    T = run.config.canvas_length
+
+    def padded(name, make):
+        return np.zeros(T, np.int64) if name.endswith("first_canvas") else draw(name, make)
+
+    return original(draw=padded)
+
+
+@fault(
+    "F05",
+    "the next step is told the logits before the temperature",
+    "tell it the logits as they were sampled from",
+    swaps="denoise.fed_back",
+    **SAMPLER,
+)
+def untempered(original, logits, dtype):
+    return ops.narrow(logits, dtype)
+
+
+@fault(
+    "F07",
+    "a block becomes its last canvas, random tokens and all",
+    "take the likeliest tokens of the last pass",
+    swaps="denoise.outcome",
+    **SAMPLER,
+)
+def last_canvas(original, step):
+    return original(step=replace(step, best=step.next_canvas))
+
+
+@fault(
+    "F08",
+    "a place counts its own entropy against the bound, so that none may be accepted",
+    "sum the entropies of the surer places alone",
+    swaps="denoise.accepted_places",
+    **SAMPLER,
+)
+def own_entropy_counted(original, entropy, bound):
+    order = np.argsort(entropy, kind="stable")
+    accepted = np.zeros(len(entropy), bool)
+    accepted[order] = np.cumsum(entropy[order]) <= bound
+    return accepted
+
+
+@fault("F10", "the temperature rises", "let it fall from t_max", swaps="denoise.temperature", **SAMPLER)
+def rising(original, number, how):
+    return original(number=how.max_denoising_steps - 1 - number)
+
+
+@fault(
+    "F10-early",
+    "the temperature is that of the next step, so that the last has t_min",
+    "count the steps that are left, this one included",
+    swaps="denoise.temperature",
+    **SAMPLER,
+)
+def a_step_early(original, number):
+    return original(number=number + 1)
+
+
+@fault(
+    "F11",
+    "entropies are those of the logits before the temperature",
+    "take them of the distribution that is sampled from",
+    swaps="denoise.taken_step",
+    **SAMPLER,
+)
+def entropy_of_raw_logits(original, number, how):
+    t = temperature(number, how)
+    with swapped("denoise.entropies", lambda entropies, z: entropies(z=z * z.dtype.type(t))):
+        return original()
