@@ -278,6 +278,14 @@ def test_what_is_no_run_of_these_ids_is_refused_in_a_sentence(folders, body, say
     assert hooks_of(hf) == before
 
 
+def test_sound_that_capture_was_not_told_of_is_refused(multimodal_folders):
+    hf = live(multimodal_folders["e4b"])
+    ids, arrays = tiny.multimodal_prompt("e4b", {"clips": [13]})
+    given = hooks.hf_inputs(ids, read_media(arrays), {"image": 190, "video": 192, "audio": 191})
+    with pytest.raises(InputError, match="give capture them too, as media="), numgemma.capture(hf, ids):
+        hf(**{name: torch.tensor(x) for name, x in given.items()})
+
+
 def test_pictures_that_capture_was_not_told_of_are_refused(multimodal_folders):
     hf = live(multimodal_folders["26b"])
     ids, arrays = tiny.multimodal_prompt("26b")

@@ -149,7 +149,7 @@ def test_prompts_of_the_same_ids_are_judged_once(folder, tmp_path, capsys):
     (tmp_path / "p.jsonl").write_text("[5, 6, 7]\n[5, 6]\n[5, 6, 7]")
     assert run(folder, "--prompts", tmp_path / "p.jsonl", "--workers", "0", "-o", tmp_path / "o") == 0
     assert len(rows_of(tmp_path / "o")) == 2
-    assert "prompt 3 has the ids of another" in capsys.readouterr().out
+    assert "1 of these pairs are there twice" in capsys.readouterr().out
 
 
 def test_a_checkpoint_that_is_other_weights_has_rows_of_its_own(folder, tmp_path):

@@ -22,6 +22,7 @@ from numgemma.prompt.media import NO_MEDIA, Media, is_empty
 from numgemma.trace import EVERYTHING_BUT_MAPS
 
 WHERE = "the model's config"
+BESIDE = ("pixel_values", "pixel_values_videos", "input_features")  # that a pass may be given
 
 
 @contextmanager
@@ -117,7 +118,7 @@ class Passes:
         cache, mask = kwargs.get("cache", kwargs.get("past_key_values")), kwargs.get("attention_mask")
         start = 0 if cache is None else int(cache.get_seq_length())
         check_alone(x, mask)
-        if start == 0 and kwargs.get("pixel_values", kwargs.get("input_features")) is not None:
+        if start == 0 and any(kwargs.get(name) is not None for name in BESIDE):
             self.check_media()
         self.end = start + x.shape[1]
         if given is not None and self.end <= self.total:

@@ -77,15 +77,17 @@ def without(work: Work, rows) -> Work:
 
 
 def without_twins(works: Iterable[Work], say) -> Iterator[Work]:
-    """Prompts of the same ids are one pair."""
+    """Prompts of the same ids are one pair, and so is a checkpoint that is named twice."""
     seen: dict = {}
+    twins = 0
     for work in works:
         less = without(work, seen)
-        if len(less.seats) < len(work.seats):
-            say(f"prompt {work.prompt} has the ids of another; it is judged once")
+        twins += len(work.seats) - len(less.seats)
         seen |= {seat.key: work for seat in work.seats}
         if less.seats:
             yield less
+    if twins:
+        say(f"{twins} of these pairs are there twice, with the same ids; each is judged once")
 
 
 def all_works(order: Order) -> Iterator[Work]:
