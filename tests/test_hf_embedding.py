@@ -1,5 +1,10 @@
 """EmbeddingGemma 2 live against Transformers: every module output of text and of all media, rows alone and padded."""
 
+import json
+from fractions import Fraction
+from importlib import import_module
+from unittest.mock import MagicMock
+
 import numpy as np
 import pytest
 import tiny
@@ -11,6 +16,9 @@ from numgemma.debug.blame.replay import replay
 from numgemma.debug.compare.diff import diff
 from numgemma.dump import Dump
 from numgemma.prompt.media import NO_MEDIA, read_media
+from numgemma.prompt.processors.embedding import each_second
+from numgemma.prompt.video import Index
+from numgemma.surgery.synth import synth
 
 pytestmark = pytest.mark.hf
 torch = pytest.importorskip("torch")
@@ -122,3 +130,40 @@ def test_five_texts_padded_on_either_side_have_the_vectors_that_they_have_alone(
     ours = np.stack([model.record(text, ["vector"])["vector"] for text in texts])
     assert max(relative(x, y) for x, y in zip(theirs, ours, strict=True)) < 2e-5
     np.testing.assert_allclose((ours * ours).sum(1), 1, 1e-6)
+
+
+def test_sentence_transformers_makes_the_same_vectors_and_writes_the_files_that_are_read(tmp_path):
+    """Text alone, whose processor needs no torchvision; run with 6.2.0."""
+    st = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+    synth("embeddinggemma-2", tmp_path / "m", scale="tiny")
+    text = json.loads((tmp_path / "m" / "config.json").read_text())["text_config"]
+    (tmp_path / "text.json").write_text(json.dumps(text | {"architectures": ["EmbeddingGemma2TextModel"]}))
+    synth(str(tmp_path / "text.json"), tmp_path / "t", dtype="float32")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "t" / name).write_bytes((tmp_path / "m" / name).read_bytes())
+    modules = [Transformer(str(tmp_path / "t")), Pooling(96, pooling_mode="mean"), Normalize()]
+    theirs = st.SentenceTransformer(modules=modules, prompts={"mine": "task: mine | query: "})
+    theirs.save_pretrained(str(tmp_path / "st"))
+    texts = ["What is red?", "a fish in the deep blue sea, and nobody who sees it", "é🦊 日本"]
+    ours = numgemma.load(tmp_path / "st")
+    assert relative(theirs.encode(texts, prompt_name="mine"), ours.embed(texts, prompt="mine")) < 2e-5
+    cut = theirs.encode(texts, prompt_name="mine", truncate_dim=8, normalize_embeddings=True)
+    assert relative(cut, ours.embed(texts, prompt="mine", dim=8)) < 2e-5
+
+
+@pytest.mark.parametrize("rate", [Fraction(24), Fraction(30000, 1001), Fraction(7, 2), Fraction(1, 3)])
+@pytest.mark.parametrize("total", [1, 5, 24, 30, 900, 30000])
+def test_of_a_clip_those_frames_are_looked_at_that_transformers_looks_at(rate, total, monkeypatch):
+    """Its file can be read without torchvision, if what it names of that is something."""
+    monkeypatch.setattr("builtins.tvF", MagicMock(), raising=False)
+    module = import_module("transformers.models.embedding_gemma2.video_processing_embedding_gemma2")
+    from transformers.video_utils import VideoMetadata
+
+    told = VideoMetadata(total_num_frames=total, fps=float(rate), duration=float(total / rate))
+    choose = module.EmbeddingGemma2VideoProcessor.sample_frames
+    theirs = choose(None, told, fps=1, max_frames=32, overflow_strategy="uniform")
+    index = Index(float(rate), float(total / rate), list(range(total)), [])
+    assert each_second(index, 32) == theirs.tolist()

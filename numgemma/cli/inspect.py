@@ -19,6 +19,7 @@ from numgemma.weights.packed import format_of
 LEGEND = """\
 N query heads, K key/value heads, H head width, F feed-forward width
 keys of: a layer that shares reads the keys and values of that earlier layer
+window: tokens that a layer sees back, itself included; where it sees both ways, how far to either side
 turning: pairs of lanes that the rotary embedding turns
 buffers, in the table below: numbers that training does not change"""
 

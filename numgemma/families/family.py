@@ -75,7 +75,7 @@ class Outline:
 
     @property
     def window(self) -> int | None:
-        """Tokens that a sliding layer sees at most; None where there is none."""
+        """Tokens that a sliding layer sees at most, on either side if it sees both; None where there is none."""
         return max((s.window for s in self.layers if s.window is not None), default=None)
 
 
