@@ -14,7 +14,7 @@ from test_transplant import SMALL
 from numgemma.checkpoint import open_checkpoint
 from numgemma.cli import main
 from numgemma.errors import InputError
-from numgemma.surgery import inventory, stack, transplant
+from numgemma.surgery import blocks, inventory, stack, transplant
 from numgemma.surgery.lineage import lineage, trace_back
 from numgemma.surgery.lint_values import examine
 from numgemma.surgery.recipe import PRESETS, Recipe, Slice, of_one
@@ -341,6 +341,14 @@ def test_parts_of_tensors_are_recognised(case, noise):
     assert {key: getattr(found, key) for key in expected} == expected
     assert (found.parent, found.source) == ("p", "a")
     assert found.error < 2 * noise + 1e-6
+
+
+def test_a_line_that_is_alike_by_one_measure_and_not_by_the_other_is_passed(monkeypatch):
+    """Rounding decides at the bound; the search has to go on all the same."""
+    x = np.random.default_rng(0).standard_normal((20, 48)).astype(np.float32)
+    lines, source = (blocks.Lines("rows", "p", sketch(name, x)) for name in ("x", "a"))
+    monkeypatch.setattr(blocks, "follow", lambda *which: 0)
+    assert [(start, stop) for start, stop, _, _ in blocks.trace(lines, [source])] == [(i, i + 1) for i in range(20)]
 
 
 def test_spans_say_which_lines_went_where():

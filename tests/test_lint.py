@@ -261,6 +261,19 @@ def test_values_where_keys_are_values_are_named(tmp_path):
     assert found(path) == {("error", "v_proj")}
 
 
+def test_pruned_experts_with_the_parents_router_are_one_finding(tmp_path):
+    def prune(tensors):
+        return {n: x[:5] if ".experts." in n else x for n, x in tensors.items()}
+
+    raw = tiny.MOE | {"num_experts": 5}
+    path = tiny.write(tmp_path / "m", raw, prune(tiny.random_tensors(tiny.MOE)))
+    (finding,) = [f for f in lint(path) if f.severity == "error"]
+    assert finding.rule == "experts"
+    assert "Layers 0-5: router and experts are not of one number of experts" in finding.text
+    assert "router.proj.weight of 7" in finding.text
+    assert len(finding.tensors) == 12
+
+
 def test_scales_of_experts_that_were_never_trained_are_named(tmp_path):
     path = checkpoint(tmp_path / "m", tiny.MOE, all_of("router.per_expert_scale", 1))
     assert "layers.{0-5}.router.per_expert_scale is 1 everywhere" in said(path, "initial")

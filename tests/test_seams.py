@@ -13,7 +13,7 @@ from test_stack import PLAIN, written
 import numgemma
 from numgemma.cli import main
 from numgemma.errors import InputError
-from numgemma.surgery import seams, stack
+from numgemma.surgery import seam_fixes, seams, stack
 from numgemma.surgery.lineage import Origin
 from numgemma.surgery.loops import described, longest_loop, repeated_share, repetition
 from numgemma.surgery.recipe import Recipe, Slice, of_one
@@ -173,7 +173,7 @@ def lines_of(child, parent):
 
 def outside(child, parent):
     ranges = np.array([[p, 1.0, 1.0] for p in parent])
-    return seams.beyond(lines_of(child, parent), ranges)
+    return seams.beyond(lines_of(child, parent), ranges)[0]
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=2, max_size=6))
@@ -357,3 +357,56 @@ def test_the_streams_of_a_gemma_3n_are_compared_token_by_token(tmp_path):
         each = [x @ y / np.sqrt((x @ x) * (y @ y)) for x, y in zip(a.reshape(-1, 48), b.reshape(-1, 48), strict=True)]
         assert slot.cosine == pytest.approx(np.mean(each), abs=1e-6)
     assert [slot.cosine == pytest.approx(1) for slot in found.slots] == [True] * 5 + [False] * 6
+
+
+# fixes
+
+
+def test_each_fix_does_to_a_run_what_its_name_says(family):
+    parent, _, child = family
+    map_ = seams.origins(child, [parent], "auto")
+    model, ids = numgemma.load(child), [2, 9, 33, 5]
+    ways = seam_fixes.fixes(map_)
+    held = {name: dict(model.record(ids, edits=fix(model, {parent: numgemma.load(parent)}, ids)).items())
+            for name, fix in ways.items()}  # fmt: skip
+    raw, zeroed, moved, halved = held.values()
+    assert not zeroed["per_layer_inputs"][:, 4:].any()
+    np.testing.assert_array_equal(zeroed["per_layer_inputs"][:, :4], raw["per_layer_inputs"][:, :4])
+    theirs = numgemma.load(parent).record(ids)["per_layer_inputs"]
+    np.testing.assert_array_equal(moved["per_layer_inputs"][:, 9], theirs[:, 7])  # the last of ten, of eight
+    np.testing.assert_array_equal(halved["layers.3.out"], raw["layers.3.out"])  # before the seam nothing changes
+    assert rms(halved["layers.4.post_attention_layernorm"]) == pytest.approx(
+        rms(raw["layers.4.post_attention_layernorm"]) / 2, rel=1e-5
+    )
+
+
+def rms(x):
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+
+
+def test_the_verb_ranks_slots_and_says_what_fixes_do(tmp_path, family, capsys):
+    parent, _, child = family
+    (tmp_path / "ids").write_text("")
+    assert main(["seams", child, parent, "--fixes", "--plot", str(tmp_path / "s.png")]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("as it is", "per-layer inputs zeroed", "by destination", "writes halved"))
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ranks_are_by_how_far_a_slot_is_beyond():
+    far, near = (seams.Drift(i, "p", i, "", outside=("rms",), excess=x) for i, x in ((0, 9.0), (1, 2.0)))
+    inside = seams.Drift(2, "p", 2, "")
+    found = seams.Seams("c", ("p",), 2, (near, inside, far))
+    assert seam_fixes.ranked(found) == [far, near]
+    assert seam_fixes.verdict({"as it is": found, "a": found}).startswith("No fix")
+    mended = seams.Seams("c", ("p",), 2, (inside,))
+    assert "with: a" in seam_fixes.verdict({"as it is": found, "a": mended})
+
+
+def test_a_file_of_prompts_is_read_a_line_at_a_time(tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("Once upon a time.\n\nTom liked the rain.\n")
+    assert main(["seams", "tiny", "tiny", "--layer-map", "0-5", "--prompts", str(tmp_path / "p.txt")]) == 0
+    assert "On 2 prompts no slot leaves" in capsys.readouterr().out
+    (tmp_path / "empty").write_text("\n")
+    assert main(["seams", "tiny", "tiny", "--layer-map", "0-5", "--prompts", str(tmp_path / "empty")]) == 2
+    assert "holds no prompt" in capsys.readouterr().err

@@ -9,8 +9,12 @@ import numpy as np
 from numgemma.cli.building import progress
 from numgemma.cli.common import parse_ids
 from numgemma.cli.report import write_json, written
+from numgemma.errors import InputError
+from numgemma.incoming import by_library, read_bytes
 from numgemma.model import PRECISIONS, load
-from numgemma.surgery.seams import TEXTS, compare, origins
+from numgemma.surgery.seam_fixes import RAW, fixes, ranked
+from numgemma.surgery.seam_fixes import verdict as fixes_verdict
+from numgemma.surgery.seams import TEXTS, Fix, as_it_is, compare_ways, origins
 
 RANDOM = (6, 24)  # prompts, and tokens of each, where there is no tokenizer
 
@@ -28,6 +32,8 @@ def add_arguments(parser):
     parser.add_argument(
         "--ids", metavar="2,105,9", action="append", default=[], help="token ids; may stand several times"
     )
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="texts, one a line; empty lines are passed over")
+    parser.add_argument("--fixes", action="store_true", help="try the known fixes without training as well")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the four numbers against the slots")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: float32")
@@ -36,35 +42,61 @@ def add_arguments(parser):
 def run(args):
     child, parents = str(args.child), [str(parent) for parent in args.parents]
     map_ = origins(child, parents, args.layer_map, progress())
-    found = compare(child, map_, prompts(args), args.precision, shown)
+    ways: dict[str, Fix] = fixes(map_) if args.fixes else {RAW: as_it_is}
+    tried = compare_ways(child, map_, prompts(args), ways, args.precision, shown)
+    found = tried[RAW]
     print(render(found))
+    if args.fixes:
+        print("\n" + render_fixes(tried))
     if args.json:
         write_json(args.json, found)
     if args.plot:
         from numgemma.surgery.pictures import save, seam_picture
 
-        save(seam_picture(found), args.plot)
+        save(seam_picture(found, tried=tried if args.fixes else None), args.plot)
         written(args.plot)
     return 0
 
 
 def from_diff(args):
     """`numgemma diff CHILD PARENT --layer-map auto`: two checkpoints where two dumps could stand."""
-    there = {"child": args.a, "parents": [args.b], "layer_map": args.layer_map, "prompt": [], "ids": []}
-    return run(Namespace(**there, json=args.json, plot=args.plot, precision="float32"))
+    there = {
+        "child": args.a,
+        "parents": [args.b],
+        "layer_map": args.layer_map,
+        "prompt": [],
+        "ids": [],
+        "prompts": None,
+    }
+    return run(Namespace(**there, fixes=False, json=args.json, plot=args.plot, precision="float32"))
 
 
 def prompts(args) -> list[list[int]]:
     """What was asked for; else texts of several kinds, or random tokens where there is no tokenizer."""
     model = load(args.child)
     readable = (model.checkpoint.folder / "tokenizer.json").exists()
-    texts = args.prompt or (TEXTS if readable and not args.ids else ())
+    texts = args.prompt + lines_of(args.prompts) or (TEXTS if readable and not args.ids else ())
     found = [begun(model.tokenizer.encode(text), model) for text in texts] + [parse_ids(ids) for ids in args.ids]
     if found:
         return found
     count, length = RANDOM
     rng = np.random.default_rng(0)
     return [begun(rng.integers(3, model.outline.vocabulary, length).tolist(), model) for _ in range(count)]
+
+
+MOST_TEXT = 10_000_000  # bytes of a file of prompts
+
+
+def lines_of(path):
+    """Texts of a file, one a line."""
+    if path is None:
+        return []
+    with by_library(f"{path}: is no text in UTF-8", "write one prompt a line"):
+        text = read_bytes(path, "name a file with one prompt a line", MOST_TEXT).decode("utf-8")
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    if not found:
+        raise InputError(f"{path}: holds no prompt; write one a line.")
+    return found
 
 
 def begun(ids, model):
@@ -84,6 +116,19 @@ def render(found):
     rows = [f"{'slot':<5}{'from':<7}{'rms':>8}{'cosine':>8}{'entropy':>8}{'':>6}{'share':>6}{'':>6}  seam"]
     rows += [row(slot, labels) for slot in found.slots]
     return "\n".join([*head, "", *rows, "", *verdict(found)])
+
+
+MOST_RANKED = 5  # slots that are listed
+
+
+def render_fixes(tried):
+    """What is farthest beyond the parent's range, and what each fix makes of it."""
+    rows = [f"{'fix':<33}{'beyond':>7}{'cosine at the end':>19}  farthest"]
+    for name, found in tried.items():
+        far = [f"{s.slot} ({' '.join(s.outside)}, {s.excess:.2g} widths)" for s in ranked(found)[:MOST_RANKED]]
+        last = next((s.cosine for s in reversed(found.slots) if s.cosine is not None), float("nan"))
+        rows.append(f"{name:<33}{len(ranked(found)):>7}{last:>19.3f}  {', '.join(far) or '-'}")
+    return "\n".join([*rows, "", fixes_verdict(tried)])
 
 
 def row(s, labels):

@@ -31,6 +31,7 @@ what others built: whether it is sound, what it is made of, where it leaves its 
     summary       the recipe in a few lines
     merge_yaml    the recipe of an element-wise merge, as mergekit's YAML
     seams         where the activations leave the parent's range
+    seam_fixes    whether a fix without training brings them back
     loops         how much a text repeats itself
     pictures      the layer matrix and the seams, drawn
     audit_why     why a tensor is not what it should be

@@ -121,7 +121,7 @@ def trace(child: Lines, sources: list[Lines]) -> Iterator[tuple[int, int, Lines,
             at += 1
             continue
         source, place = hit
-        length = follow(child, at, source, place, n)
+        length = max(1, follow(child, at, source, place, n))  # that line is alike, if only just
         yield at, at + length, source, place
         at += length
         expected = [(source, place + length), (source, at)]  # as if nothing, or only one line, had come between

@@ -29,7 +29,7 @@ def tensor_rules(tensors: Tensors, config, family: Family) -> list[Finding]:
     shapes: Shapes = {name: x.shape for name, x in tensors.items()}
     found: list[Finding] = []
     explained: set[str] = set()
-    for rule in (per_layer_width, wrong_kind, keys_and_values, wide_mlp):
+    for rule in (per_layer_width, wrong_kind, keys_and_values, wide_mlp, expert_counts):
         for finding in rule(shapes, expected, config):
             found.append(finding)
             explained |= set(finding.tensors)
@@ -147,6 +147,26 @@ def wide_mlp(shapes: Shapes, expected: Shapes, config):
             "layers, and of no others."
         )
         yield error("double-wide", text, [name for name in names if name in shapes])
+
+
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj", "router.proj.weight", "router.per_expert_scale")
+
+
+def expert_counts(shapes: Shapes, expected: Shapes, config):
+    """The router's rows and scales follow the experts: pruning takes some of all four."""
+    wrong: dict[str, list[str]] = defaultdict(list)
+    for spec in config.text.layers:
+        names = [f"layers.{spec.index}.{leaf}" for leaf in EXPERTS]
+        counts = [shapes[name][0] for name in names if shapes.get(name)]
+        if len(set(counts)) > 1:
+            usual = max(set(counts), key=counts.count)
+            told = ", ".join(f"{leaf} of {shapes[name][0]}" for leaf, name in zip(EXPERTS, names, strict=True)
+                             if shapes.get(name))  # fmt: skip
+            wrong[told] += [name for name in names if shapes.get(name) and shapes[name][0] != usual]
+    for told, names in wrong.items():
+        layers = ranges(int(name.split(".")[1]) for name in names)
+        text = f"Layers {layers}: router and experts are not of one number of experts ({told}); prune all four alike."
+        yield error("experts", text, names)
 
 
 def tower_rule(tower: str, shapes: Shapes, part: Shapes, expected: Shapes) -> list[Finding]:

@@ -105,12 +105,15 @@ PANELS = (
 )
 
 
-def seam_picture(found: Seams, figure=None):
-    """The four numbers of every slot.  figure: to draw on  -> Figure"""
+def seam_picture(found: Seams, figure=None, tried: dict[str, Seams] | None = None):
+    """The four numbers of every slot, and the cosine under each fix.  figure: to draw on  -> Figure"""
     held = [(name, label) for name, label in PANELS if any(getattr(s, name) is not None for s in found.slots)]
-    figure = figure or new_figure(9, 1.0 + 1.7 * len(held))
-    axes = figure.subplots(len(held), 1, sharex=True, squeeze=False)[:, 0]
-    for ax, (name, label) in zip(axes, held, strict=True):
+    rows = len(held) + bool(tried)
+    figure = figure or new_figure(9, 1.0 + 1.7 * rows)
+    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    if tried:
+        fixed(axes[-1], tried)
+    for ax, (name, label) in zip(axes, held, strict=False):
         curves(ax, found, name)
         ax.set_ylabel(label)
         ax.set_xlabel("slot of the child")
@@ -118,6 +121,17 @@ def seam_picture(found: Seams, figure=None):
     handles = {t: h for ax in axes for h, t in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     return figure
+
+
+def fixed(ax, tried: dict[str, Seams]) -> None:
+    """The cosine with the parent's stream, of every slot under each fix."""
+    for (name, found), color, dash in zip(
+        tried.items(), (BLUE, RED, GREEN, ORANGE), ("-", "--", ":", "-."), strict=False
+    ):
+        slots = [s for s in found.slots if s.cosine is not None]
+        ax.plot([s.slot for s in slots], [s.cosine for s in slots], dash, color=color, linewidth=1, label=name)
+    ax.set_ylabel("cosine,\nunder each fix")
+    ax.set_xlabel("slot of the child")
 
 
 def curves(ax, found: Seams, name: str) -> None:

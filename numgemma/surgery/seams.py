@@ -22,10 +22,11 @@ import numpy as np
 from numgemma.config import typed
 from numgemma.errors import InputError
 from numgemma.incoming import parse_object, read_bytes
-from numgemma.model import Model, load
+from numgemma.model import Edits, Model, load
 from numgemma.surgery.lineage import SCHEMA as LINEAGE
 from numgemma.surgery.lineage import Origin, lineage
 from numgemma.surgery.recipe import parse_slices
+from numgemma.trace import NONE
 
 SCHEMA = "numgemma.seams/1"
 POINTS = [f"layers.*.{name}" for name in ("out", "after_mlp", "post_per_layer_input_norm", "self_attn.probs")]
@@ -67,6 +68,7 @@ class Drift:
     entropy: tuple[float, float] | None = None
     per_layer: tuple[float, float] | None = None
     outside: tuple[str, ...] = ()  # what is beyond the parent's envelope, on most prompts
+    excess: float = 0.0  # how far the farthest of these is beyond it, in widths of the envelope, on average
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,11 +155,18 @@ def rms(x: np.ndarray) -> float:
     return float(np.sqrt((x.astype(np.float64) ** 2).mean(-1)).mean())
 
 
-def measure(model: Model, ids) -> Profile:
+def measure(model: Model, ids, edits: Edits = NONE) -> Profile:
     gauges = Gauges(len(model.outline.layers))
-    model.record_into(gauges, ids, POINTS)
+    model.record_into(gauges, ids, POINTS, edits)
     out = np.stack(gauges.out)
     return Profile(out, np.array([rms(x) for x in out]), gauges.entropy, gauges.added / gauges.stream)
+
+
+Fix = Callable[[Model, dict[str, Model], Sequence[int]], Edits]  # the child, its parents, a prompt -> edits of a run
+
+
+def as_it_is(model: Model, parents: dict[str, Model], ids: Sequence[int]) -> Edits:
+    return NONE
 
 
 def compare(
@@ -171,18 +180,34 @@ def compare(
 
     prompts: token ids; with two or more the parents have an envelope.  progress is called after each prompt.
     """
+    return compare_ways(child, map_, prompts, {"": as_it_is}, precision, progress)[""]
+
+
+def compare_ways(
+    child: str,
+    map_: Sequence[Origin],
+    prompts: Iterable[Sequence[int]],
+    ways: dict[str, Fix],
+    precision="float32",
+    progress: Callable = print,
+) -> dict[str, Seams]:
+    """`compare`, of the child under each of some fixes, against the same runs of the parents."""
     model = load(child, precision)
     names = tuple(dict.fromkeys(origin.parent for origin in map_ if origin.parent))
     parents = {name: load(name, precision) for name in names}
     check_map(child, model, parents, map_)
-    runs = []
-    for ids in prompts:
-        own = measure(model, ids)
+    runs: dict[str, list] = {way: [] for way in ways}
+    for done, ids in enumerate(prompts, 1):
         theirs = {name: measure(parent, ids) for name, parent in parents.items()}
-        runs.append(([line(own, theirs, o) for o in map_], theirs_only(theirs)))
-        progress(len(runs))
-    slots = tuple(drift_of(o, seam(map_, i), [lines[i] for lines, _ in runs], runs) for i, o in enumerate(map_))
-    return Seams(child, names, len(runs), slots)
+        for way, fix in ways.items():
+            own = measure(model, ids, fix(model, parents, ids))
+            runs[way].append(([line(own, theirs, o) for o in map_], theirs_only(theirs)))
+        progress(done)
+    return {way: Seams(child, names, len(some), drifts(map_, some)) for way, some in runs.items()}
+
+
+def drifts(map_: Sequence[Origin], runs: list) -> tuple[Drift, ...]:
+    return tuple(drift_of(o, seam(map_, i), [lines[i] for lines, _ in runs], runs) for i, o in enumerate(map_))
 
 
 def check_map(child: str, model: Model, parents: dict[str, Model], map_: Sequence[Origin]) -> None:
@@ -245,20 +270,23 @@ def drift_of(o: Origin, how: str, lines, runs) -> Drift:
     ratio = float(np.exp(np.mean([np.log(x[0] / x[3]) for x in lines]))) if means[3] else None
     share = None if np.isnan(pairs[2]).any() else pairs[2]
     return Drift(
-        o.slot, o.parent, o.layer, how, pairs[0], ratio, float(means[6]), pairs[1], share, beyond(lines, ranges)
+        *(o.slot, o.parent, o.layer, how, pairs[0], ratio, float(means[6]), pairs[1], share),
+        *beyond(lines, ranges),
     )
 
 
-def beyond(lines, ranges: np.ndarray) -> tuple[str, ...]:
-    """What leaves the envelope on more than half of the prompts.  ranges: [prompts, 3], the parent's
+def beyond(lines, ranges: np.ndarray) -> tuple[tuple[str, ...], float]:
+    """What leaves the envelope on more than half of the prompts, and how far.  ranges: [prompts, 3], the parent's
 
     The envelope is the parent's range over the prompts, widened by its own width to both sides: few prompts show less
     than the whole of it.
     """
     if len(ranges) < 2:
-        return ()
+        return (), 0.0
     low, high = ranges.min(0), ranges.max(0)
     width = high - low + SLACK * np.abs(high)
     mine = np.stack([x[:3] for x in lines])
-    out = ((mine < low - width) | (mine > high + width)).mean(0) > 0.5
-    return tuple(name for name, is_out in zip(("rms", "entropy", "per_layer"), out, strict=True) if is_out)
+    far = np.maximum(low - width - mine, mine - high - width) / np.maximum(width, 1e-300)
+    out = (far > 0).mean(0) > 0.5
+    names = tuple(name for name, is_out in zip(("rms", "entropy", "per_layer"), out, strict=True) if is_out)
+    return names, float(far.mean(0)[out].max()) if names else 0.0
