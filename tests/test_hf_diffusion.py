@@ -66,6 +66,12 @@ def test_every_point_equals_transformers(folder, case, mask, condition, backend)
     assert theirs.meta.get("image_mask") == ours.meta.get("image_mask") == (mask if case == "pictures" else None)
 
 
+def test_without_a_canvas_one_is_asked_for(folder):
+    model = numgemma.load(folder)
+    with pytest.raises(numgemma.InputError, match="decoder_input_ids by name, which was not given"):
+        capture.capture(model, np.array([5, 6]), Dump({"ids": [5, 6]}))
+
+
 def test_every_module_has_its_point(folder):
     model, ids, media = prepared(folder, "pictures")
     hf = capture.load_hf(folder, torch.float32)

@@ -13,6 +13,7 @@ import numpy as np
 
 from numgemma.debug.capture.arrays import import_hf, modelling_of
 from numgemma.debug.capture.towers import Towers
+from numgemma.errors import InputError
 from numgemma.families.diffusion.diffusion import CANVAS
 from numgemma.families.gemma4.gemma4 import causal_masks
 from numgemma.families.unified.unified import intended_masks
@@ -53,6 +54,8 @@ class StacksCatcher:
         def of(prefix, tokens):
             return catcher(config, below(graph, prefix), tokens, Under(sink, prefix, tuple(points)), ("*",), media)
 
+        if CANVAS not in named(media):
+            raise InputError(f"This model takes {CANVAS} by name, which was not given; give it with --inputs FILE.")
         canvas = named(media)[CANVAS]
         self.stacks = {ENCODER: of(ENCODER, ids), DECODER: of(DECODER, canvas)}
         self.head = of("", canvas)
