@@ -74,9 +74,13 @@ def constant(s: Sample) -> Iterator[str]:
         yield f"is {value:g} everywhere: the tensor was not exported, and kept its initial value"
 
 
+SHIFTS = {1: "is 1 + w: a norm in the convention of Gemma 3", -1: "is w - 1: a norm less one"}
+SHIFTS |= {2: "is 2 + w: a norm to which 1 was added twice"}
+
+
 def convention(s: Sample) -> Iterator[str]:
     if len(s.w) == 1:
-        for shift, told in ((1, "is 1 + w: a norm in the convention of Gemma 3"), (-1, "is w - 1: a norm less one")):
+        for shift, told in SHIFTS.items():
             if left(s.w - shift, s.W) < 0.01 < left(s.w, s.W):
                 yield told
 
@@ -91,6 +95,31 @@ def factor(s: Sample) -> Iterator[str]:
     rows = (s.w * s.W).sum(1) / size
     if len(rows) > 3 and np.std(rows) > 0.02 * abs(np.mean(rows)) and left(rows[:, None] * s.w, s.W) < s.enough:
         yield "has each row under a factor of its own: the scales of the rows, or of the experts, are lost or doubled"
+
+
+def by_columns(s: Sample) -> Iterator[str]:
+    """One factor for each column: channels rescaled for quantising, as AWQ does, and the norm before them not."""
+    gains = (s.w * s.W).sum(0) / np.maximum((s.w * s.w).sum(0), 1e-300)
+    if len(s.w) >= 8 and np.std(gains) > 0.05 * abs(np.mean(gains)) and left(gains * s.w, s.W) < s.enough:
+        yield "has each column under a factor of its own: its channels were rescaled, and what makes them was not"
+
+
+def ends_early(s: Sample) -> Iterator[str]:
+    """Rows of zeros where the original has some, and the others right."""
+    empty = ~s.w.any(1) & s.W.any(1)
+    if 0 < empty.mean() < 1 and left(s.w[~empty], s.W[~empty]) < s.enough:
+        yield f"has zeros in about {100 * empty.mean():.0f} % of its rows, from row {s.at[empty][0]} on or before"
+
+
+def offsets(s: Sample) -> Iterator[str]:
+    """One number more or less for each group of a row."""
+    for width in (16, 32, 64, 128):
+        if s.w.shape[1] % width == 0 and len(s.w) > 1:
+            w, W = (x.reshape(len(x), -1, width) for x in (s.w, s.W))
+            shift = (W - w).mean(-1, keepdims=True)
+            if left(w + shift, W) < s.enough < left(w, W):
+                yield f"is off by a number of its own in every {width} weights: the minima of the groups are wrong"
+                return
 
 
 def by_groups(s: Sample) -> Iterator[str]:
@@ -118,6 +147,10 @@ def excess(s: Sample) -> Iterator[str]:
     if s.steps is None:
         return
     for half in (2, 4, 8, 16, 32, 128):
+        signed = np.where(s.w > (half - 0.5) * s.steps, s.w - 2 * half * s.steps, s.w)
+        if left(signed, s.W) < min(s.enough, left(s.w, s.W) / 2):
+            yield "has its codes in two's complement, and their sign was taken for a number"
+            return
         if left(np.where(s.w < 0, s.w + half * s.steps, s.w - half * s.steps), s.W) < s.enough:
             yield "has its codes in two's complement where the format subtracts a half, or the reverse"
             return
@@ -224,6 +257,6 @@ def unrelated(s: Sample) -> Iterator[str]:
 
 
 LOOKS = (
-    *(convention, factor, zero_point, excess, halves_of_experts, another, nibbles, transposed),
-    *(rows_moved, columns_moved, by_groups, low_rank),
+    *(convention, factor, by_columns, ends_early, zero_point, excess, offsets, halves_of_experts, another, nibbles),
+    *(transposed, rows_moved, columns_moved, by_groups, low_rank),
 )
