@@ -1,6 +1,5 @@
 """A checkpoint, opened and checked: what `numgemma.load` returns.  It only calls a family's forward and generate.py."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +23,7 @@ from numgemma.prompt.media import NAMES, NO_MEDIA, Media, check_places, has_pict
 from numgemma.prompt.named import IDS, Input, check_prefill, read_named, with_inputs
 from numgemma.prompt.processor import join, listed, place
 from numgemma.prompt.tasks import read_tasks, words_of
-from numgemma.prompt.tokenizer import Tokenizer, open_tokenizer
+from numgemma.prompt.tokenizer import Tokenizer, tokenizer_of
 from numgemma.speculative import Draft, Round, rounds, until_stop
 from numgemma.streaming import streamed
 from numgemma.trace import EVERYTHING_BUT_MAPS, NONE, Recorder, Tap
@@ -75,10 +74,7 @@ class Model:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Text to token ids and back.  Raises InputError where the checkpoint has no tokenizer.json."""
-        path = self.checkpoint.folder / "tokenizer.json"
-        if self.checkpoint.tokenizer is None or path.exists():
-            return open_tokenizer(self.checkpoint.folder)
-        return Tokenizer(path, json.dumps(self.checkpoint.tokenizer()).encode())
+        return tokenizer_of(self.checkpoint)
 
     def prompt_ids(
         self, text: str, files: Mapping[str, Sequence] = NONE, soft_tokens: int | None = None

@@ -19,7 +19,7 @@ from numgemma.plots.overlay import draw_picture, draw_sound, draw_video, write_f
 from numgemma.plots.soft_tokens import Look
 from numgemma.prompt.images import BUDGETS
 from numgemma.prompt.processor import read_processor, with_budget
-from numgemma.prompt.tokenizer import open_tokenizer
+from numgemma.prompt.tokenizer import tokenizer_of
 
 # What --what draws, and which options it takes.
 WHAT = {
@@ -177,4 +177,4 @@ def token_texts(dump, ckpt):
     """The text of each token, where a checkpoint was named whose tokenizer knows it; else None."""
     if ckpt == Path():
         return None
-    return open_tokenizer(resolve(ckpt)).pieces(plots.token_ids(dump))
+    return tokenizer_of(open_checkpoint(resolve(ckpt))).pieces(plots.token_ids(dump))

@@ -1,5 +1,6 @@
 """Text to token ids and back, with the checkpoint's own tokenizer.json."""
 
+import json
 import re
 from functools import cached_property
 from pathlib import Path
@@ -67,6 +68,14 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     if not path.exists():
         raise InputError(f"{path}: no such file; copy it from the model's repository, or give token ids with --ids.")
     return Tokenizer(path)
+
+
+def tokenizer_of(checkpoint) -> Tokenizer:
+    """A checkpoint's, as tokenizer.json says it, or else as its weights do, where a GGUF file holds one."""
+    path = checkpoint.folder / "tokenizer.json"
+    if checkpoint.tokenizer is None or path.exists():
+        return open_tokenizer(checkpoint.folder)
+    return Tokenizer(path, json.dumps(checkpoint.tokenizer()).encode())
 
 
 def stream(tokenizer: Tokenizer, ids, special=False):

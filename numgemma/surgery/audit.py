@@ -150,7 +150,7 @@ def beside_their_kind(verdicts):
         if v.cost and v.rel:
             usual.setdefault(v.format, []).append(v.rel)
     for v in verdicts:
-        dear = v.state == FAITHFUL and v.cost and len(usual[v.format]) > 4
+        dear = v.state == FAITHFUL and v.cost and v.rel and len(usual[v.format]) > 4
         coarse = dear and v.rel > max(DEAR * median(usual[v.format]), 1.5 * v.cost)
         yield replace(v, state=COARSE) if coarse else v
 

@@ -22,6 +22,7 @@ from numgemma.families.family import Shapes
 from numgemma.model import Model, load
 from numgemma.surgery.recipe import Recipe, recipe_yaml
 from numgemma.surgery.writer import Tensor, by_rows, companions, copied, write_checkpoint
+from numgemma.weights.quantised import refuse_quantised
 from numgemma.weights.safetensors import release
 
 # What a stack sets anew, beside what is listed by layer; in all else its parents' text configs have to agree.
@@ -105,6 +106,8 @@ def open_parents(recipe: Recipe) -> dict[str, Model]:
     """Every parent, opened once, all of one width and one dtype."""
     names = dict.fromkeys([recipe.trunk, *(part.parent for part in recipe.slices)])
     models = {name: load(name) for name in names}
+    for name, model in models.items():
+        refuse_quantised(name, model.weights.tensors)
     trunk = models[recipe.trunk]
     usual = shared_keys(trunk.config.text)
     for name, model in models.items():

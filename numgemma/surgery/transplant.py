@@ -28,6 +28,7 @@ from numgemma.opening import resolve
 from numgemma.surgery.gemma3 import FULL, NORMS, SLIDING, Gemma3, gemma3_shapes, read_gemma3
 from numgemma.surgery.synth import generator, normal
 from numgemma.surgery.writer import Tensor, by_rows, companions, copied, in_one, write_checkpoint
+from numgemma.weights.quantised import refuse_quantised
 from numgemma.weights.safetensors import release
 
 WIDER = 2  # heads of full layers, against Gemma 3's
@@ -83,6 +84,8 @@ def plan(text: str | Path, tower: str | Path, choices: Choices | None = None) ->
     """
     choices = choices or Choices()
     below, above = open_checkpoint(resolve(text)), open_checkpoint(resolve(tower))
+    for path, parent in ((text, below), (tower, above)):
+        refuse_quantised(path, parent.weights.tensors)
     c = read_gemma3(below.config, str(below.folder / "config.json"))
     check_tensors(below.weights, gemma3_shapes(c), (r"lm_head\.weight",))
     where = str(above.folder / "config.json")

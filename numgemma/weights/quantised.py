@@ -136,5 +136,8 @@ def assembled(parts):
     return stacks
 
 
-def is_quantised(tensors) -> bool:
-    return any(isinstance(tensor, Packed) for tensor in tensors.values())
+def refuse_quantised(path, tensors) -> None:
+    """Raises InputError for a checkpoint of which parts are codes: a child is built from numbers as they are."""
+    form = next((tensor.dtype for tensor in tensors.values() if isinstance(tensor, Packed)), None)
+    if form is not None:
+        raise InputError(f"{path}: holds {form}, and checkpoints are built from floats; name the unquantised original.")
