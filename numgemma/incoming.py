@@ -27,6 +27,8 @@ def explained(path: str | Path, advice: str = ADVICE):
         yield
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; {advice}.") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: is no name of a file; {advice}.") from None
 
 
 def open_regular(path: str | Path, advice: str = ADVICE) -> BinaryIO:

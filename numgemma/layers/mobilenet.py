@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from numgemma import ops
+from numgemma.config import typed
 from numgemma.errors import InputError
 from numgemma.trace import Tap
 
@@ -112,6 +113,7 @@ MOBILENETV5_300M = (
     ),
     (Inverted(1280, 2, 6, start=5, mid=5), *[SharedAttention(1280, 16, 96), Inverted(1280, 1, 2)] * 19),
 )
+SIDE = "msfa_output_resolution"
 ARCHITECTURES = {"mobilenetv5_300m_enc": MOBILENETV5_300M}
 
 
@@ -123,26 +125,45 @@ def architecture(name, args: dict[str, Any]) -> Architecture:
     unknown = args.keys() - {"block_args", "stem_size", "msfa_output_resolution"}
     if unknown:
         raise InputError(f"vision_config: model_args '{min(unknown)}' is not computed here; remove it.")
-    stem = args.get("stem_size", 64)
-    given = args.get("block_args")
+    stem, side = size({"stem_size": 64} | args, "stem_size"), size({SIDE: 16} | args, SIDE)
+    given = typed(args.get("block_args"), list[list[dict]] | None, "vision_config: block_args")
     stages = ARCHITECTURES[name] if given is None else tuple(tuple(map(row, stage)) for stage in given)
+    if len(stages) < 2 or not all(stages):
+        raise InputError("vision_config: block_args has an empty stage, or fewer than two; correct the file.")
     stages = wired(stages, stem)
     fused = sum(stage[-1].after for stage in stages[-2:])
     fusion = Inverted(WIDTH, 1, 2, skips=False, before=fused)
-    return Architecture(stem, stages, fusion, args.get("msfa_output_resolution", 16))
+    return Architecture(stem, stages, fusion, side)
+
+
+def size(block: dict[str, Any], key: str, least: int = 1) -> int:
+    """A whole number of a block, within what a net can have."""
+    n = typed(block.get(key), int, f"vision_config: {key} of a block")
+    if not least <= n <= 1 << 16:
+        raise InputError(f"vision_config: {key} of a block is {n}, and should be {least} to 65536; correct the file.")
+    return n
+
+
+def ratio(block: dict[str, Any]) -> float:
+    """How much wider a block is inside."""
+    wide = typed(block.get("exp_ratio"), float, "vision_config: exp_ratio of a block")
+    if not 0 < wide <= 100:
+        raise InputError(f"vision_config: exp_ratio of a block is {wide:g}, not above 0 to 100; correct the file.")
+    return wide
 
 
 def row(block: dict[str, Any]) -> Row:
     """A block as timm spells it."""
-    kind, after, stride = block.get("block_type"), block["out_chs"], block["stride"]
+    kind, after, stride = block.get("block_type"), size(block, "out_chs"), size(block, "stride")
     if kind == "er":
-        return Edge(after, stride, block["exp_ratio"], block["exp_kernel_size"])
+        return Edge(after, stride, ratio(block), size(block, "exp_kernel_size"))
     if kind == "uir":
-        start, mid = block["dw_kernel_size_start"], block["dw_kernel_size_mid"]
-        return Inverted(after, stride, block["exp_ratio"], start, mid)
+        start, mid = (size(block, f"dw_kernel_size_{place}", least=0) for place in ("start", "mid"))
+        return Inverted(after, stride, ratio(block), start, mid)
     if kind == "mqa":
-        return SharedAttention(after, block["num_heads"], block["key_dim"], block["kv_stride"], block["dw_kernel_size"])
-    raise InputError(f"vision_config: block_type '{kind}' is not computed here; numgemma knows er, uir and mqa.")
+        heads = (size(block, key) for key in ("num_heads", "key_dim", "kv_stride", "dw_kernel_size"))
+        return SharedAttention(after, *heads)
+    raise InputError(f"vision_config: block_type '{kind!s:.60}' is not computed here; numgemma knows er, uir and mqa.")
 
 
 def spelled(row: Row) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 left where a verb cannot write or is killed: `make kills`.
 
     mutants   what is done to bytes, to text and to JSON, by a seeded generator
+    families  kinds of files that one family has, and of formats of its own
     kinds     the kinds of files: a sound one, how it is read, what must hold where it is accepted
     harness   runs them, and counts: refused well, accepted and right, traceback, hang
     writers   every verb that writes, and whether what it leaves is whole

@@ -12,6 +12,7 @@ import tiny
 import tiny_tokenizer
 
 import numgemma
+from hostile_input import families
 from hostile_input.mutants import mutated_bytes, mutated_json, mutated_text
 from numgemma.debug.compare.diff import diff
 from numgemma.debug.compare.name_map import parse_map
@@ -316,4 +317,4 @@ KINDS = {
     "jpeg": (media("picture_progressive.jpg"), "x.jpg", mutated_bytes, seen),
     "wav": (media("sound_16k.wav"), "x.wav", mutated_bytes, heard),
     "flac": (media("sound_16k.flac"), "x.flac", mutated_bytes, heard),
-}
+} | families.KINDS

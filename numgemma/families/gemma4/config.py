@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from numgemma.config import build, demand, is_positive, section
+from numgemma.config import build, demand, is_positive, section, typed
 from numgemma.errors import InputError
 from numgemma.families.family import Outline
 
@@ -332,7 +332,9 @@ def overrides(c, where=""):
     for key, change in c.per_layer_config.items():
         if not key.isdecimal() or not isinstance(change, dict) or change.keys() - {"head_dim", "num_key_value_heads"}:
             raise InputError(f"{where}: per_layer_config '{key}' holds more than head_dim and num_key_value_heads.")
-        found[int(key)] = change
+        found[int(key)] = typed(change, dict[str, int], f"{where}: per_layer_config '{key}'")
+        if min(change.values(), default=1) < 1:
+            raise InputError(f"{where}: per_layer_config '{key}' has a size that is not positive.")
     return found
 
 
