@@ -133,7 +133,7 @@ def canvas_of(args):
         blocks, tokenizer = blocks_of(load(args.dump), args.prompt)
     else:
         blocks = read_blocks(args.dump)
-        tokenizer = None if args.ckpt == Path() else open_tokenizer(resolve(args.ckpt))
+        tokenizer = None if args.ckpt == Path() else tokenizer_of(open_checkpoint(resolve(args.ckpt)))
     if args.index >= len(blocks):
         raise InputError(f"--index {args.index}: there are {len(blocks)} blocks, counted from 0.")
     block = blocks[args.index]

@@ -29,6 +29,10 @@ SMALLEST = tiny.DENSE | {"num_hidden_layers": 2, "layer_types": ["sliding_attent
 # verb -> the command, and what it writes
 COMMANDS = {
     "dump": (f"dump IN/ckpt --ids {IDS} -o OUT/a.safetensors", ["a.safetensors"]),
+    "generate": (
+        f"generate IN/ckpt --ids {IDS} --max-new-tokens 2 --print-ids --backend numpy --json OUT/g.json",
+        ["g.json"],
+    ),
     "embed": ("embed IN/vectors --ids 2,5,1 -o OUT/a.npy", ["a.npy"]),
     "preprocess": ("preprocess tiny --prompt Once -o OUT/a.safetensors", ["a.safetensors"]),
     "precheck": ("precheck IN/a.safetensors IN/b.safetensors --json OUT/p.json", ["p.json"]),
