@@ -482,11 +482,30 @@ def test_what_googles_package_computes_otherwise_acts_where_the_weights_are_out_
             assert relative(usual.logits(ids), numgemma.load(tmp_path / "usual").logits(ids)) < 1e-5
 
 
-@pytest.mark.parametrize("id", NOTED)
-def test_every_fault_first_changes_the_point_that_its_entry_names_and_is_caught(model, id):
+@pytest.fixture(scope="module")
+def planted(model):
+    """A prompt with an id beyond the per-layer table, its media, and a clean run."""
     ids, media = prompted()
-    ids = np.where(np.arange(len(ids)) == 1, 205, ids)  # beyond the per-layer table
-    clean = model.record(ids, ["*"], media=media)
+    ids = np.where(np.arange(len(ids)) == 1, 205, ids)
+    return ids, media, model.record(ids, ["*"], media=media)
+
+
+def test_faults_of_other_families_act_here_too_where_the_layers_are_the_same(model, planted):
+    ids, media, clean = planted
+    found = [fault for fault in CATALOGUE.values() if fault.id[0] not in "NG" and fault.can_show(model, media)]
+    assert {"T15-erf", "T17-missing", "K01", "P01", "P02-sum", "P05"} <= {fault.id for fault in found}
+    assert not {"T25", "A02", "P03", "P04-id"} & {fault.id for fault in found}
+    for fault in found:
+        with applied(model, fault.id):
+            broken = model.record(ids, ["*"], media=media)
+        changed = [name for name in clean if name not in broken or not np.array_equal(clean[name], broken[name])]
+        assert changed, fault.id
+        assert fault.shown_by(changed[0]), fault.id
+
+
+@pytest.mark.parametrize("id", NOTED)
+def test_every_fault_first_changes_the_point_that_its_entry_names_and_is_caught(model, planted, id):
+    ids, media, clean = planted
     with applied(model, id):
         broken = model.record(ids, ["*"], media=media)
     changed = [name for name in clean if name not in broken or not np.array_equal(clean[name], broken[name])]

@@ -19,5 +19,6 @@ FAMILY = Family(
         "leave": toy.leave,
         "head": toy.head,
         "block": toy.block,
+        "mlp": toy.mlp,
     },
 )

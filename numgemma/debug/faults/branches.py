@@ -102,11 +102,12 @@ for form, what, point, before in (
     "the per-layer embeddings are not scaled",
     "multiply the table's rows by sqrt(hidden_size_per_layer_input)",
     shows="embed_tokens_per_layer",
-    swaps="layers.per_layer.per_layer_inputs",
+    swaps="per-layer inputs",
 )
 def ple_unscaled(original, ids, x, w, tap):
     table = w["embed_tokens_per_layer.weight"]
-    equation = {"embed_tokens_per_layer": lambda y, seen: ops.embed(ids, table, x.dtype)}
+    known = np.where(ids < len(table), ids, 0)
+    equation = {"embed_tokens_per_layer": lambda y, seen: ops.embed(known, table, x.dtype)}
     return original(tap=Rewired(tap, equation))
 
 
@@ -116,7 +117,7 @@ def ple_unscaled(original, ids, x, w, tap):
     "project the embeddings after their scale",
     shows="per_layer_model_projection ple.per_layer_model_projection",
     swaps="ops.linear",
-    within="layers.per_layer.projected_inputs",
+    within="per-layer context",
 )
 def ple_of_unscaled(original, x):
     return original(x=ops.scale(x, x.shape[-1] ** -0.5))
@@ -128,7 +129,7 @@ def ple_of_unscaled(original, x):
     "normalise each layer's slice by itself",
     shows="per_layer_projection_norm ple.per_layer_projection_norm",
     swaps="ops.rms_norm",
-    within="layers.per_layer.projected_inputs",
+    within="per-layer context",
 )
 def ple_joint_norm(original, x, w):
     return original(x=x.reshape(len(x), -1), w=np.tile(w, x.shape[1])).reshape(x.shape)
@@ -139,7 +140,7 @@ def ple_joint_norm(original, x, w):
     "the sum of both halves of the per-layer input is not scaled",
     "multiply the sum by 1/sqrt(2)",
     shows="per_layer_inputs",
-    swaps="layers.per_layer.per_layer_inputs",
+    swaps="per-layer inputs",
 )
 def ple_sum_unscaled(original, tap):
     def equation(y, seen):
@@ -154,7 +155,7 @@ def ple_sum_unscaled(original, tap):
     "the per-layer table is unpacked the wrong way round",
     "give layer i the columns i P to (i + 1) P",
     shows="per_layer_inputs",
-    swaps="layers.per_layer.per_layer_inputs",
+    swaps="per-layer inputs",
 )
 def ple_transposed(original, tap):
     def equation(y, seen):

@@ -302,12 +302,18 @@ def one_block(original, blocks, window):
     return mask
 
 
+def pads(spec, model):
+    """Whether placeholders are looked up as padding, before soft tokens take their places."""
+    return "merge" in model.family.parts
+
+
 @fault(
     "P04-id",
     "per-layer embeddings are looked up by the placeholders' own ids",
     "look up the padding id at placeholders",
     shows="embed_tokens_per_layer",
     swaps="enter",
+    at=pads,
     media=with_any,
 )
 def placeholders_looked_up(original, ids):
@@ -321,6 +327,7 @@ def placeholders_looked_up(original, ids):
     "project the stream with its soft tokens",
     shows="per_layer_model_projection",
     swaps="enter",
+    at=pads,
     media=with_any,
 )
 def context_without_soft_tokens(original, tap):

@@ -23,6 +23,7 @@ AUDIO = "audio_tower*"
     "flatten bin by bin, the channels of a bin together",
     shows=f"{AUDIO}.input_proj_linear",
     swaps="layers.conformer.subsample",
+    at=lambda spec, model: bool(model.config.audio.subsampling_conv_channels),
 )
 def channels_first(original, w, tap):
     def equation(y, seen):

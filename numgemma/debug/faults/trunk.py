@@ -52,6 +52,7 @@ def narrow_norm(original, x, w, eps):
     "normalise a branch's output, then add it to the stream",
     shows="layers.*.post_attention_layernorm",
     swaps="block",
+    at=lambda spec, model: spec.E >= 0,  # a layer of one stream, to which its branches are added one after another
 )
 def post_norm_after_add(original, x, w, spec, tap):
     def normed(name, stream, branch):
@@ -146,7 +147,7 @@ for form, name, change in (("T15-erf", "the exact GELU", gelu_erf), ("T15-silu",
         "use the tanh approximation of GELU",
         shows="layers.*.mlp.down_proj",
         swaps="ops.gated_gelu",
-        within="layers.feedforward.mlp",
+        within="mlp",
     )(change)
 
 

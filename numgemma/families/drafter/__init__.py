@@ -11,6 +11,7 @@ In reading order:
 from numgemma.families.drafter import config, drafter, layout, shrink
 from numgemma.families.family import Family, Section
 from numgemma.families.gemma4 import gemma4
+from numgemma.layers import feedforward
 
 FAMILY = Family(
     name="a Gemma 4 drafter",
@@ -27,6 +28,7 @@ FAMILY = Family(
         "forward": drafter.forward,
         "draft": drafter.draft,
         "block": gemma4.block,
+        "mlp": feedforward.mlp,
         "norm": gemma4.norm,
         "rope table": gemma4.rope_table,
         "newest keys": drafter.newest,

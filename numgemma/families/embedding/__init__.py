@@ -14,6 +14,7 @@ from numgemma.families.gemma4 import config as gemma4_config
 from numgemma.families.gemma4 import gemma4, multimodal
 from numgemma.families.gemma4 import layout as gemma4_layout
 from numgemma.families.gemma4 import shrink as gemma4_shrink
+from numgemma.layers import feedforward, per_layer
 from numgemma.prompt import media
 
 FAMILY = Family(
@@ -37,6 +38,8 @@ FAMILY = Family(
         "masks": embedding.both_ways,
         "rope table": gemma4.rope_table,
         "block": embedding.block,
+        "mlp": feedforward.mlp,
+        "per-layer context": per_layer.projected_inputs,
         "norm": gemma4.norm,
         "pool": embedding.pooled,
         "vector": embedding.vector,

@@ -15,7 +15,7 @@ from numgemma.families.gemma3n import config, embedders, gemma3n, layout, shrink
 from numgemma.families.gemma4 import config as gemma4_config
 from numgemma.families.gemma4 import gemma4
 from numgemma.families.gemma4 import layout as gemma4_layout
-from numgemma.layers import altup, usm
+from numgemma.layers import altup, feedforward, usm
 
 FAMILY = Family(
     name="Gemma 3n",
@@ -43,7 +43,9 @@ FAMILY = Family(
         "stream gains": altup.gains,
         "stream router": altup.router,
         "output scale": altup.output_scale,
+        "mlp": feedforward.sparse_mlp,
         "per-layer inputs": gemma3n.per_layer_inputs,
+        "per-layer context": gemma3n.projected_inputs,
         "hard tokens": embedders.with_hard_tokens,
         "filled": embedders.filled,
         "sound tower": usm.audio_tower,

@@ -71,16 +71,21 @@ def per_layer_inputs(ids, x, w, c, tap=Tap()):
     Ids beyond the table have its row 0.  The factors are rounded to the run's precision, which Gemma 4's are not.
     (Equals get_per_layer_inputs followed by project_per_layer_inputs of Gemma3nTextModel.)
     """
-    (T, D), L, P = x.shape, c.num_hidden_layers, c.hidden_size_per_layer_input
-    rounded = x.dtype.type
+    T, L, P, rounded = len(x), c.num_hidden_layers, c.hidden_size_per_layer_input, x.dtype.type
     known = np.where(ids < c.vocab_size_per_layer_input, ids, 0)
     token = ops.scale(ops.embed(known, w["embed_tokens_per_layer.weight"], x.dtype), rounded(math.sqrt(P)))
     token = tap("embed_tokens_per_layer", token, "T LP").reshape(T, L, P)
-    context = tap("per_layer_model_projection", ops.linear(x, w["per_layer_model_projection.weight"]), "T LP")
-    context = ops.scale(context, rounded(D**-0.5)).reshape(T, L, P)
-    weight = w["per_layer_projection_norm.weight"]
-    context = tap("per_layer_projection_norm", ops.rms_norm(context, weight, c.rms_norm_eps), "T L P")
+    context = projected_inputs(x, w, c, tap)
     return tap("per_layer_inputs", ops.scale(context + token, rounded(2**-0.5)), "T L P")
+
+
+def projected_inputs(x, w, c, tap=Tap()):
+    """The half that is projected from the stream.  x: T D  ->  T L P"""
+    (T, D), L, P = x.shape, c.num_hidden_layers, c.hidden_size_per_layer_input
+    context = tap("per_layer_model_projection", ops.linear(x, w["per_layer_model_projection.weight"]), "T LP")
+    context = ops.scale(context, x.dtype.type(D**-0.5)).reshape(T, L, P)
+    norm = w["per_layer_projection_norm.weight"]
+    return tap("per_layer_projection_norm", ops.rms_norm(context, norm, c.rms_norm_eps), "T L P")
 
 
 def layers(tokens, rows, w, run, tap=Tap()):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from numgemma import cache, masks
 from numgemma.families.family import Family, Section
 from numgemma.families.gemma4 import config, gemma4, layout, multimodal, shrink
+from numgemma.layers import feedforward, per_layer
 from numgemma.prompt import media
 
 # The parts of a decoder that is this one, whatever enters it.
@@ -29,6 +30,9 @@ DECODER: dict[str, Callable] = {
     "merge": multimodal.merge,
     "embedder": multimodal.embedder,
     "block": gemma4.block,
+    "mlp": feedforward.mlp,
+    "per-layer inputs": per_layer.per_layer_inputs,
+    "per-layer context": per_layer.projected_inputs,
     "norm": gemma4.norm,
     "experts beside": gemma4.add_experts,
 }
