@@ -1,6 +1,7 @@
 # make demo       a story, every activation compared with Transformers', a broken twin caught
 # make test       the tests that need no torch
 # make test-hf    the live comparisons with Transformers (installs torch)
+# make test-hf-old  a smoke test with older versions of Transformers, each in its own virtual environment
 # make test-timm  the same for Gemma 3n with pictures, whose tower in Transformers is timm's
 # make test-jax   Gemma 3n once more, against Google's own package in JAX
 # make test-merge merges tiny parents with mergekit itself, in a venv of its own
@@ -16,10 +17,11 @@ PYTHON ?= python3
 PIP = -m pip install --quiet --disable-pip-version-check
 VENV = .venv
 HF = .venv-hf
+OLD = 5.5.4 5.10.4 5.14.1 5.23.0
 MERGE = .venv-merge
 JAX = .venv-jax
 
-.PHONY: demo test test-hf test-timm test-jax test-merge notebooks test-notebooks check fuzz kills test-hf-random reference reference-3n clean
+.PHONY: demo test test-hf test-hf-old test-timm test-jax test-merge notebooks test-notebooks check fuzz kills test-hf-random reference reference-3n clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/numgemma demo
@@ -30,6 +32,9 @@ test: $(VENV)/ready
 
 test-hf: $(HF)/ready
 	$(HF)/bin/python -m pytest -q -m hf
+
+test-hf-old: $(OLD:%=$(HF)-%/ready)
+	for version in $(OLD); do $(HF)-$$version/bin/python -m pytest -q -rA -m hf tests/test_hf_old.py || exit 1; done
 
 test-timm: $(HF)/timm
 	PYTHONPATH=$(HF)/timm $(HF)/bin/python -m pytest -q -m timm
@@ -87,6 +92,12 @@ $(MERGE)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(MERGE)
 	$(MERGE)/bin/python $(PIP) torch==2.13.0
 	$(MERGE)/bin/python $(PIP) -e '.[test,mergekit]'
+	touch $@
+
+$(HF)-%/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) torch==2.13.0
+	$(@D)/bin/python $(PIP) -e . pytest hypothesis transformers==$*
 	touch $@
 
 # in a folder of their own, and without what they ask for: beside a CPU build of torch, torchvision cannot be imported

@@ -57,6 +57,7 @@ def capture(
         inputs["attention_mask"] = masks_for(hf, model, ids, media, image_mask)
     elif image_mask == "intended" and several:
         inputs["attention_mask"] = intended_mask(hf, inputs)
+    check_videos(hf, inputs)
     keep_given(model, media, dtype, sink)
     with torch.no_grad(), catcher.listening(hf):
         out = hf(**accepted(hf, inputs | {"use_cache": False, "logits_to_keep": 0}))
@@ -69,6 +70,14 @@ def accepted(hf, inputs):
     """Of what a model may be called with, that which this one names; DiffusionGemma does not name pictures."""
     names = signature(hf.forward).parameters
     return {name: x for name, x in inputs.items() if name in names or name in NAMES}
+
+
+def check_videos(hf, inputs):
+    """The first versions of Transformers that had Gemma 4 took videos in another form, an axis each."""
+    frames, see = "num_frames_per_video", getattr(hf.base_model, "get_video_features", None)
+    if frames in inputs and see is not None and frames not in signature(see).parameters:
+        version = import_hf()[1].__version__
+        raise InputError(f"Transformers {version} takes videos in another form; install a newer one.")
 
 
 def keep_results(catcher, out):
