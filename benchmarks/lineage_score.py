@@ -5,7 +5,8 @@
 Every kind of recipe gets as many children as the others, each from parents of its own, by random numbers of its own.
 A recipe is recovered where 97 % of its numbers are told right, its weights and angles to within 0.01, and the share of
 differences that were kept to within 0.03 (those below their rounding cannot be counted).  A confident wrong answer is a
-tensor of which something else is said and not marked as unexplained.
+tensor of which something else is said and not marked as unexplained; a copy to within rounding is none, nor one that is
+said to be likely and has its error beside it.
 """
 
 import argparse

@@ -155,6 +155,16 @@ def test_a_difference_of_full_rank_is_no_edit():
     assert edited(sketch("x", b), ("a", sketch("x", a))) is None
 
 
+def test_broken_rows_do_not_change_the_weights():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 60, 80))
+    child = 0.3 * a + 0.7 * b
+    child[3, 5], child[7] = np.nan, np.inf
+    child, a, b = (x.astype(merges.BF16) for x in (child, a, b))
+    found = blend(sketch("x", child), [("a", sketch("x", a)), ("b", sketch("x", b))])
+    assert [share.weight for share in found.shares] == pytest.approx([0.3, 0.7], abs=2e-3)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_unrelated_tensors_are_no_mixtures(seed):
     """Ten parents to choose from, and nothing of any of them in the child."""

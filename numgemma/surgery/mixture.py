@@ -25,6 +25,7 @@ SHARE = 1e-3  # squared: of a tensor's size, below which no number is taken to b
 SMALL = 3e-3  # a weight below is none
 MOST_GIVE = 0.05  # a weight known no better is not told
 PURE = 0.02  # of the difference between sources, at most, may a mixture that was trained on leave
+MOST_THERE = 0.9  # of the values are not 0, at least, where the few others are left out
 PER_LINE = 8  # lines, at least, before they are taken to have weights of their own
 LERP = 0.9995  # cosine from which on a slerp is computed as a linear blend, by those who make them
 
@@ -81,6 +82,8 @@ def blend(child: Sketch, sources: Sequence[Source]) -> Relation | None:
     """The child as a sum of at least two of these tensors of its shape; None where it is not shown to be one."""
     y, X = child.values, np.stack([one.values for _, one in sources], 1)
     bits = min([digits(child), *(digits(one) for _, one in sources)])
+    if MOST_THERE < (y != 0).mean() < 1:  # zeros, and NaN in their place, are no sum of anything
+        y, X = y[y != 0], X[y != 0]
     kept, fit = pruned(y, X, bits)
     if len(kept) < 2 or len(y) - len(kept) < ENOUGH or not told(child, y, X, kept, fit, bits):
         return None

@@ -37,7 +37,7 @@ class Line:
     tensors: tuple[str, ...]
     numbers: int
     error: float  # the largest of them
-    confidence: str  # of the least certain
+    confidence: str  # of the least certain, but for a fiftieth of the numbers
     weights: dict[str, float] = field(default_factory=dict)  # of a mixture: parent -> weight, where one holds for all
     densities: dict[str, float] = field(default_factory=dict)  # of thinned differences
     t: float | None = None  # of a slerp
@@ -63,11 +63,21 @@ def summary(found: Lineage, labels: dict[str, str]) -> list[Line]:
     lines = []
     for names in sorted(groups(found), key=lambda some: -numbers(found, some)):
         relations = [found.tensors[name] for name in names]
-        least = max((confidence(r) for r in relations), key=(SURE, LIKELY, ABOUT).index)
+        least = of_most(found, names)
         text = told(names, relations, labels, found)
         line = Line(text, "", tuple(names), numbers(found, names), max(r.error for r in relations), least)
         lines.append(replace(line, **as_numbers(relations)))
     return placed(lines, found)
+
+
+def of_most(found: Lineage, names: list[str]) -> str:
+    """How certain a line is: as its tensors are, a few small ones aside."""
+    total, worse = numbers(found, names), 0
+    for level in (ABOUT, LIKELY):
+        worse += numbers(found, [name for name in names if confidence(found.tensors[name]) == level])
+        if worse > total / 50:
+            return level
+    return SURE
 
 
 def as_numbers(relations: list[Relation]) -> dict:
