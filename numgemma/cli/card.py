@@ -23,9 +23,9 @@ PICTURE = "layers.png"
 FENCE = "```"
 
 
-def write_stack_card(stack, folder: Path, command: list[str]) -> None:
-    """README.md and the picture of a stack that was written."""
-    save(layer_matrix(as_lineage(stack, folder)), folder / PICTURE)
+def write_stack_card(stack, folder: Path, name: str, command: list[str]) -> None:
+    """README.md and the picture of a stack, into the folder that will have that name."""
+    save(layer_matrix(as_lineage(stack, name)), folder / PICTURE)
     parents = list(dict.fromkeys([stack.recipe.trunk, *(part.parent for part in stack.recipe.slices)]))
     unread = {f"layers.{slot.index}.self_attn.{leaf}" for slot in stack.slots if not makes_keys(stack, slot)
               for leaf in ("k_proj.weight", "k_norm.weight", "v_proj.weight")}  # fmt: skip
@@ -35,7 +35,7 @@ def write_stack_card(stack, folder: Path, command: list[str]) -> None:
     recipe = recipe_yaml(relative(stack.recipe))
     blocks = [
         front(parents, stack.folders[0], stack.raw, "passthrough"),
-        f"# {folder.name}\n\n{told}trained after it.",
+        f"# {name}\n\n{told}trained after it.",
         f"## Recipe\n\n{FENCE}yaml\n{recipe}{FENCE}",
         f"## Layers\n\n{FENCE}mermaid\n{mermaid(stack)}\n{FENCE}",
         f"![Slots of the child against layers of the parent]({PICTURE})",
@@ -47,8 +47,9 @@ def write_stack_card(stack, folder: Path, command: list[str]) -> None:
     write_whole(folder / "README.md", "\n\n".join(blocks) + "\n")
 
 
-def write_transplant_card(child, text, tower, folder: Path, command: list[str]) -> None:
-    """README.md of a transplant that was written."""
+def write_transplant_card(child, parents: tuple[Path, Path], folder: Path, name: str, command: list[str]) -> None:
+    """README.md of a transplant of a text model and a tower, into the folder that will have that name."""
+    text, tower = parents
     rows: dict[tuple[str, str, str], list[int]] = {}
     for part in child.parts.values():
         row = rows.setdefault((part.component, part.source, part.method), [0, 0])
@@ -57,10 +58,10 @@ def write_transplant_card(child, text, tower, folder: Path, command: list[str]) 
     lines = [f"| {c} | {n} | {size:,} | {names.get(s, 'new')} | {m} |" for (c, s, m), (n, size) in rows.items()]
     blocks = [
         front([str(text), str(tower)], child.folders[0], child.raw, "transplant"),
-        f"# {folder.name}\n\n{NEWBORN.format(**names)}",
+        f"# {name}\n\n{NEWBORN.format(**names)}",
         "\n".join(["## Recipe", "", "| component | tensors | numbers | from | how |", "|---|---|---|---|---|", *lines]),
         "Left out: " + "; ".join(f"{what} ({why})" for what, why in child.left) + ".",
-        f"## Layers\n\n{FENCE}mermaid\n{grafted(child, names, folder)}\n{FENCE}",
+        f"## Layers\n\n{FENCE}mermaid\n{grafted(child, names, name)}\n{FENCE}",
         parameters({name: part.tensor.shape for name, part in child.parts.items()}, ()),
         checks(folder),
         f"## What healing would touch\n\n{FIRST}",
@@ -76,12 +77,12 @@ FIRST = (
 )
 
 
-def grafted(child, names, folder: Path) -> str:
+def grafted(child, names, name: str) -> str:
     layers = child.config.text.num_hidden_layers
     return "\n".join(
         [
             "flowchart BT",
-            f'  a["{names["text"]}: {layers} layers"] --> c["{folder.name}"]',
+            f'  a["{names["text"]}: {layers} layers"] --> c["{name}"]',
             f'  b["{names["tower"]}: vision tower"] --> p["projection, random"] --> c',
         ]
     )
@@ -136,11 +137,11 @@ def relative(recipe):
 # layers
 
 
-def as_lineage(stack, folder: Path) -> Lineage:
+def as_lineage(stack, name: str) -> Lineage:
     """What `lineage` would find, for its picture."""
     slots = tuple(Origin(s.index, hub_name(s.parent), s.spec.index, "copy") for s in stack.slots)
     layers = {hub_name(s.parent): len(s.model.outline.layers) for s in stack.slots}
-    return Lineage(folder.name, tuple(layers), {}, {}, slots, layers)
+    return Lineage(name, tuple(layers), {}, {}, slots, layers)
 
 
 def runs(stack) -> list[list]:

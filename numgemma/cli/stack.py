@@ -41,9 +41,8 @@ def run(args):
     stack = plan(find_recipe(args), args.shared, args.kv_from_donor)
     print(render(stack))
     if not args.plan:
-        write(stack, **output(args))
-        if not args.no_card:
-            write_stack_card(stack, args.out, command(args))
+        card = None if args.no_card else lambda folder: write_stack_card(stack, folder, args.out.name, command(args))
+        write(stack, card=card, **output(args))
         print(summary(args.out))
     return 0
 

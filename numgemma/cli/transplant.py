@@ -61,9 +61,9 @@ def run(args):
     child = plan(args.text, args.tower, choices)
     print(inventory(child))
     if not args.plan:
-        write(child, **output(args))
-        if not args.no_card:
-            write_transplant_card(child, args.text, args.tower, args.out, command(args))
+        parents, told = (args.text, args.tower), command(args)
+        card = None if args.no_card else lambda at: write_transplant_card(child, parents, at, args.out.name, told)
+        write(child, card=card, **output(args))
         print(summary(args.out))
     return 0
 

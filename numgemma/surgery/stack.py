@@ -9,7 +9,7 @@ A layer's tensors move as they are, but four things of a Gemma know how deep the
 * keys and values: a slot that must make its own, although its source layer shared, needs tensors that nobody read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from numgemma.families import find, read_config
 from numgemma.families.family import Shapes
 from numgemma.model import Model, load
 from numgemma.surgery.recipe import Recipe, recipe_yaml
-from numgemma.surgery.writer import Tensor, by_rows, companions, copied, write_checkpoint
+from numgemma.surgery.writer import Content, Tensor, by_rows, companions, copied, write_checkpoint
 from numgemma.weights.quantised import refuse_quantised
 from numgemma.weights.safetensors import release
 
@@ -90,11 +90,11 @@ def plan(recipe: Recipe, shared: int | None = None, kv_from_donor: bool = False)
     return Stack(recipe, raw, config, slots, tensors, folders)
 
 
-def write(stack: Stack, target: str | Path, **how) -> None:
-    """Write the child.  how: shard, force, progress of `write_checkpoint`."""
+def write(stack: Stack, target: str | Path, card: Callable[[Path], None] | None = None, **how) -> None:
+    """Write the child.  card: puts one into the folder.  how: shard, force, progress of `write_checkpoint`."""
     stored_name, kind = find(stack.raw, "the stack's config").stored_name, stack.raw["model_type"]
     stored = {stored_name(name, kind): tensor for name, tensor in stack.tensors.items()}
-    files: dict[str, bytes | Path] = {**companions(stack.folders[0])}
+    files: dict[str, Any] = {**companions(stack.folders[0])} | ({"README.md": card} if card else {})
     files["mergekit_config.yml"] = recipe_yaml(stack.recipe).encode()
     write_checkpoint(target, stack.raw, stored, files, parents=stack.folders, **how)
 

@@ -103,10 +103,11 @@ def plan(text: str | Path, tower: str | Path, choices: Choices | None = None) ->
     return Transplant(raw, config, parts, left_out(c, choices, seeing), folders, companions(above.folder))
 
 
-def write(child: Transplant, target: str | Path, **how) -> None:
-    """Write the child.  how: shard, force, progress of `write_checkpoint`."""
+def write(child: Transplant, target: str | Path, card: Callable[[Path], None] | None = None, **how) -> None:
+    """Write the child.  card: puts one into the folder.  how: shard, force, progress of `write_checkpoint`."""
     stored = {layout.stored_name(name, "gemma4"): part.tensor for name, part in child.parts.items()}
-    write_checkpoint(target, child.raw, stored, child.files, parents=child.folders, **how)
+    files = {**child.files} | ({"README.md": card} if card else {})
+    write_checkpoint(target, child.raw, stored, files, parents=child.folders, **how)
 
 
 def check_choices(c: Gemma3, choices: Choices, where: str) -> None:

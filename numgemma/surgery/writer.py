@@ -24,6 +24,7 @@ from numgemma.weights.safetensors import DTYPES, release
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 PIECE = 1 << 25  # bytes held at a time, about
 SHARD = 5 * 10**9  # bytes of tensors per file, where nothing else is asked for
+Content = bytes | Path | Callable[[Path], None]
 METADATA = {"format": "pt"}  # Transformers refuses a file that does not say it
 
 # Files beside the weights that a child takes over from its parent, byte for byte.
@@ -98,7 +99,7 @@ def write_checkpoint(
     target: str | Path,
     config: dict[str, Any],
     tensors: Mapping[str, Tensor],
-    files: Mapping[str, bytes | Path],
+    files: Mapping[str, Content],
     shard: int = SHARD,
     force: bool = False,
     parents: Iterable[Path] = (),
@@ -106,7 +107,8 @@ def write_checkpoint(
 ) -> list[str]:
     """Write a checkpoint directory.  tensors: stored name -> Tensor.  Returns the names of its tensor files.
 
-    files: others to put beside the weights, as bytes or by path.  shard: most bytes of tensors in one file.
+    files: others to put beside the weights, as bytes, by path, or by what writes them into the folder at the end.
+    shard: most bytes of tensors in one file.
     force: replace a checkpoint that is there, at the end.  parents: directories that are still needed.
     Raises InputError, and leaves nothing, where the target is taken, the disk too small or full, or a tensor not made.
     """
@@ -129,6 +131,9 @@ def write_checkpoint(
             (folder / name).parent.mkdir(exist_ok=True)
             put(folder / name, content)
         put(folder / "config.json", as_json(config))
+        for content in files.values():
+            if callable(content):
+                content(folder)
     return list(groups)
 
 
@@ -211,8 +216,8 @@ def as_json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def put(path: Path, content: bytes | Path) -> None:
+def put(path: Path, content: Content) -> None:
     if isinstance(content, Path):
         shutil.copyfile(content, path)
-    else:
+    elif isinstance(content, bytes):
         path.write_bytes(content)
