@@ -21,7 +21,7 @@ from numgemma.families import find, read_config
 from numgemma.families.family import Shapes
 from numgemma.model import Model, load
 from numgemma.surgery.recipe import Recipe, recipe_yaml
-from numgemma.surgery.writer import Content, Tensor, by_rows, companions, copied, write_checkpoint
+from numgemma.surgery.writer import Tensor, by_rows, companions, copied, write_checkpoint
 from numgemma.weights.quantised import refuse_quantised
 from numgemma.weights.safetensors import release
 
