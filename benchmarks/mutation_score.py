@@ -120,7 +120,7 @@ def can_show(fault, subject):
     """Whether a fault can act here.  With media, only those that need them: the rest is shown without."""
     past = len(subject.ids) > subject.model.outline.window or not fault.past_window
     plain = subject.media is NO_MEDIA or not fault.can_show(subject.model, NO_MEDIA)
-    return past and plain and fault.can_show(subject.model, subject.media)
+    return past and plain and not fault.later and fault.can_show(subject.model, subject.media)
 
 
 def cases(ids=()):

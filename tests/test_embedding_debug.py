@@ -84,7 +84,7 @@ def test_the_faults_of_this_family_are_these():
 def test_every_fault_is_caught_and_first_changes_the_point_that_its_entry_names(runs, name):
     run, tried = runs[name], []
     some = CATALOGUE.values() if name != "cut" else [CATALOGUE["E08"]]
-    for fault in filter(run.shows, some):
+    for fault in filter(run.shows, (fault for fault in some if not fault.later)):
         with applied(run.model, fault.id):
             broken = run.record()
         changed = [p for p in run.clean if p not in broken or not np.array_equal(run.clean[p], broken[p])]

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from numgemma import load, ops
+from numgemma.cli import main
 from numgemma.debug.blame.replay import replay
 from numgemma.debug.compare.diff import diff, render, verdict
 from numgemma.debug.compare.name_map import NameMap, parse_map
@@ -18,7 +19,7 @@ from numgemma.debug.compare.scoring import bench
 from numgemma.debug.measure import metrics
 from numgemma.debug.measure.precision import EPS, TOLERANCES, of_run
 from numgemma.debug.noise import floor as floors
-from numgemma.debug.noise.floor import Floor, Noise, measure_floor, read_floor
+from numgemma.debug.noise.floor import Floor, Noise, cached_floor, measure_floor, read_floor
 from numgemma.debug.noise.perturb import jitter, perturbed
 from numgemma.dump import Dump, hashes, new_meta
 from numgemma.errors import InputError, NonFiniteError
@@ -136,7 +137,7 @@ def made_floor(x, precision, axes="T D"):
     rng = np.random.default_rng(5)
     row = TOLERANCES[precision].channel_floor
     found = [metrics.measure(x, rounded(x, precision, rng), axes, row) for _ in range(8)]
-    return Floor(precision, {"config": "c"}, list(range(len(x))), 8, {"x": floors.noise(found)})
+    return Floor(precision, {"config": "c"}, list(range(len(x))), 8, {"x": floors.noise(map(metrics.gated, found))})
 
 
 def single(x, precision="float32", axes="T D"):
@@ -183,7 +184,7 @@ def test_damage_to_a_small_part_is_a_fault(kind, precision):
 def test_a_lost_factor_of_1_05_shows_in_the_scale_where_the_noise_of_every_number_is_as_large(size):
     x = normal(64, 256)
     runs = [metrics.measure(x, x + np.float32(size) * normal(64, 256, seed=i), "T D") for i in range(1, 9)]
-    floor = Floor("float32", {"config": "c"}, list(range(64)), 8, {"x": floors.noise(runs)})
+    floor = Floor("float32", {"config": "c"}, list(range(64)), 8, {"x": floors.noise(map(metrics.gated, runs))})
     clean = x + np.float32(size) * normal(64, 256, seed=20)
     assert state(single(x), single(clean), "x", floor).state == "NOISE"
     p = state(single(x), single(np.float32(1.05) * clean), "x", floor)
@@ -668,3 +669,42 @@ def test_a_floor_needs_a_prompt(run, folders):
     code, _, err = run("floor", folders["dense"], "--ids", "5", "--precision", "float32", "bfloat16", "-o", "f.json")
     assert code == 2
     assert "one --precision" in err
+
+
+class Ended(Exception):
+    """As if the process were killed."""
+
+
+def test_a_floor_that_was_ended_midway_goes_on_from_its_finished_runs(models, tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMGEMMA_CACHE", str(tmp_path))
+    model, ids = models["moe"], tiny.prompt(tiny.MOE, 9)
+    whole = measure_floor(model, ids, "bfloat16")
+    seen = []
+
+    def told(run, last=99):
+        seen.append(run)
+        if run > last:
+            raise Ended
+
+    with pytest.raises(Ended):
+        cached_floor(model, ids, "bfloat16", lambda run: told(run, 3))
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(".runs.json")
+    seen.clear()
+    assert cached_floor(model, ids, "bfloat16", told) == whole
+    assert seen == [0, *range(4, 9)]
+    assert left not in tmp_path.iterdir()
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"schema": "numgemma.floor-runs/1", "runs": 3}', "[1]"])
+def test_what_is_left_of_a_floor_and_cannot_be_read_is_measured_anew(models, tmp_path, text):
+    (tmp_path / "f.runs.json").write_text(text)
+    model, ids = models["dense"], tiny.prompt(tiny.DENSE, 5)
+    found = measure_floor(model, ids, "float32", 3, kept=tmp_path / "f.runs.json")
+    assert found == measure_floor(model, ids, "float32", 3)
+
+
+def test_a_floor_that_has_no_time_says_that_its_runs_are_kept(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NUMGEMMA_CACHE", str(tmp_path))
+    assert main(["floor", str(folders["dense"]), "--ids", "5,6,7", "--budget", "0"]) == 2
+    assert "0 seconds are over before all 8 runs in float32 were done" in capsys.readouterr().err

@@ -495,7 +495,7 @@ def test_faults_of_other_families_act_here_too_where_the_layers_are_the_same(mod
     found = [fault for fault in CATALOGUE.values() if fault.id[0] not in "NG" and fault.can_show(model, media)]
     assert {"T15-erf", "T17-missing", "K01", "P01", "P02-sum", "P05"} <= {fault.id for fault in found}
     assert not {"T25", "A02", "P03", "P04-id"} & {fault.id for fault in found}
-    for fault in found:
+    for fault in (fault for fault in found if not fault.later):  # the others show in a second pass
         with applied(model, fault.id):
             broken = model.record(ids, ["*"], media=media)
         changed = [name for name in clean if name not in broken or not np.array_equal(clean[name], broken[name])]

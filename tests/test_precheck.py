@@ -179,3 +179,71 @@ def test_one_token_more_or_less_than_the_other_side_is_a_matter_of_the_bos():
     for rows, says in ((4, "a second <bos>"), (2, "no <bos>")):
         silent = Dump({}, {"norm": np.ones((rows, 4), np.float32)}, {"norm": "T D"})
         assert precheck(told, silent).reason.endswith(f"perhaps B has {says}")
+
+
+# -- what entered the model
+
+
+def of_inputs(**arrays):
+    return Dump({"ids": [1, 2]}, arrays, {})
+
+
+PICTURE = np.random.default_rng(0).random((27, 768)).astype(np.float32)
+FRAMES = np.log(np.random.default_rng(1).random((42, 128)) * np.linspace(0.1, 9, 42)[:, None] + 1e-3).astype(np.float32)
+FRONT_ENDS = {
+    "BGR in the place of RGB": ("pixel_values", lambda x: x.reshape(27, -1, 3)[..., ::-1].reshape(x.shape)),
+    "colour by colour": ("pixel_values", lambda x: x.reshape(27, -1, 3).swapaxes(1, 2).reshape(x.shape)),
+    "2 x - 1": ("pixel_values", lambda x: 2 * x - 1),
+    "not divided by 255": ("pixel_values", lambda x: 255 * x),
+    "each colour has a mean": (
+        "pixel_values",
+        lambda x: ((x.reshape(27, -1, 3) - [0.48, 0.46, 0.41]) / [0.27, 0.26, 0.28]).reshape(x.shape),
+    ),
+    "18 patches, 27 are due, 2 soft tokens and not 3": ("pixel_values", lambda x: x[:18]),
+    "base 10": ("input_features", lambda x: x / np.log(10)),
+    "of the power, where those of the magnitude": ("input_features", lambda x: 2 * x),
+    "come 1 too late": ("input_features", lambda x: np.concatenate([x[:1], x[:-1]])),
+    "another bank of mel filters": ("input_features", lambda x: (np.roll(x, 3, 1) + x[:, ::-1]) / 2),
+    "40 frames, 42 are due": ("input_features", lambda x: x[:40]),
+}
+
+
+@pytest.mark.parametrize("says", FRONT_ENDS)
+def test_another_front_end_is_named_by_its_arrays(says):
+    name, change = FRONT_ENDS[says]
+    x = PICTURE if name == "pixel_values" else FRAMES
+    found = precheck(of_inputs(**{name: x}), of_inputs(**{name: change(x).astype(np.float32)}))
+    assert says in found.reason
+
+
+@pytest.mark.parametrize("filter", ["BILINEAR", "LANCZOS", "NEAREST"])
+def test_another_resize_filter_is_named(filter):
+    from PIL import Image
+
+    rng = np.random.default_rng(2)
+    smooth = Image.fromarray((255 * rng.random((40, 40, 3))).astype(np.uint8)).resize(
+        (300, 300), Image.Resampling.BICUBIC
+    )
+
+    def patches(how):
+        pixels = np.asarray(smooth.resize((96, 96), how), np.float32) / 255
+        return pixels.reshape(6, 16, 6, 16, 3).swapaxes(1, 2).reshape(36, 768)
+
+    a, b = patches(Image.Resampling.BICUBIC), patches(Image.Resampling[filter])
+    assert "resized by another filter" in precheck(of_inputs(pixel_values=a), of_inputs(pixel_values=b)).reason
+
+
+def test_arrays_that_are_nothing_known_are_not_explained():
+    rng = np.random.default_rng(3)
+    for name, x in (("pixel_values", PICTURE), ("input_features", FRAMES)):
+        other = rng.standard_normal(x.shape).astype(np.float32)
+        assert precheck(of_inputs(**{name: x}), of_inputs(**{name: other})).reason.endswith("the preprocessing differs")
+
+
+def test_the_headline_follows_what_differs():
+    a, b = (
+        Dump({"ids": [1], "model": {"config": "c", "shards": {"s": "1"}}, "inputs": {"input_features": h}})
+        for h in "xy"
+    )
+    assert render(precheck(a, b)).startswith("COMPARABLE, but 1 of ")
+    assert "(input_features)" in render(precheck(a, b)).splitlines()[0]

@@ -55,6 +55,27 @@ def test_a_fault_of_some_tokens_is_named_with_its_span(models, variant, fault, s
         assert "in the cached steps alone (from token 11 on)" in found.verdict
 
 
+MASKS = [
+    *(("dense", fault, "one chunk") for fault in ("C01-itself", "C01-zero", "C01-both")),
+    *(("dense", fault, "cached steps") for fault in ("C01-itself", "C02-1", "C02-3")),
+]
+
+
+@pytest.mark.parametrize(("variant", "fault", "span"), MASKS)
+def test_a_fault_of_a_later_pass_is_named(models, variant, fault, span):
+    """A chunk's mask, and a window that lost keys: in a run of one pass they change nothing."""
+    model = models[variant]
+    ids = tiny.prompt(tiny.DENSE, TOKENS).tolist()
+    with applied(model, fault):
+        whole = model.record(ids, ["logits"])["logits"]
+    np.testing.assert_array_equal(whole, model.record(ids, ["logits"])["logits"])
+    found = whatif(model, run_in_parts(model, ids, SPANS[span][0], fault))
+    best = found.candidates[0]
+    assert (best.faults, best.explains, best.breaks) == ((fault,), best.of, 0), found.verdict
+    first, last = SPANS[span][1][0], SPANS[span][1][-1]
+    assert first <= best.tokens[0] <= best.tokens[-1] <= last
+
+
 @pytest.mark.parametrize(("form", "layers"), [("T27-prompt", "shared"), ("T27-one", "full"), ("T27-zero", [1])])
 def test_queries_turned_for_other_positions_are_named(models, form, layers):
     model = models["ple"]

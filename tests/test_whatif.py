@@ -10,9 +10,11 @@ import tiny
 
 import numgemma
 from numgemma.cli import main
+from numgemma.debug.blame.budget import OutOfTime
 from numgemma.debug.blame.one_step import again, local
-from numgemma.debug.blame.replay import subject_of
-from numgemma.debug.blame.whatif import whatif
+from numgemma.debug.blame.replay import locally, subject_of
+from numgemma.debug.blame.trial import Trial
+from numgemma.debug.blame.whatif import searched, whatif
 from numgemma.debug.blame.words import render_whatif
 from numgemma.debug.faults import applied
 from numgemma.debug.noise.perturb import perturbed
@@ -82,6 +84,71 @@ def test_two_faults_are_named_as_a_pair(models, faults):
     assert set(best.faults) == set(faults)
     assert best.explains == best.of
     assert len(best.layers) == 2
+
+
+def test_two_faults_in_two_layers_are_told_apart(models):
+    """Each is named with its own layer, though both could act in either, and in the same step."""
+    model = models["dense"]
+    for pair in (("T15-silu", "T04"), ("T15-silu", "T15-erf")):
+        with perturbed(99), applied(model, pair[0], layers=[1]), applied(model, pair[1], layers=[4]):
+            dump = modules_only(model.record(tiny.prompt(tiny.DENSE, TOKENS), ["*"]))
+        best = whatif(model, dump).candidates[0]
+        assert (best.faults, best.layers, best.breaks) == (pair, ((1,), (4,)), 0)
+        assert ", in layer 1; and T" in best.says
+        assert ", in layer 4. Residual after applying both" in best.says
+
+
+def logits_alone(model, fault, layers):
+    with perturbed(99), applied(model, fault, layers=layers):
+        return model.record(tiny.prompt(tiny.DENSE, TOKENS), ["logits"])
+
+
+@pytest.mark.parametrize("layers", [(2,), "full"])
+def test_a_fault_in_one_layer_is_found_from_logits_alone(models, layers):
+    model = models["dense"]
+    best = whatif(model, logits_alone(model, "T03", layers)).candidates[0]
+    assert (best.faults, best.layers) == (("T03",), layers)
+
+
+def test_a_search_stops_when_its_time_is_over_and_says_what_was_not_tried(models, monkeypatch):
+    dump = logits_alone(models["dense"], "T03", (2,))
+    found = whatif(models["dense"], dump, budget=0.0)
+    assert found.candidates == ()
+    assert found.not_tried[-1] == "pairs of faults"
+    assert found.not_tried[0].startswith("each of ")
+    assert "Not tried, for want of time: each of " in render_whatif(found, 1000)
+    assert "No known fault was found in the time there was" in found.verdict
+
+
+def test_what_was_found_before_the_time_was_over_is_kept(models):
+    """Time ends after the first fault that fits one of two local faults."""
+    model, outcomes = models["dense"], []
+    with perturbed(99), applied(model, "T15-silu", layers=[1]), applied(model, "T04", layers=[4]):
+        subject = subject_of(model, modules_only(model.record(tiny.prompt(tiny.DENSE, TOKENS), ["*"])))
+    found = locally(subject)
+
+    def told(text):
+        if outcomes:
+            raise OutOfTime
+
+    left_out = searched(Trial(subject, found.base, found.bad(), told), outcomes)
+    assert [o.faults[0].id for o in outcomes] == ["T15-silu"]
+    assert left_out[0].startswith("each of "), "there were others to try"
+
+
+def test_a_fault_that_would_break_what_is_right_says_so(models):
+    """T24-order bends q_norm and k_norm; here k_norm is right, and so is what is made of both."""
+    model = models["dense"]
+    dump = modules_only(model.record(tiny.prompt(tiny.DENSE, TOKENS), ["*"]))
+    base = locally(subject_of(model, dump)).base
+    bent = again(subject_of(model, dump), base, {2}, lambda: applied(model, "T24-order"))
+    right = np.asarray(bent.truth["layers.2.self_attn.q_norm"], np.float32)
+    edits = {"layers.2.self_attn.q_norm": lambda x: right}
+    found = whatif(model, modules_only(model.record(dump.meta["ids"], ["*"], edits=edits)))
+    whole = [c for c in found.candidates if c.faults == ("T24-order",)]
+    assert whole[0].explains == whole[0].of
+    assert whole[0].breaks > 0
+    assert "that the dump has right would be wrong" in whole[0].says
 
 
 def test_two_faults_in_one_step_are_named_though_neither_fits_alone(models):

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 from numgemma.cli.common import Prompt, add_adapter, add_image_mask, add_prompt, read_prompts
+from numgemma.cli.numbers import finite
+from numgemma.debug.blame.budget import Clock, OutOfTime
 from numgemma.debug.measure.precision import of_run
 from numgemma.debug.noise.floor import PRECISIONS, RUNS, cached_floor
 from numgemma.debug.readers import read_any
@@ -26,6 +28,7 @@ def add_arguments(parser):
         "--precision", choices=PRECISIONS, nargs="+", help="default: that of DUMP by its values, or float32"
     )
     add_image_mask(parser)
+    parser.add_argument("--budget", type=finite, metavar="SECONDS", help="stop then; the finished runs are kept")
     parser.add_argument("-o", "--out", metavar="FILE.json", type=Path, help="write it here too, not to the cache alone")
 
 
@@ -37,7 +40,14 @@ def run(args):
         raise InputError("--out takes one floor; give one --precision, or leave the files in the cache.")
     (prompt,) = prompts(args, model, dump)
     for precision in precisions:
-        found = cached_floor(model, prompt.ids, precision, told=told(precision), media=prompt.media)
+        clock = Clock(args.budget, told(precision))
+        try:
+            found = cached_floor(model, prompt.ids, precision, told=clock.told, media=prompt.media)
+        except OutOfTime:
+            raise InputError(
+                f"--budget: {args.budget:g} seconds are over before all {RUNS} runs in {precision} were done; "
+                "those that were are kept: give the same command again to go on."
+            ) from None
         print(summary(found))
         if args.out:
             found.save(args.out)
@@ -64,8 +74,8 @@ def told(precision):
     """Shows on a terminal how far it has come."""
 
     def show(run):
-        what = "the truth, in float64" if run == 0 else f"{precision}, run {run} of {RUNS}"
-        print(f"\r{what:40}", end="\n" if run == RUNS else "", file=sys.stderr, flush=True)
+        what = "the truth, in float64" if run == "0" else f"{precision}, run {run} of {RUNS}"
+        print(f"\r{what:40}", end="\n" if run == str(RUNS) else "", file=sys.stderr, flush=True)
 
     return show if sys.stderr.isatty() else lambda run: None
 

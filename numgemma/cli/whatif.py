@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from numgemma.cli.numbers import finite
 from numgemma.cli.replay import add_subject, subject
 from numgemma.cli.report import write_json
 from numgemma.debug.blame.whatif import whatif
@@ -10,11 +11,12 @@ from numgemma.debug.blame.words import render_whatif
 
 def add_arguments(parser):
     add_subject(parser)
+    parser.add_argument("--budget", type=finite, metavar="SECONDS", help="for the search; what was not tried is said")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the candidates as JSON, best first")
 
 
 def run(args):
-    found = whatif(**subject(args))
+    found = whatif(**subject(args), budget=args.budget)
     print(render_whatif(found))
     if args.json:
         write_json(args.json, found)

@@ -32,11 +32,13 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         hooks      the run: a hook on every module, and what no module returns
         live       a model in memory, recorded while its user runs it
     noise      how large an error rounding alone makes
-        perturb  runs that are right and yet not equal: rounded, and summed, as another engine might
-        floor    the noise floor: the size of that error at every point, for one checkpoint and one prompt
+        perturb     runs that are right and yet not equal: rounded, and summed, as another engine might
+        unfinished  the finished runs of a floor that is not whole
+        floor       the noise floor: the size of that error at every point, for one checkpoint and one prompt
     compare    two dumps, point by point: what each point is called, and where they first part
         fitted     both brought to what both can be asked: the last token, the likeliest tokens
         name_map   one dump under the other's names
+        front_end  pixels and mel frames of another preprocessing
         precheck   before any number: same tokens, same model, same way of running?
         result     what a comparison says
         scoring    an error in units of the floor, and where NOISE, SUSPECT and FAULT begin
@@ -59,13 +61,17 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         drafts     faults of drafters, and of the loop that they draft in
         vectors    faults of EmbeddingGemma 2
         canvas     faults of DiffusionGemma
+        ranks      faults of a model that is split over several devices
+        chunks     faults of a pass that is not the first
     blame      one step at a time: who made an error, and which mistake it is
+        budget    a search that may have only so much time
         limits    the noise of a step
         one_step  every step of a dump recomputed from the dump's own tensors before it
         wiring    whether a wrong step is right of other inputs
         replay    the first step that was computed wrongly; a graft: would the end be right without it
         spans     faults of some tokens alone: cached steps, one chunk, one picture
-        whatif    the known faults tried on that step, until one makes the same wrong numbers
+        trial     known faults tried on the wrong steps: everywhere, in one layer, on some tokens, in pairs
+        whatif    the simplest of them that makes the same wrong numbers
         words     all that as text
         rounding  engines that round what enters a product: llama.cpp
         emulate   whether such an engine is right on a file: its own arithmetic, until it has the engine's numbers

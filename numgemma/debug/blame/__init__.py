@@ -2,12 +2,14 @@
 
 In reading order:
 
+    budget    a search that may have only so much time
     limits    the noise of a step
     one_step  every step of a dump recomputed from the dump's own tensors before it
     wiring    whether a wrong step is right of other inputs
     replay    the first step that was computed wrongly; a graft: would the end be right without it
     spans     faults of some tokens alone: cached steps, one chunk, one picture
-    whatif    the known faults tried on that step, until one makes the same wrong numbers
+    trial     known faults tried on the wrong steps: everywhere, in one layer, on some tokens, in pairs
+    whatif    the simplest of them that makes the same wrong numbers
     words     all that as text
     rounding  engines that round what enters a product: llama.cpp
     emulate   whether such an engine is right on a file: its own arithmetic, until it has the engine's numbers

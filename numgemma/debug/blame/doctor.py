@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from numgemma.debug.blame.budget import Clock, OutOfTime
 from numgemma.debug.blame.replay import Replay, counted, precision_of, replay
 from numgemma.debug.blame.whatif import WhatIf, whatif
 from numgemma.debug.compare.diff import diff, verdict
@@ -30,10 +31,6 @@ SAME, NOISE, DUMP, ENGINE, UNKNOWN = "same", "noise", "dump", "engine", "unknown
 EXIT = {SAME: 0, NOISE: 0, DUMP: 3, ENGINE: 1, UNKNOWN: 1}
 MOST_WRONG = 0.6  # share of steps with faults of their own, from which the weights are doubted
 LARGEST_TABLE = 1 << 28  # numbers of an embedding in which tokens are looked up
-
-
-class OutOfTime(Exception):
-    """The budget is spent."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +83,10 @@ class Visit:
     """The steps done so far, and the time left for more."""
 
     def __init__(self, budget: float | None, say: Callable[[str, str], None], told: Callable[[str], None]):
-        self.start, self.budget = time.monotonic(), budget
-        self.say, self.show = say, told
+        self.told = Clock(budget, told).told
+        self.say = say
         self.steps: list[Told] = []
         self.left_out: list[str] = []
-
-    def told(self, what="") -> None:
-        """Called before each run of a model: here the time may end."""
-        if self.budget is not None and time.monotonic() - self.start > self.budget:
-            raise OutOfTime
-        self.show(str(what))
 
     def do(self, name: str, work: Callable[[], Any], says: Callable[[Any], str]) -> Any:
         """What work() returns, told in a line; None where there was no time for it."""
@@ -213,6 +204,7 @@ def blamed(asked: Asked, visit: Visit, known: Diagnosis, floor: Floor | None) ->
     if not again.bad():
         return replace(known, says=no_step(known))
     named = visit.do("whatif", lambda: whatif(model, dump, **given), lambda w: w.verdict)
+    visit.left_out += named.not_tried if named else ()
     return concluded(replace(known, whatif=named), dump)
 
 
@@ -268,7 +260,8 @@ def concluded(known: Diagnosis, dump) -> Diagnosis:
     says += f": {step.xfloor:.2g} x what rounding makes of that step alone." if step.xfloor is not None else "."
     found = known.whatif
     if found is None or not found.candidates:
-        why = "the place is sure, the cause is none of the known ones" if found else "the cause was not looked for"
+        tried = "the cause is none of the known ones" + (" that were tried" if found and found.not_tried else "")
+        why = f"the place is sure, {tried}" if found else "the cause was not looked for"
         how = why if clear else f"low: {why}"
         return replace(known, kind=ENGINE, says=says, confidence=how, command=f"replay @ --points {step.name} --all")
     best, *others = found.candidates
@@ -284,11 +277,14 @@ def concluded(known: Diagnosis, dump) -> Diagnosis:
 
 def confidence(best, rivals) -> str:
     """How sure the cause is, and why."""
+    if best.breaks:
+        return f"partial: {counted(best.breaks, 'step')} that the dump has right would be wrong with it"
     if best.explains < best.of:
         return f"partial: it explains {best.explains} of {counted(best.of, 'local fault')}"
     if rivals:
         return f"good, but {counted(len(rivals), 'other known fault')} would make the same numbers"
-    return f"high: with that one fault put in, numgemma makes the same numbers, to {best.xfloor:.2g} x rounding"
+    what = "that one fault" if len(best.faults) == 1 else "these faults"
+    return f"high: with {what} put in, numgemma makes the same numbers, to {best.xfloor:.2g} x rounding"
 
 
 def line_of(step, graph) -> str:

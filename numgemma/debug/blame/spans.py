@@ -65,15 +65,15 @@ def closed(tokens: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(range(tokens[0], tokens[-1] + 1)) if len(tokens) > 1 else tokens
 
 
-def in_parts(subject: Rerun, base: Local, after: Local, tokens: tuple[int, ...], under) -> Local:
-    """The steps of a run that goes through the cache and makes the fault in these tokens alone.
+def in_parts(subject: Rerun, base: Local, after: Local, passes, under) -> Local:
+    """The steps of a run that goes through the cache and makes the fault in some passes alone.
 
     What `mixed` puts together of two runs is not quite that: keys and values that were not recorded are the faulty
-    ones there, also of tokens that are right.  under: makes the fault's context.
+    ones there, also of tokens that are right.  passes: of `parts`.  under: makes the fault's context.
     """
     twin = replace(subject.model, dtype=np.dtype("float64"))
     whole, kvs = Dump({"ids": list(subject.ids)}), dict[int, Any]()
-    for start, stop, wrong in parts(tokens, len(subject.ids), subject.dump):
+    for start, stop, wrong in passes:
         whole.start = start
 
         def look(name, y, axes):
@@ -88,13 +88,18 @@ def in_parts(subject: Rerun, base: Local, after: Local, tokens: tuple[int, ...],
     return judged(subject, base, after, {name: x for name, x in whole.items() if name in after.truth})
 
 
-def parts(tokens, total, dump):
-    """(start, stop, whether it makes the fault): the cached steps of a run that says it had some go one by one."""
+def parts(tokens, total, dump) -> list[list[tuple[int, int, bool]]]:
+    """Passes that a run may have gone through: (start, stop, whether it makes the fault).  tokens: those that are wrong
+
+    Where the dump says that some tokens went through the cache, they may have gone one by one, or as a chunk.
+    """
     first, last = tokens[0], tokens[-1] + 1
     prefill = prefill_of(dump)
-    steps = [(t, t + 1, True) for t in range(first, last)] if prefill is not None and first >= prefill else None
-    found = [(0, first, False), *(steps or [(first, last, True)]), (last, total, False)]
-    return [part for part in found if part[0] < part[1]]
+    chunk = [(first, last, True)]
+    steps = [(t, t + 1, True) for t in range(first, last)]
+    ways = [steps, chunk] if prefill is not None and first >= prefill and last - first > 1 else [chunk]
+    ends = (0, first, False), (last, total, False)
+    return [[part for part in (ends[0], *way, ends[1]) if part[0] < part[1]] for way in ways]
 
 
 def prefill_of(dump) -> int | None:

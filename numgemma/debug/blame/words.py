@@ -65,7 +65,9 @@ def render_whatif(found: WhatIf, width: int | None = None) -> str:
     for i, candidate in enumerate(found.candidates[:3]):
         head = "" if i == 0 else "Nor is this excluded: " if candidate.explains == candidate.of else "In part: "
         lines.append(head + candidate.says)
-    return "\n".join(wrapped(lines if found.candidates else [found.verdict], width))
+    lines = lines if found.candidates else [found.verdict]
+    lines += [f"Not tried, for want of time: {'; '.join(found.not_tried)}."] if found.not_tried else []
+    return "\n".join(wrapped(lines, width))
 
 
 def sentence(text):

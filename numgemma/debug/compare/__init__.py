@@ -4,6 +4,7 @@ In reading order:
 
     fitted     both brought to what both can be asked: the last token, the likeliest tokens
     name_map   one dump under the other's names
+    front_end  pixels and mel frames of another preprocessing
     precheck   before any number: same tokens, same model, same way of running?
     result     what a comparison says
     scoring    an error in units of the floor, and where NOISE, SUSPECT and FAULT begin

@@ -8,6 +8,7 @@ from itertools import zip_longest
 
 import numpy as np
 
+from numgemma.debug.compare import front_end
 from numgemma.debug.measure import metrics, precision
 from numgemma.debug.measure.discrete import layer_of, stack_of
 from numgemma.dump import made_by
@@ -226,15 +227,21 @@ def inputs(a, b):
 
 def input_array(name, x, y, axes):
     if x.shape != y.shape:
-        return Check(name, DIFFERS, f"{name} has the shape {list(x.shape)} in A and {list(y.shape)} in B", fatal=True)
+        says = f"{name} has the shape {list(x.shape)} in A and {list(y.shape)} in B"
+        return Check(name, DIFFERS, because(says, front_end.looks(name, x, y)), fatal=True)
     if x.dtype.kind in "iub" or y.dtype.kind in "iub":
         equal = np.array_equal(x, y)
         return Check(name, SAME if equal else DIFFERS, "equal" if equal else f"{name} differs", not equal)
     rel = metrics.measure(x, y, axes).rel
     if rel is None or rel > ANOTHER_INPUT:
         size = "not finite" if rel is None else f"off by {100 * rel:.2g} %"
-        return Check(name, DIFFERS, f"{name} is {size}: the preprocessing differs", fatal=True)
+        says = f"{name} is {size}: the preprocessing differs"
+        return Check(name, DIFFERS, because(says, front_end.looks(name, x, y)), fatal=True)
     return Check(name, SAME if rel == 0 else DIFFERS, f"relative error {rel:.1e}")
+
+
+def because(says, why) -> str:
+    return f"{says} ({why})" if why else says
 
 
 def image_mask(a, b):

@@ -2,8 +2,9 @@
 
 `applied` runs a model with one; `debug.whatif` looks for the one that reproduces another engine's numbers.  T is for
 the decoder's trunk, K shared keys and values, P per-layer embeddings, M mixture of experts, V vision, A audio, U what
-12B has in the place of towers, N Gemma 3n, D drafters, E EmbeddingGemma 2, F DiffusionGemma, G where Google's
-package and Transformers part; a form of a fault has a word after its id, as T15-erf.
+12B has in the place of towers, N Gemma 3n, D drafters, E EmbeddingGemma 2, F DiffusionGemma, S shares of devices,
+C chunks and cached passes, G where Google's package and Transformers part; a form of a fault has a word after its id,
+as T15-erf.
 
     fault      what a fault is: a small change of one function or one row, and how a model runs with it
     trunk      faults of the decoder's trunk
@@ -16,14 +17,18 @@ package and Transformers part; a form of a fault has a word after its id, as T15
     drafts     faults of drafters, and of the loop that they draft in
     vectors    faults of EmbeddingGemma 2
     canvas     faults of DiffusionGemma
+    ranks      faults of a model that is split over several devices
+    chunks     faults of a pass that is not the first
 """
 
 from numgemma.debug.faults import (  # noqa: F401 - enter their faults
     attending,
     branches,
     canvas,
+    chunks,
     drafts,
     pictures,
+    ranks,
     sounds,
     streams,
     trunk,

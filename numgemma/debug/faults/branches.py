@@ -150,21 +150,39 @@ def ple_sum_unscaled(original, tap):
     return original(tap=Rewired(tap, {"per_layer_inputs": equation}))
 
 
-@fault(
-    "P05",
-    "the per-layer table is unpacked the wrong way round",
-    "give layer i the columns i P to (i + 1) P",
-    shows="per_layer_inputs",
-    swaps="per-layer inputs",
-)
-def ple_transposed(original, tap):
-    def equation(y, seen):
-        context = seen["per_layer_projection_norm"]
-        T, L, P = context.shape
-        token = seen["embed_tokens_per_layer"].reshape(T, P, L).swapaxes(1, 2)
-        return ops.scale(context + token, 2**-0.5)
+def unpacked(token, T, L, P):
+    return token.reshape(T, P, L).swapaxes(1, 2)
 
-    return original(tap=Rewired(tap, {"per_layer_inputs": equation}))
+
+def packed_again(token, T, L, P):
+    return token.reshape(T, L, P).swapaxes(1, 2).reshape(T, L, P)
+
+
+def ple_transposed(order):
+    """The per-layer inputs of a table whose columns are taken in another order.  order: T LP, T, L, P -> T L P"""
+
+    def change(original, tap):
+        def equation(y, seen):
+            context = seen["per_layer_projection_norm"]
+            token = order(seen["embed_tokens_per_layer"], *context.shape)
+            return ops.scale(context + token, 2**-0.5)
+
+        return original(tap=Rewired(tap, {"per_layer_inputs": equation}))
+
+    return change
+
+
+for form, says, order in (
+    ("P05", "the per-layer table is unpacked the wrong way round", unpacked),
+    ("P05-inverse", "the per-layer table is packed the wrong way round, by number before layer", packed_again),
+):
+    fault(
+        form,
+        says,
+        "give layer i the columns i P to (i + 1) P",
+        shows="per_layer_inputs",
+        swaps="per-layer inputs",
+    )(ple_transposed(order))
 
 
 @fault(

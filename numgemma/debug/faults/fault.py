@@ -40,6 +40,7 @@ class Fault:
     past_window: it shows only in prompts longer than the window.
     by_kind: it acts in all layers of a kind or in none, since a rope table or a mask is made once for all of them.
     across: what it does in one layer shows in a later one.
+    later: it shows only in a pass that is not the first.
     media(given): whether it can act with what enters beside the text, a media.Media, if that brings the point.
     """
 
@@ -54,6 +55,7 @@ class Fault:
     past_window: bool = False
     by_kind: bool = False
     across: bool = False
+    later: bool = False
     media: Callable = lambda given: True
 
     @property

@@ -3,5 +3,6 @@
 In reading order:
 
     perturb  runs that are right and yet not equal: rounded, and summed, as another engine might
+    unfinished  the finished runs of a floor that is not whole
     floor    the noise floor: the size of that error at every point, for one checkpoint and one prompt
 """

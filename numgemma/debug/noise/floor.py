@@ -22,6 +22,7 @@ from numgemma.atomic import passing, write_whole
 from numgemma.config import build
 from numgemma.debug.measure import discrete, logits, metrics
 from numgemma.debug.measure.precision import EPS, TOLERANCES
+from numgemma.debug.noise import unfinished
 from numgemma.debug.noise.perturb import perturbed
 from numgemma.dump import DumpWriter, hashes, read_dump
 from numgemma.errors import InputError
@@ -73,10 +74,13 @@ class Floor:
 
 
 @ops.using("numpy")  # whose rounding is perturbed
-def measure_floor(model, ids, precision, runs=RUNS, points=EVERYTHING_BUT_MAPS, told=lambda run: None, **inputs):
+def measure_floor(
+    model, ids, precision, runs=RUNS, points=EVERYTHING_BUT_MAPS, told=lambda run: None, kept=None, **inputs
+):
     """Run a model in float64, and `runs` times in a precision with perturbed rounding.  ids: T  ->  Floor
 
-    inputs: what else `model.record_into` takes.  told is called with the number of each run, 0 for the truth.
+    inputs: what else `model.record_into` takes.  told is called with the number of each run, 0 for the truth.  kept: a
+    path where the finished runs are, so that who is ended midway can go on.
     The truth goes through a file that is removed again, so memory stays at one point.
     Raises NonFiniteError where the precision cannot hold the model's numbers.
     """
@@ -87,11 +91,12 @@ def measure_floor(model, ids, precision, runs=RUNS, points=EVERYTHING_BUT_MAPS, 
         truth = record_truth(model, ids, folder / "truth.safetensors", points, inputs)
         collected = Collected(truth, points, TOLERANCES[precision].channel_floor)
         twin = replace(model, dtype=np.dtype(precision))
-        for run in range(runs):
+        for run in range(unfinished.go_on(kept, collected, runs), runs):
             told(run + 1)
             collected.begin()
             with perturbed(run), np.errstate(all="ignore"):
                 twin.record_into(collected, ids, with_choices(points), **inputs)
+            unfinished.keep(kept, collected, run + 1)
         return Floor(
             precision=precision,
             model={key: truth.meta["model"].get(key) for key in ("name", "config", "shards", "config_json")},
@@ -168,7 +173,7 @@ class Collected:
         self.gaps[name].append(np.where(discrete.touched(name, self.flips, len(x), self.graph), np.nan, gaps))
 
     def measure(self, name, t, x, axes):
-        whole = metrics.measure(t, x, axes, self.channel_floor)
+        whole = metrics.gated(metrics.measure(t, x, axes, self.channel_floor))
         self.rough[name].append(whole)
         token, _ = metrics.split_axes(axes)
         if not (self.flips and token):
@@ -178,7 +183,7 @@ class Collected:
         self.free[name].append(len(keep) if keep.all() else int(keep.argmin()))
         if keep.any():
             t, x = (np.compress(keep, side, axis=token[0]) for side in (t, x))
-            self.clean[name].append(metrics.measure(t, x, axes, self.channel_floor))
+            self.clean[name].append(metrics.gated(metrics.measure(t, x, axes, self.channel_floor)))
 
     def reach(self, name):
         """How many first tokens no flip had touched, in at least REACHED runs; None: all."""
@@ -203,9 +208,9 @@ class Collected:
         }
 
 
-def noise(measures) -> Noise:
-    """The spread of each relative error over runs."""
-    found = [metrics.gated(m) for m in measures]
+def noise(runs) -> Noise:
+    """The spread of each relative error over runs.  runs: of each its errors, as metrics.gated gives them"""
+    found = list(runs)
     return Noise(*(spread([sizes.get(key, 0.0) for sizes in found]) for key in KEYS))
 
 
@@ -262,10 +267,12 @@ def cached_floor(model, ids, precision, told=lambda run: None, **inputs) -> Floo
     path = cache_path(meta["model"], ids, precision, beside(meta))
     if path.exists():
         return read_floor(path)
-    found = measure_floor(model, ids, precision, told=told, **inputs)
+    kept = unfinished.path_of(path)
+    found = measure_floor(model, ids, precision, told=told, kept=kept, **inputs)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         found.save(path)
+        unfinished.done(kept)
     except (OSError, InputError):
         pass  # a cache that cannot be written only costs time
     return found
