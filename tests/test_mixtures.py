@@ -44,7 +44,7 @@ def test_a_blend_is_told_in_one_line_with_what_is_not_blended(tmp_path):
     case, found, names = case_of(tmp_path, "linear, norms of one")
     first, *rest = lines(found, names)
     w = case.truth.weights
-    assert first == (f"{short(w['a'])} a + {short(w['b'])} b", "everywhere but")
+    assert first == (f"{short(w['a'])} a + {short(w['b'])} b", "everywhere else")
     assert rest
     assert all(text in ("a", "the same in a and b: not told apart") for text, _ in rest)
     assert "norms" in rest[0][1]

@@ -287,11 +287,11 @@ def edit_told(relations: list[Relation], labels: dict[str, str]) -> str:
 
 
 def placed(lines: list[Line], found: Lineage) -> list[Line]:
-    """The first line, if it holds for most, is everywhere but where the others are."""
+    """The first line, if it holds for most, is everywhere else than the others are."""
     total, out = sum(line.numbers for line in lines), []
     for i, line in enumerate(lines):
         most = i == 0 and 2 * line.numbers > total and len(lines) > 1
-        where = "everywhere" if len(lines) == 1 else "everywhere but" if most else kinds_of(line.tensors, found)
+        where = "everywhere" if len(lines) == 1 else "everywhere else" if most else kinds_of(line.tensors, found)
         out.append(replace(line, where=where))
     return out
 
