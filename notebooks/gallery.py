@@ -18,6 +18,7 @@ LINES = {
     "Which pairs of lanes decide the scores": "plots.pair_strengths(dump, [0, 2])",
     "How far each token opens the gate of each layer's own input": "plots.gate_strengths(dump, pieces)",
     "How many tokens each expert gets": "plots.routing_histogram(experts, 1)",
+    "How a canvas settles": "plots.canvas_map(block)",
     "Where two runs part": 'plots.error_against_depth(dump, {"a port": port})',
     "Which step is at fault, and which inherit": "plots.local_errors(replay(model, port, floor=floor))",
 }
@@ -32,6 +33,9 @@ graph = graph_of(model.checkpoint.config)
 port = model.record(ids, edits={"layers.3.self_attn.k_norm": lambda k: 1.5 * k})
 floor = measure_floor(model, ids, "float32")
 synth("gemma-4-26B-A4B", folder / "moe", scale="tiny")
+synth("diffusiongemma-26B-A4B-it", folder / "canvas", scale="tiny")
+steps = denoised(numgemma.load(folder / "canvas"), [3, 4, 5])
+block = {"steps": [{"entropy": s.entropy, "best": s.best, "accepted": s.accepted} for s in steps if s.block == 0]}
 experts = numgemma.load(folder / "moe").record(list(range(60)), points=["*.router.*"])
 """
 
@@ -42,11 +46,12 @@ def names(folder: Path) -> dict:
     from numgemma import plots
     from numgemma.debug.blame.replay import replay
     from numgemma.debug.noise.floor import measure_floor
+    from numgemma.denoise import denoised
     from numgemma.graph import graph_of
     from numgemma.surgery.synth import synth
 
     found = {"numgemma": numgemma, "plots": plots, "replay": replay, "folder": folder}
-    found |= {"graph_of": graph_of, "measure_floor": measure_floor, "synth": synth}
+    found |= {"graph_of": graph_of, "denoised": denoised, "measure_floor": measure_floor, "synth": synth}
     exec(MADE, found)
     return found
 

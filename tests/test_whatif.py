@@ -241,7 +241,7 @@ def test_the_verb_names_the_fault_writes_json_and_exits_by_the_dump(tmp_path, ca
 def test_the_score_counts_what_it_says(monkeypatch):
     monkeypatch.setattr(mutation_score.tiny, "VARIANTS", {"dense": tiny.DENSE})
     monkeypatch.setattr(mutation_score.tiny, "MULTIMODAL", {})
-    found = list(mutation_score.cases(["T15-erf", "T05-norm"]))
+    found = [c for c in mutation_score.cases(["T15-erf", "T05-norm"]) if not c.variant.startswith("3n")]
     seen = {(c.fault, c.variant, c.precision): (c.expected, c.localised, c.first) for c in found}
     assert seen["T15-erf", "dense", "float32"] == ("layers.0.mlp.down_proj", True, True)
     assert seen["T15-erf", "dense", "bfloat16"][0] is None  # 2e-4 hides under a bfloat16 floor

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.patches import Rectangle
 
 from numgemma.colours import BLACK, HEAT, RED, WHITE
 from numgemma.errors import InputError
@@ -46,6 +45,8 @@ def canvas_map(block: Mapping[str, Any], tokens: Mapping[int, str] | None = None
     the guess.  first: the place to begin with, where a canvas has more than fit.
     Raises InputError where there is no such place.
     """
+    from matplotlib.patches import Rectangle
+
     steps: Sequence[Mapping[str, Any]] = block["steps"]
     rows = chosen(len(steps))
     entropy = np.array([steps[i]["entropy"] for i in rows], float)

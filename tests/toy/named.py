@@ -41,5 +41,5 @@ FAMILY = replace(
     model_types=("toy_by_name",),
     inputs=inputs,
     sample=sample,
-    parts={"forward": forward, "block": toy.block, "head": toy.head},
+    parts={"forward": forward, "block": toy.block, "mlp": toy.mlp, "head": toy.head},
 )

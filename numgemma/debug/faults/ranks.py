@@ -8,8 +8,8 @@ import numpy as np
 from numgemma import ops
 from numgemma.debug.faults.attending import ATTENTION
 from numgemma.debug.faults.fault import Rewired, fault
-from numgemma.layers import feedforward
 
+MLP = "numgemma.layers.feedforward", "mlp"
 RANKS = tuple((n, rank) for n in (2, 4) for rank in range(n))
 TIMES = {"missing": 0, "double": 2}
 
@@ -48,9 +48,13 @@ def mlp_of_ranks(n, rank, times):
 
 
 def dense(spec, model):
-    """Whether the layer has the MLP that this is about: that of Gemma 3n is another function."""
+    """Whether the layer has the MLP that this is about: that of Gemma 3n is another function.
+
+    It goes by the name: another fault may stand in the place of the function while this one is tried beside it.
+    """
+    part = model.family.parts.get("mlp")
     there = f"layers.{spec.index}.mlp.down_proj.weight" in model.weights
-    return there and model.family.parts.get("mlp") is feedforward.mlp
+    return there and part is not None and (part.__module__, part.__name__) == MLP
 
 
 for n, rank in RANKS:
