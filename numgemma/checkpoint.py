@@ -1,14 +1,17 @@
 """A checkpoint: config.json beside one file of weights, or beside shards that an index lists, as a tree of weights."""
 
+import hashlib
 import os
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from numgemma.errors import InputError
@@ -71,6 +74,27 @@ class Checkpoint:
     header_hashes: dict[str, str]  # file name -> sha256 of its header
     generation_config: dict[str, Any] | None = None
     tokenizer: Callable[[], dict[str, Any]] | None = None  # a tokenizer.json that comes with the weights
+
+    @cached_property
+    def sample(self) -> str:
+        """A hash of a few numbers of every weight: headers of two checkpoints of one shape are equal."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.weights.tensors.items()):
+            found.update(name.encode() + few(tensor).tobytes())
+        return found.hexdigest()
+
+
+def few(tensor) -> np.ndarray:
+    """The first, the middle and the last row of a weight, of the middle matrix of a stack; all numbers of a vector.
+
+    In bfloat16, in which most copies of a weight are equal.
+    """
+    while len(tensor.shape) > 2:
+        tensor = tensor[len(tensor) // 2]
+    if len(tensor.shape) == 2 and len(tensor):
+        tensor = np.stack([np.asarray(tensor[i], np.float32) for i in (0, len(tensor) // 2, len(tensor) - 1)])
+    with np.errstate(all="ignore"):
+        return np.asarray(tensor, np.float32).astype(ml_dtypes.bfloat16)
 
 
 def read_weight_map(index: Path) -> dict[str, str]:

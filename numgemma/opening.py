@@ -20,11 +20,12 @@ HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(@[\w./-]{1,200})?")
 
 
 def fingerprint(checkpoint: Checkpoint, outline: Outline):
-    """Which model this is, without reading its weights."""
+    """Which model this is, with a few numbers of each weight read."""
     return {
         "name": name_of(checkpoint.folder),
         "config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),
         "shards": checkpoint.header_hashes,
+        "sample": checkpoint.sample,
         "layer_kinds": outline.layer_kinds,
         "config_json": checkpoint.config,
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -395,3 +396,10 @@ def test_tensors_that_do_not_fit_the_model_are_named(tmp_path, fault):
     with pytest.raises(InputError) as caught:
         check_tensors(weights, UNFIT[fault], [r"aa|b.+"])
     assert_says(str(caught.value), f"{tmp_path}: tensors {fault}; ", "config.json")
+
+
+def test_the_sample_of_the_weights_tells_equal_headers_apart(tmp_path):
+    folders = [tiny.write(tmp_path / str(seed), tiny.MOE, tiny.random_tensors(tiny.MOE, seed)) for seed in (1, 1, 2)]
+    first, again, other = map(open_checkpoint, folders)
+    assert first.sample == again.sample != other.sample
+    assert first.header_hashes == other.header_hashes

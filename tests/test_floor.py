@@ -708,3 +708,11 @@ def test_a_floor_that_has_no_time_says_that_its_runs_are_kept(folders, tmp_path,
     monkeypatch.setenv("NUMGEMMA_CACHE", str(tmp_path))
     assert main(["floor", str(folders["dense"]), "--ids", "5,6,7", "--budget", "0"]) == 2
     assert "0 seconds are over before all 8 runs in float32 were done" in capsys.readouterr().err
+
+
+def test_two_checkpoints_of_one_shape_share_no_floor(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMGEMMA_CACHE", str(tmp_path / "cache"))
+    for seed in (1, 2):
+        model = load(tiny.write(tmp_path / str(seed), tiny.DENSE, tiny.random_tensors(tiny.DENSE, seed)))
+        cached_floor(model, [1, 2, 3], "float32")
+    assert len(list((tmp_path / "cache").glob("floor-*.json"))) == 2

@@ -12,7 +12,7 @@ from numgemma.debug.compare.precheck import precheck, render
 from numgemma.dump import Dump, new_meta
 
 KINDS = ["sliding_attention", "full_attention"]
-MODEL = {"config": "c", "shards": {"model.safetensors": "h"}, "layer_kinds": KINDS}
+MODEL = {"config": "c", "shards": {"model.safetensors": "h"}, "sample": "s", "layer_kinds": KINDS}
 
 
 def dump(ids=(2, 5, 6, 7), points=None, axes=None, **meta):
@@ -89,6 +89,7 @@ HARMLESS = {
         "model.safetensors is not the same file",
     ),
     "other shards": (dump(model=MODEL | {"shards": {"x": "k"}}), "weights", "only A has model.safetensors"),
+    "other numbers": (dump(model=MODEL | {"sample": "k"}), "weights", "equal headers, and other numbers"),
     "fidelity": (dump(fidelity="rounded:4dp"), "fidelity of B", "not exact (rounded:4dp)"),
     "the cache": (dump(cache="prefill 2"), "cache", "none in A, prefill 2 in B"),
     "precision": (dump(precision="bfloat16"), "precision", "float32 in A, bfloat16 in B"),

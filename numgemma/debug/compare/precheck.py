@@ -187,8 +187,10 @@ def words(kind):
 
 
 def weights(a, b):
-    """Headers of the shards: other names, shapes or dtypes.  Equal headers may still stand over other numbers."""
-    x, y = ((dump.meta.get("model") or {}).get("shards") or {} for dump in (a, b))
+    """Headers of the shards: other names, shapes or dtypes; and a few numbers of each tensor, where both dumps say."""
+    models = [dump.meta.get("model") or {} for dump in (a, b)]
+    x, y = (model.get("shards") or {} for model in models)
+    few = {model["sample"] for model in models if model.get("sample")}
     if not (x and y):
         yield Check("weights", UNKNOWN, "not said by both")
         return
@@ -199,6 +201,8 @@ def weights(a, b):
     elif apart:
         side = "A" if apart[0] in x else "B"
         yield Check("weights", DIFFERS, f"the weights lie in other files: only {side} has {apart[0]}")
+    elif len(few) > 1:
+        yield Check("weights", DIFFERS, "the weights differ: the files have equal headers, and other numbers")
     else:
         yield Check("weights", SAME, f"the headers of {len(x)} file{'s' * (len(x) > 1)} are equal")
 

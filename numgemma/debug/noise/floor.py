@@ -247,8 +247,8 @@ def cache_path(model_meta, ids, precision, beside=None) -> Path:
 
     Under $NUMGEMMA_CACHE, or else $XDG_CACHE_HOME/numgemma, or else ~/.cache/numgemma.  beside: of `beside`.
     """
-    about = (model_meta.get("config"), model_meta.get("shards"), [int(i) for i in ids], precision, RUNS, beside or {})
-    what = [SCHEMA, *about]
+    model = [model_meta.get(key) for key in ("config", "shards", "sample")]
+    what = [SCHEMA, *model, [int(i) for i in ids], precision, RUNS, beside or {}]
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
     base = os.environ.get("NUMGEMMA_CACHE")
     folder = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "numgemma"
