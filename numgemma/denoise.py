@@ -1,8 +1,9 @@
 """DiffusionGemma's sampler: a canvas of random tokens becomes a block of text in steps, and is read before the next.
 
 In each step the model guesses the whole canvas anew.  The places that it is surest of take a token drawn from its
-guess, as many as together stay under a bound of entropy; all others take a random token again.  Nothing is kept from
-step to step but what the model thought of the canvas.  The text is the likeliest token of each place in the last step.
+guess, the surest first, for as long as the entropies of those before sum to at most a bound; all others take a random
+token again.  No place is fixed: the next step sees the new canvas, and what the model thought of the old one.  The text
+is the likeliest token of each place in the last step.
 
 What chance decides comes from outside, by name: `{block}.first_canvas`, `{block}.{step}.sampled` and
 `{block}.{step}.random`, T tokens each, counted from 0.  So a run of another engine can be followed step for step.

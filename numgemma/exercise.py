@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HINTS = Path(__file__).parent / "data" / "hints.json"  # one for each exercise, away from the eyes of who writes
-TRIES: Counter[str] = Counter()  # failed checks of this session, by the number of the exercise
+TRIES: Counter[str] = Counter()  # failed checks of this process, by the number of the exercise
 
 
 class StillBlank(AssertionError):

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 def make_importable():
     """Lets torchvision be imported without its compiled operations, of which timm uses none.
 
-    The package registry has it for CUDA alone; beside a CPU build its library does not load, and importing it ends at
+    Its published wheels are built for CUDA; beside a CPU build its library does not load, and importing it ends at
     two operations that it describes.  They are declared here.
     """
     if not (find_spec("torchvision") and find_spec("torch")):

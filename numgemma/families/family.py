@@ -1,11 +1,11 @@
 """What the rest of the package may ask of a family of models.  A new family is a folder with one such record.
 
-Parts are functions of the forward pass by name.  They are called with arguments by name, may run alone, and may be
-swapped for a while; a fault that changes a part which a family lacks cannot act there.  The package asks for these; a
-family may list more, for faults to act on:
+Parts are functions of the forward pass by name.  They may run alone, and may be swapped for a while; the names of their
+arguments are part of the contract, since faults ask for them by name.  A fault that changes a part which a family lacks
+cannot act there.  The package asks for these; a family may list more, for faults to act on:
 
     forward       ids, media, w, run, tap -> what the model is for: logits T V, or a vector
-    block         x, w, spec, ..., tap -> x: one layer, called for each row
+    block         x, w, spec, ..., tap -> x: one layer, called once for each row of the layer table
     head          x, w, run, tap -> logits T V
     soft tokens   media, w, run, tap -> kind of media: O D, what stands at its placeholders
     rope table    the table of one kind of layer: positions, spec, ...
@@ -17,6 +17,9 @@ and for a model that continues a prompt, its forward pass in steps:
     layers        tokens, rows, w, run, tap -> tokens, after these rows of the table; tokens.of(slice): some of them
     forget        kvs, rows -> None: drops the keys that no later token can see
     leave         tokens, w, run, tap -> T D, after the last norm; forgets too
+
+Of a family that drafts for another, speculative.py asks for `embed` and `draft`; of one that writes canvases,
+denoise.py for `enter encoder`, `encoder weights` and `guess`; of one that embeds, model.py for `vector`.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """What a layer computes, as a figure: its points, their axes, and what is computed from what.
 
-Nothing of the model is known here.  The points and arrows are those of graph.py, which learned them from a run; where a
-box stands follows from them.
+The points and arrows are those of graph.py, which learned them from a run, and where a box stands follows from them;
+names only choose colours, and are shortened.
 """
 
 from collections import defaultdict
@@ -104,7 +104,7 @@ def placed(rows, ways, stream) -> dict:
         for one, next_ in pairwise(stops):
             above[next_].append(one)
     x = dict.fromkeys(stream, 0.0)
-    stops = sorted(set(above) - set(stream), key=lambda stop: list(above).index(stop))
+    stops = [stop for stop in above if stop not in stream]
     for row in range(1, max(rows.values()) + 1):
         here = [stop for stop in stops if row_of(stop, rows) == row]
         wanted = [mean(x[one] for one in above[stop]) for stop in here]

@@ -3,9 +3,10 @@
 A mixture y = w1 x1 + w2 x2 + ... is fitted on the values that a sketch keeps.  The RMS that a right fit leaves is known
 beforehand (rounding.py), and a fit that leaves more is not the whole story.  A weight is known to within
 
-    give = left sqrt(diag (X'X)^-1)
+    give = max(1, beyond) sqrt(diag (X'T²X)^-1)
 
-so parents that differ by less than their rounding cannot be told apart, and a large `give` says so.
+where T is 1 / the rounding of each number, and beyond the RMS of the rest in that measure; so parents that differ by
+less than their rounding cannot be told apart, and a large `give` says so.
 """
 
 import math

@@ -220,16 +220,21 @@ def mixture_told(r: Relation, numbers: np.ndarray, labels: dict[str, str], base:
         }
         manner |= {"dare": "DARE: at random, rescaled", "dare, elected": "DARE: at random, rescaled, signs elected"}
         scale = f", all times {short(r.scale)}" if abs(r.scale - 1) > 0.02 else ""
-        return f"{over} + {' + '.join(parts)} ({manner[r.how]}{scale})"
+        return f"{summed([over, *parts])} ({manner[r.how]}{scale})"
     if base in [share.parent for share in r.shares] and abs(weights.sum() - 1) < 0.02:
         parts = [
             f"{short(w)} ({n} - {labels[str(base)]})"
             for n, w, share in zip(names, weights, r.shares, strict=True)
             if share.parent != base
         ]
-        return f"{labels[str(base)]} + {' + '.join(parts)}"
-    text = " + ".join(f"{short(w)} {n}" for n, w in zip(names, weights, strict=True)).replace("+ -", "- ")
+        return summed([labels[str(base)], *parts])
+    text = summed([f"{short(w)} {n}" for n, w in zip(names, weights, strict=True)])
     return text + (" on average, with other weights in each row" if r.how == "rows" else "")
+
+
+def summed(parts: list[str]) -> str:
+    """Terms as a sum; one that begins with a minus is taken away."""
+    return " + ".join(parts).replace("+ -", "- ")
 
 
 def short(x: float) -> str:

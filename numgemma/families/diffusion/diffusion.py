@@ -2,17 +2,18 @@
 
 The encoder is 26B-A4B's forward pass; of what it computes only the keys and values are used.  The decoder is the same
 layers on a canvas of guesses, each of which sees the whole text and the whole canvas; it is told what it thought of the
-canvas in the pass before.  Each has scalars of its own to end its layers with, and no other weight of its own but the
-self-conditioning.  How a canvas becomes a text in many passes: denoise.py.
+canvas in the pass before.
+Both end their layers with scalars of their own; the decoder alone has the self-conditioning; all else is shared.
+How a canvas becomes a text in many passes: denoise.py.
 """
 
 from collections import ChainMap
-from copy import copy
 from dataclasses import replace
 
 import numpy as np
 
 from numgemma import ops
+from numgemma.cache import beside
 from numgemma.families.diffusion.layout import ENCODER
 from numgemma.families.gemma4 import gemma4, multimodal
 from numgemma.families.unified.unified import image_masks
@@ -91,7 +92,7 @@ def guess(canvas, before, w, run, tap=Tap()):
 def self_conditioning(x, before, w, c, tap=Tap()):
     """The canvas, with what was thought of it.  x: T D   before: logits T V, or None  ->  T D
 
-    Of the first pass the signal is zero, and the norm at the end holds all the same.
+    In the first pass the signal is zero; the last norm is still applied.
     (equals DiffusionGemmaSelfConditioning)
     """
     soft = tap("soft", thought(x, before, w, c), "T D")
@@ -109,11 +110,11 @@ def thought(x, before, w, c):
 
 
 def read_only(kvs):
-    """The cache as the decoder has it: keys of the canvas go behind those of the text, and are seen in this pass alone.
+    """The cache as the decoder has it: the canvas's keys go behind the text's, in rows that the text does not use yet.
 
-    They lie in rows that the text does not use yet.
+    The text's own cache does not learn of them.
     """
-    return {index: copy(kept) for index, kept in kvs.items()}
+    return beside(kvs)
 
 
 def canvas_masks(T, kvs, c):
@@ -122,6 +123,6 @@ def canvas_masks(T, kvs, c):
 
 
 def head(x, w, run, tap=Tap()):
-    """Logits: the embedding table, unscaled; the soft cap in float32, whatever the run's precision.  x: T D -> T V"""
+    """Logits: the embedding table, unscaled; the soft cap in float32 at least, in any run.  x: T D  ->  T V"""
     logits = tap("lm_head", ops.linear(x, w["embed_tokens.weight"]), "T V")
     return tap("logits", ops.softcap(ops.widen(logits, 1), run.config.text.final_logit_softcapping), "T V")

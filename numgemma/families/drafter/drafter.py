@@ -23,7 +23,7 @@ from numgemma.trace import Tap
 
 
 def forward(ids, media, w, run, tap=Tap()):
-    """One step on what Transformers passes it; ids are none.  -> logits 1 V   (equals Gemma4AssistantForCausalLM)"""
+    """One step on what Transformers passes; there are no token ids.  -> logits 1 V   (Gemma4AssistantForCausalLM)"""
     x = taken("inputs_embeds", "T W", media, run.dtype, tap)
     position = taken("position_ids", "T", media, run.dtype, tap)
     kvs = {kind: handed_over(kind, media, run, tap) for kind in run.config.kinds}
@@ -39,7 +39,10 @@ def handed_over(kind, media, run, tap):
 
 
 def unpadded(kvs, mask):
-    """Without the keys of padding.  mask: of all tokens, also of those whose keys a sliding layer has forgotten"""
+    """Without the keys of padding.
+
+    mask: an entry for each token so far, also for those whose keys a sliding layer has forgotten.
+    """
     longest = max(len(k) for k, _ in kvs.values())
     if len(mask) < longest:
         raise InputError(f"attention_mask has {len(mask)} entries for {longest} keys; it should have as many, or more.")

@@ -58,7 +58,7 @@ def both_ways(count, config):
 def block(x, own, w, spec, rope, mask, tap=Tap()):
     """One layer.  x: T D   own: T P, its per-layer input  ->  T D   (equals EmbeddingGemma2EncoderLayer)"""
     h = norm("input_layernorm", x, w, spec.eps, tap)
-    h = attention(h, w.at("self_attn"), spec, rope, mask, {}, tap.at("self_attn"))  # {}: no token comes later
+    h = attention(h, w.at("self_attn"), spec, rope, mask, {}, tap.at("self_attn"))  # {}: no cache, nothing follows
     h = norm("post_attention_layernorm", h, w, spec.eps, tap)
     x = tap("after_attention", x + h, "T D")
 
@@ -75,7 +75,8 @@ def block(x, own, w, spec, rope, mask, tap=Tap()):
 def pooled(x, w, config, tap=Tap()):
     """The mean over all tokens, the prompt's, <bos> and <eos> too, of their projections.  x: T D  ->  W
 
-    Up to the projection this equals EmbeddingGemma2Model.  The mean may come before that, but not before the norm.
+    Up to the projection this equals EmbeddingGemma2Model.  The mean could be taken before the projection, which is
+    linear, but not before the norm.
     """
     x = norm("norm", x, w, config.rms_norm_eps, tap)
     x = tap("embedding_projection", ops.linear(x, w["embedding_projection.weight"]), "T W")

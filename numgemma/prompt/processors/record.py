@@ -88,7 +88,7 @@ def settings(cls: type, raw: dict, name: str, fixed: dict[str, Any], idle: set[s
 
 
 def mel_rules(s, frame_seconds: float, overdrive: int = 1):
-    """What a log-mel front end needs.  overdrive: how often the next power of two the Fourier transform is"""
+    """What a log-mel front end needs.  overdrive: how many times the next power of two the transform's length is"""
     ms = round(1000 * frame_seconds)
     return [
         (s.sampling_rate > 0 and s.feature_size > 0 and s.mel_floor > 0, "a size of the sound is not positive"),
