@@ -123,8 +123,8 @@ def test_a_stack_of_the_text_model_equals_transformers(tmp_path, spans):
 def test_a_random_checkpoint_of_a_shrunk_official_config_equals_transformers(tmp_path, name):
     """Its text: the towers need timm.
 
-    Where 95 % of random gates are zero, rounding grows from layer to layer, and depends on the threads of a product: two
-    right runs are up to twice as far apart as elsewhere.
+    Where 95 % of random gates are zero, rounding grows from layer to layer, and depends on the threads of a product:
+    two right runs are up to twice as far apart as elsewhere.
     """
     synth(name, target=tmp_path / "m", scale="tiny", dtype="float32")
     raw, tensors = text_alone(tmp_path / "m")
