@@ -17,9 +17,9 @@ def tokens_a_pass(a, k):
 
 
 # exercise 12.3: the distribution of the token that this rule writes
-def law(p, x):
-    """p: V, the target's chances   x: the guess  ->  V"""
+def law(p, x, keep):
+    """p: V, the target's chances   x: the guess, kept with chance `keep`, else drawn from p without x  ->  V"""
     others = np.where(np.arange(len(p)) == x, 0, p)
-    written = (1 - p[x]) * others / others.sum()
-    written[x] += p[x]
+    written = (1 - keep) * others / others.sum()
+    written[x] += keep
     return written
