@@ -19,7 +19,7 @@ import numpy as np
 from numgemma import ops
 from numgemma.config import build, demand
 from numgemma.errors import InputError, NonFiniteError
-from numgemma.generate import Memory, prefill, whole
+from numgemma.generate import Memory, at_speed, prefill, whole
 from numgemma.ops.definitions import wide
 from numgemma.prompt.media import NO_MEDIA
 
@@ -139,7 +139,7 @@ def denoised(
     family = replace(model.family, parts={**model.family.parts, "enter": model.family.parts["enter encoder"]})
     T, encoder = model.config.canvas_length, family.part("encoder weights")(w, model.config)
     run = model.run(family.kvs(model.config, memory.cache_dtype or model.dtype))
-    with ops.using(ops.fastest(run.dtype)), np.errstate(all="ignore"):
+    with at_speed(run.dtype):
         prefill(ids, media, encoder, family, run, memory.chunk)
     for block in range(-(-how.max_new_tokens // T)):
         run = replace(run, start=len(ids) + block * T)
@@ -148,7 +148,7 @@ def denoised(
             new = step.best if step.ids is None else step.ids
         if np.isin(new, how.eos_token_id).any():
             return
-        with ops.using(ops.fastest(run.dtype)), np.errstate(all="ignore"):
+        with at_speed(run.dtype):
             whole(new, encoder, family, run)
 
 
@@ -157,7 +157,7 @@ def steps_of(block, w, family, run, how: Denoising, draw: Draw) -> Iterator[Deno
     T, V = run.config.canvas_length, run.config.text.vocab_size
     canvas, before, bests = draw(f"{block}.first_canvas", lambda rng: rng.integers(0, V, T)), None, []
     for number in range(how.max_denoising_steps):
-        with ops.using(ops.fastest(run.dtype)), np.errstate(all="ignore"):
+        with at_speed(run.dtype):
             logits = family.part("guess")(canvas, before, w, run)
         if not np.isfinite(logits).all():
             raise NonFiniteError("The logits are not finite; `numgemma dump --inputs` names the point of a pass.")

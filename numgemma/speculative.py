@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from numgemma import ops
 from numgemma.cache import beside, rewind
 from numgemma.errors import InputError
-from numgemma.generate import Memory, Sampling, choose, through, through_prompt
+from numgemma.generate import Memory, Sampling, at_speed, choose, through, through_prompt
 
 # What queries of a drafter's layer and keys of the target's must have in common.
 SHARED = {"K": "key/value heads", "H": "lanes a head", "theta": "as rope base", "angles": "turning pairs of lanes"}
@@ -58,7 +57,7 @@ def rounds(target, draft: Draft, ids, media, limit, sampling: Sampling, memory: 
         return
     rng, rows, forget = np.random.default_rng(sampling.seed), target.outline.layers, target.family.part("forget")
     run = replace(target.run(), kvs=target.family.kvs(target.config, memory.cache_dtype or target.dtype))
-    with ops.using(ops.fastest(target.dtype)), np.errstate(all="ignore"):  # `choose` says in words what is not finite
+    with at_speed(target.dtype):
         tokens = through_prompt(ids, media, target.weights, target.family, run, memory.chunk)
         h, logits = ended(tokens, target, run)
     drafted: list[int] = []
@@ -73,7 +72,7 @@ def rounds(target, draft: Draft, ids, media, limit, sampling: Sampling, memory: 
         yield Round(tuple(drafted), n, tuple(kept))
         if limit <= 0:
             return
-        with ops.using(ops.fastest(target.dtype)), np.errstate(all="ignore"):
+        with at_speed(target.dtype):
             count, at = min(draft.tokens, limit - 1), np.array([length - 1])  # one place is the target's own
             drafted, guesses = guess(count, kept[-1], h[n : n + 1], keys, at, target, draft.model, sampling.suppress)
             run = replace(run, start=length - 1)

@@ -6,6 +6,7 @@ direction u of what a matrix writes is D = -a u (u'x); of what it reads, D = -a 
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def edited(child: Sketch, source: Source) -> Relation | None:
         return None
     removed, how = taken_out(child, one, u, least) if rank == 1 and step == 1 else (None, "")
     found = Relation("edited", parent, one.name, error=left / rms(Y), floor=least / rms(Y), rank=rank, how=how)
-    return Relation(**{**found.__dict__, "size": size / rms(Y), "removed": removed})
+    return replace(found, size=size / rms(Y), removed=removed)
 
 
 def directions(D: np.ndarray, least: float) -> tuple[int, float, np.ndarray]:
