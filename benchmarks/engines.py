@@ -131,6 +131,8 @@ def limits(model, threads):
         "gemm GFLOP/s": machine.gemm_peak(),
         "blas": machine.blas_kernel(),
         "bytes per token": machine.bytes_per_token(model),
+        "products per token, gen": machine.flops_per_token(model, False),
+        "products per token, all": machine.flops_per_token(model, True),
     }
 
 

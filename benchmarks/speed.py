@@ -229,11 +229,15 @@ def inside(worker, name, job):
     if job == "record":
         without, recorded = ask(worker, job)
         return {job: recorded / without}
-    if job != "decode" or name not in OURS:
+    if name not in OURS:
         return {job: ask(worker, job)}
     limits = ask(worker, "machine")
     speed = ask(worker, job)
-    return {job: speed, "read bandwidth": speed * limits["bytes per token"] / 1e9 / limits["read GB/s"], **limits}
+    if job == "decode":
+        read = speed * limits["bytes per token"] / 1e9
+        return {job: speed, f"{job}: read bandwidth": read / limits["read GB/s"], **limits}
+    products = speed * limits[f"products per token, {job.rsplit('-')[-1]}"] / 1e9
+    return {job: speed, f"{job}: sgemm": products / limits["gemm GFLOP/s"]}
 
 
 def keep(found, args, folder, name, number, values):

@@ -3,7 +3,7 @@
 from statistics import median
 
 from engines import OURS, PEERS
-from targets import TARGETS, target_of, verdict
+from targets import LIMITS, TARGETS, target_of, verdict
 
 UNITS = {"decode": "tokens/s", "prefill": "tokens/s", "start": "s", "memory": "GB", "record": "x"}
 LESS = ("start", "memory")  # the less the better
@@ -80,11 +80,11 @@ def comparison(by, shape, what, ours, against):
     mine = by[shape, what, ours]
     if against == "":
         return list(mine.values())
-    if against == "read bandwidth":  # its share
-        return list(by.get((shape, against, ours), {}).values())
+    if against in LIMITS:  # its share
+        return list(by.get((shape, f"{what}: {against}", ours), {}).values())
     theirs = by.get((shape, against, ours)) or by.get((shape, what, against), {})
     both = [(mine[n], theirs[n]) for n in mine if n in theirs]
-    if against in PEERS and not what.startswith(LESS):
+    if against in (*PEERS, *OURS) and not what.startswith(LESS):
         return [a / b for a, b in both]
     return [b / a for a, b in both]  # of time and memory; and of two speeds of our own: cost per token
 
