@@ -3,7 +3,7 @@
 So the tests of equality that the project rests on are shown to hold each of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +102,12 @@ def test_every_fault_is_caught_and_first_changes_the_point_that_its_entry_names(
 def test_every_fault_can_act_in_some_checkpoint(runs):
     acting = {id for run in runs.values() for id in CATALOGUE if run.shows(CATALOGUE[id])}
     assert acting - ELSEWHERE == set(CATALOGUE) - ELSEWHERE
+
+
+def test_a_slip_in_what_a_fault_asks_of_a_layer_is_not_taken_for_one_that_cannot_act(runs):
+    slip = replace(CATALOGUE["T07"], at=lambda spec, model: spec.windoww is None)
+    with pytest.raises(AttributeError, match="windoww"):
+        slip.places(runs["dense"].model)
 
 
 @pytest.mark.parametrize("rank", range(1, 5))

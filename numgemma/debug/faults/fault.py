@@ -36,7 +36,8 @@ class Fault:
     shows: the first point whose value it changes, as globs.
     swaps: the function or part it replaces, or "" where it changes rows of the layer table.
     within: only while this function runs.
-    at(spec, model): whether it can act in that layer, if that has the point; spec is None outside the layers.
+    at(spec, model): whether it can act in that layer, if that has the point; spec is None outside the layers.  It is
+    asked in every family that has what is swapped, so it asks first for a weight, a part or a field that is not in all.
     past_window: it shows only in prompts longer than the window.
     by_kind: it acts in all layers of a kind or in none, since a rope table or a mask is made once for all of them.
     across: what it does in one layer shows in a later one.
@@ -74,7 +75,7 @@ class Fault:
         rows = model.outline.layers if self.layered else (None,)
         there = {layer_of(name) for name in self.points(model, "image" in kinds(model), "audio" in kinds(model))}
         rows = [spec for spec in rows if None in there or (spec and spec.index in there)]
-        return tuple(spec.index if spec else None for spec in rows if self.can_act(spec, model))
+        return tuple(spec.index if spec else None for spec in rows if self.at(spec, model))
 
     def points(self, model, pictures, sounds) -> tuple[str, ...]:
         """Those of a model, on a prompt with so many pictures and sounds, that can be the first to show it."""
@@ -93,15 +94,14 @@ class Fault:
         there = parameters(self.swaps, family) if self.swaps else {"spec", "model"}
         return there >= {*asks(self.change)[1 if self.swaps else 0 :]} - {"**"}
 
-    def can_act(self, spec, model):
-        try:
-            return self.at(spec, model)
-        except AttributeError:  # this family's rows or config do not have what the fault is about
-            return False
-
 
 def kinds(model):
     return model.family.placeholders(model.config)
+
+
+def has_key(model, key) -> bool:
+    """Whether the config of the model's text has a key, with whatever value: not every family's has it."""
+    return hasattr(getattr(model.config, "text", None), key)
 
 
 @lru_cache(maxsize=1024)

@@ -11,7 +11,7 @@ import numpy as np
 
 from numgemma import ops
 from numgemma.debug.faults.attending import ATTENTION, slides
-from numgemma.debug.faults.fault import Rewired, fault, swapped, with_weights
+from numgemma.debug.faults.fault import Rewired, fault, has_key, swapped, with_weights
 from numgemma.prompt import media
 
 VISION = "vision_tower*"
@@ -180,7 +180,7 @@ def pooled_in_order(original, bins):
     "compute (x - std_bias) * std_scale after pooling, in float32",
     shows=f"{VISION}.out",
     swaps="ops.standardize",
-    at=lambda spec, model: bool(model.config.vision) and model.config.vision.standardize,
+    at=lambda spec, model: "vision_tower.std_bias" in model.weights,
 )
 def not_standardised(original, x, dtype):
     return x.astype(dtype)
@@ -233,8 +233,11 @@ def unclipped(original, x, w):
 # -- who sees whom
 
 
+WHO_SEES = "use_bidirectional_attention"
+
+
 def sees_images(spec, model):
-    return model.config.text.use_bidirectional_attention == "vision"
+    return has_key(model, WHO_SEES) and model.config.text.use_bidirectional_attention == "vision"
 
 
 def one_mask(model):
@@ -277,7 +280,7 @@ def images_everywhere(original, tokens):
     "follow use_bidirectional_attention: null means causal",
     shows=f"{ATTENTION}.scores",
     swaps="enter",
-    at=lambda spec, model: not sees_images(spec, model) and slides(spec, model),
+    at=lambda spec, model: has_key(model, WHO_SEES) and not sees_images(spec, model) and slides(spec, model),
     by_kind=True,
     media=with_images,
 )

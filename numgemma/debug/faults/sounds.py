@@ -23,7 +23,7 @@ AUDIO = "audio_tower*"
     "flatten bin by bin, the channels of a bin together",
     shows=f"{AUDIO}.input_proj_linear",
     swaps="layers.conformer.subsample",
-    at=lambda spec, model: bool(model.config.audio.subsampling_conv_channels),
+    at=lambda spec, model: "audio_tower.subsample_conv_projection.layer0.conv.weight" in model.weights,
 )
 def channels_first(original, w, tap):
     def equation(y, seen):

@@ -13,23 +13,23 @@ from numgemma.debug.faults.pictures import with_clips, with_images
 
 
 def has_streams(spec, model):
-    return model.config.text.altup_num_inputs > 1
+    return "stream gains" in model.family.parts and model.config.text.altup_num_inputs > 1
 
 
-def in_3n(spec, model):
-    return spec.sparsity >= 0
+def has_laurel(spec, model):
+    return f"layers.{spec.index}.laurel.linear_left.weight" in model.weights
 
 
 def is_sparse(spec, model):
-    return spec.sparsity > 0
+    return hasattr(spec, "sparsity") and spec.sparsity > 0
 
 
 def sees(spec, model):
-    return bool(model.config.vision.net)
+    return "vision_tower.timm_model.conv_stem.conv.weight" in model.weights
 
 
 def hears(spec, model):
-    return model.config.audio.conf_reduction_factor > 0
+    return "audio_tower.subsample_conv_projection.conv_0.conv.weight" in model.weights
 
 
 @fault(
@@ -76,7 +76,7 @@ def raw_residual(y, seen):
     "divide the sum of attention's and LAuReL's residual by sqrt(2)",
     shows="layers.*.after_attention",
     swaps="ops.divide",
-    at=in_3n,
+    at=has_laurel,
 )
 def undivided(original, x):
     return x

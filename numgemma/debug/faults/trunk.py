@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from numgemma import ops
-from numgemma.debug.faults.fault import Rewired, fault, with_weights
+from numgemma.debug.faults.fault import Rewired, fault, has_key, with_weights
 
 
 def has_ple(spec, model):
@@ -52,7 +52,7 @@ def narrow_norm(original, x, w, eps):
     "normalise a branch's output, then add it to the stream",
     shows="layers.*.post_attention_layernorm",
     swaps="block",
-    at=lambda spec, model: spec.E >= 0,  # a layer of one stream, to which its branches are added one after another
+    at=lambda spec, model: "stream gains" not in model.family.parts,  # one stream, to which the branches are added
 )
 def post_norm_after_add(original, x, w, spec, tap):
     def normed(name, stream, branch):
@@ -210,8 +210,11 @@ def head_scaled(original, w):
     return ops.scale(original(), math.sqrt(w.shape[1]))
 
 
+CAP = "final_logit_softcapping"
+
+
 def capped(spec, model):
-    return bool(model.config.text.final_logit_softcapping)
+    return has_key(model, CAP) and bool(model.config.text.final_logit_softcapping)
 
 
 def with_cap(run, cap):
@@ -243,5 +246,5 @@ fault(
     "follow final_logit_softcapping: null means none",
     shows="logits",
     swaps="head",
-    at=lambda spec, model: not capped(spec, model),
+    at=lambda spec, model: has_key(model, CAP) and not capped(spec, model),
 )(lambda original, run: original(run=with_cap(run, 30.0)))

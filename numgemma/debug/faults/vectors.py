@@ -17,7 +17,7 @@ PROJECTION = "per_layer_model_projection"
 
 
 def in_vectors(spec, model):
-    return model.config.embedding_dim > 0
+    return "vector" in model.family.parts
 
 
 def with_radius(change):
