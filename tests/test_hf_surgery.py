@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 from closeness import assert_close, worst_token
+from test_lint import DRAWN, OF_A_KIND, OTHER_NAMES, renamed
 
 import numgemma
 from numgemma.checkpoint import open_checkpoint
@@ -142,3 +143,14 @@ def test_a_transplant_attends_in_its_first_layer_as_gemma_3_itself_does(tmp_path
     ours = numgemma.load(tmp_path / "m").record(IDS, ["layers.0.self_attn.probs"])["layers.0.self_attn.probs"]
     assert theirs.max() > 0.3  # the heads do look somewhere
     assert_close(theirs, ours)
+
+
+@pytest.mark.parametrize("prefix", OTHER_NAMES)
+@pytest.mark.parametrize("kind", OF_A_KIND)
+def test_transformers_draws_at_random_what_lint_says_it_will_not_find(tmp_path, kind, prefix):
+    """How many: test_lint.py holds lint to the same table.  DiffusionGemma counts a weight in each of its stacks."""
+    info = loading(renamed(OF_A_KIND[kind](tmp_path / "m"), prefix))
+    missing = [name for name in info.get("missing_keys", ()) if not name.startswith("lm_head")]
+    drawn = DRAWN[kind].get(prefix, 0)
+    assert bool(missing) == bool(drawn)
+    assert len(missing) == drawn or kind == "diffusion_gemma"

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import tiny
 import tiny3n
+import tiny_drafter
+import tiny_embedding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from test_stack import LIKE_E4B, PLAIN, written
 
 import numgemma
+from numgemma.checkpoint import short_name
 from numgemma.cli import main
 from numgemma.errors import InputError
 from numgemma.opening import DATA
@@ -25,6 +28,39 @@ from numgemma.surgery.recipe import PRESETS, of_one
 from numgemma.surgery.synth import synth
 
 EVERY = {**tiny.VARIANTS, **tiny.MULTIMODAL}
+
+
+# Under which names Transformers finds which weights: of each kind of model, how many it lacks where all names are the
+# short ones behind a prefix.  (test_hf_surgery.py asks Transformers.)
+OF_A_KIND = {
+    "gemma4_text": lambda folder: tiny.write(folder, tiny.PLE),
+    "gemma4": lambda folder: tiny.write(folder, tiny.E4B),
+    "gemma4_unified": lambda folder: tiny.write(folder, tiny.UNIFIED),
+    "diffusion_gemma": lambda folder: tiny.write(folder, tiny.DIFFUSION),
+    "gemma3n_text": lambda folder: tiny3n.write(folder, tiny3n.TEXT),
+    "gemma4_assistant": lambda folder: tiny_drafter.write(folder, "clustered"),
+    "embedding_gemma2": lambda folder: tiny_embedding.write(folder, tiny_embedding.WHOLE),
+    "embedding_gemma2_text": lambda folder: tiny_embedding.write(folder, tiny_embedding.TEXT),
+}
+DRAWN = {
+    "gemma4_text": {"model.language_model.": 129, "language_model.model.": 129},
+    "gemma4": {"": 129, "model.": 129, "model.language_model.": 217, "language_model.model.": 346},
+    "gemma4_unified": {"": 84, "model.": 84, "model.language_model.": 11, "language_model.model.": 95},
+    "diffusion_gemma": {"": 167, "model.": 167, "model.language_model.": 173, "language_model.model.": 173},
+    "gemma3n_text": {"language_model.model.": 194},
+    "gemma4_assistant": {"model.language_model.": 50, "language_model.model.": 50},
+    "embedding_gemma2": {"": 107, "model.": 107, "model.language_model.": 161, "language_model.model.": 268},
+    "embedding_gemma2_text": {"model.language_model.": 107, "language_model.model.": 107},
+}
+OTHER_NAMES = ("", "model.", "model.language_model.", "language_model.model.")
+
+
+def renamed(folder, prefix):
+    """The same checkpoint with the short names of its tensors behind a prefix, but for a head's."""
+    tensors = load_file(folder / "model.safetensors")
+    short = {name: name if name.startswith("lm_head") else prefix + short_name(name) for name in tensors}
+    save_file({short[name]: x for name, x in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 def checkpoint(folder, raw=tiny.PLE, change=None, tensors=None):
@@ -545,12 +581,18 @@ def test_the_config_of_a_release_has_no_fault():
             assert config.vision is not None
 
 
-@pytest.mark.parametrize(("prefix", "quiet"), [("", True), ("model.", True), ("model.language_model.", False)])
-def test_names_that_transformers_does_not_look_for_are_told(tmp_path, prefix, quiet):
-    path = tiny.write(tmp_path / "m", tiny.PLE, prefix=prefix)
-    assert (said(path, "names") == "") == quiet
-    if not quiet:
-        assert "looks for 'model.embed_tokens.weight', not for 'model.language_model.embed" in said(path, "names")
+def test_names_that_transformers_does_not_look_for_are_told(tmp_path):
+    path = tiny.write(tmp_path / "m", tiny.PLE, prefix="model.language_model.")
+    assert "looks for 'model.embed_tokens.weight', not for 'model.language_model.embed" in said(path, "names")
+
+
+@pytest.mark.parametrize("prefix", OTHER_NAMES)
+@pytest.mark.parametrize("kind", OF_A_KIND)
+def test_how_many_tensors_transformers_would_draw_at_random_is_told_for_every_family(tmp_path, kind, prefix):
+    """How many it draws test_hf_surgery.py asks of Transformers itself."""
+    path = renamed(OF_A_KIND[kind](tmp_path / "m"), prefix)
+    text, drawn = said(path, "names"), DRAWN[kind].get(prefix, 0)
+    assert text.startswith(f"Transformers will not find {drawn} of") if drawn else text == ""
 
 
 # Gemma 3n

@@ -86,7 +86,7 @@ def names_of_transformers(parts: Parts) -> list[Finding]:
     assert parts.config is not None
     family, kind = find(parts.config, "config.json"), parts.config["model_type"]
     due = {short: family.stored_name(short, kind) for short in parts.tensors if short in parts.stored}
-    strange = [n for n, wanted in due.items() if parts.stored[n] not in (wanted, wanted.removeprefix("model."))]
+    strange = [name for name, wanted in due.items() if looked_for(parts.stored[name], kind) != looked_for(wanted, kind)]
     if not strange:
         return []
     first = strange[0]
@@ -95,6 +95,15 @@ def names_of_transformers(parts: Parts) -> list[Finding]:
         f"random: it looks for {due[first]!r:.100}, not for {parts.stored[first]!r:.100}."
     )
     return [warning("names", text, strange)]
+
+
+# What Transformers takes off the names in a file, beside a `model.`, where it makes the text model of a whole one.
+ALSO_OFF = {"gemma3n_text": "model.language_model."}
+
+
+def looked_for(stored: str, kind: str) -> str:
+    """The part of a name that Transformers tells tensors by."""
+    return stored.removeprefix(ALSO_OFF.get(kind, "")).removeprefix("model.")
 
 
 def refused(path: str | Path, found: list[Finding]) -> list[Finding]:
