@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,10 @@ from numgemma.dump import Dump, hashes, new_meta
 from numgemma.errors import InputError, NonFiniteError
 from numgemma.ops import definitions
 from numgemma.prompt.media import read_media
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import calibration
 
 TOKENS = 16
 
@@ -92,6 +97,17 @@ def test_the_calibration_in_the_repository_has_no_false_alarm():
     for kind, found in tree["damaged"].items():
         assert set(found["states"]) <= {"FAULT", "SUSPECT"}, kind
         assert found["states"]["FAULT"] >= 7, kind
+
+
+def test_the_calibration_has_tokens_that_vanish_beside_the_others_and_no_false_alarm_for_them(tmp_path):
+    for name, model, ids in calibration.vanishing(tmp_path):
+        exact = calibration.record(model, ids, "float32")
+        rows = {n: np.linalg.norm(x.astype(np.float64), axis=1) for n, x in exact.items() if exact.axes[n] == "T D"}
+        assert min(sizes.min() / sizes.max() for sizes in rows.values()) < 1e-6, name
+        floor = measure_floor(model, ids, "float32")
+        for seed in (100, 101):
+            found = diff(exact, calibration.record(model, ids, "float32", seed), floor=floor)
+            assert found.count("FAULT") == 0, (name, found.first)
 
 
 @pytest.mark.hf
