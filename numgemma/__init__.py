@@ -27,6 +27,7 @@ The files, in the order in which they read best:
     dump         a recorded run, in memory or in a file
     marks        arrays that remember what they were computed from
     graph        which point comes from which, with which axes, from which line: learned from a run
+    anatomy      one layer of it, as boxes and arrows
     opening      from a path to a checkpoint that its family knows, every tensor there
     model        what `load` returns
     score        how likely a model finds a given text

@@ -11,11 +11,10 @@ matplotlib.use("agg")
 from matplotlib import pyplot
 from matplotlib.patches import FancyBboxPatch
 
-from numgemma import InputError, plots
+from numgemma import InputError, anatomy, plots
 from numgemma.cli import main
 from numgemma.cli.show import graph_told
 from numgemma.graph import layers_in, shallow_graphs
-from numgemma.plots import anatomy
 
 
 def kinds():

@@ -21,6 +21,7 @@ from numgemma.debug.measure.logits import Flip
 from numgemma.debug.noise.floor import measure_floor
 from numgemma.debug.report import Subject, chart, svg, to_html, write_html, write_png
 from numgemma.debug.report.equations import equation, source
+from numgemma.debug.report.layer import layer
 from numgemma.dump import Dump, new_meta
 from numgemma.errors import InputError
 from numgemma.graph import graph_of_dumps
@@ -90,7 +91,7 @@ def test_the_page_has_every_section_and_all_its_tags_are_closed(page):
     found = Elements(page)
     assert found.open == []
     assert len(found.ids) == len(set(found.ids))
-    wanted = ["compared", "depth", "heat", "local", "hints", "cards", "table", "logits", "glossary"]
+    wanted = ["compared", "depth", "layer", "heat", "local", "hints", "cards", "table", "logits", "glossary"]
     assert [name for name in wanted if name in found.sections] == list(found.sections)
     assert set(wanted) - {"hints"} <= set(found.sections)
 
@@ -202,6 +203,51 @@ def test_what_is_missing_is_absent(subject):
     assert set(of_replay.sections) == {"depth", "local", "cards", "table", "glossary"}
     same = Elements(to_html(Subject(diff(subject.a, subject.a), subject.a, subject.a)))
     assert "cards" not in same.sections
+
+
+def drawn(text):
+    """The boxes of the layer's picture: point -> kind, and all that is written there."""
+    picture = text[text.index('<section id="layer"') :].partition("</section>")[0]
+    boxes = re.findall(r'<g class="cell ([a-z-]+)"><title>([^<]+)</title>(.*?</text>)</g>', picture)
+    return {unescape(point): (kind, unescape(re.sub("<[^>]+>", " ", inside))) for kind, point, inside in boxes}
+
+
+def test_the_layer_where_it_first_goes_wrong_is_drawn_with_what_was_found_at_each_point(page, subject):
+    boxes = drawn(page)
+    in_it = {p for p in subject.graph.points if p.startswith("layers.3.")}
+    assert set(boxes) == in_it | {"layers.2.out"}
+    states = {p.name: p.state for p in subject.diff.points}
+    for point, (kind, text) in boxes.items():
+        passed_on = states.get(point) == "DIFFERS" and point != BAD  # replay has found that step right
+        state = FAULT if point == BAD else INHERITED if passed_on else states.get(point, "not recorded")
+        assert kind == (chart.class_of(state) if point in states else chart.BLANK), point
+        assert state in text
+        assert point.removeprefix("layers.3.") in text
+    kinds = [kind for kind, _ in boxes.values()]
+    assert kinds.count(chart.WRONG) == 1
+    assert {chart.FINE, chart.PASSED_ON} < set(kinds)
+    assert "Layer 3, where it first goes wrong" in page
+    picture = page[page.index('<section id="layer"') :].partition("</section>")[0]
+    assert picture.count('class="wire') == sum(p in boxes for q in in_it for p in subject.graph.parents(q))
+    assert f'<a href="#card-{BAD}"><g class="cell wrong">' in picture
+
+
+def test_a_step_that_replay_finds_wrong_stands_out_from_what_is_inherited_and_a_point_without_record_says_so(subject):
+    later = "layers.3.mlp.down_proj"
+    steps = tuple(replace(s, state=FAULT) if s.name == later else s for s in subject.replay.points)
+    points = [replace(p, state=INHERITED) if p.name == later else p for p in subject.diff.points]
+    points = [p for p in points if p.name != "layers.3.mlp.up_proj"]
+    replay = replace(subject.replay, points=tuple(s for s in steps if s.name != "layers.3.mlp.up_proj"))
+    boxes = drawn(to_html(replace(subject, diff=replace(subject.diff, points=points), replay=replay)))
+    assert boxes[later][0] == chart.WRONG
+    assert boxes["layers.3.mlp.up_proj"][0] == chart.BLANK
+    assert "not recorded" in boxes["layers.3.mlp.up_proj"][1]
+
+
+@pytest.mark.parametrize("first", ["embed_tokens", "logits", "layers.3.of_nobody", None])
+def test_no_layer_is_drawn_where_the_first_point_is_in_none(subject, first):
+    assert layer(replace(subject, diff=replace(subject.diff, first=first), replay=None)) is None
+    assert layer(subject) is not None
 
 
 def test_dumps_that_cannot_be_compared_still_have_a_page(subject):
@@ -399,6 +445,10 @@ addEventListener("load", () => setTimeout(async () => {
   const reached = (node) => { node.focus(); return document.activeElement === node; };
   found.unreachable = [...document.querySelectorAll("nav a, summary, th button, #filter, #states, .scroll")]
     .filter((node) => node.checkVisibility() && !reached(node)).map((node) => node.outerHTML.slice(0, 80));
+  const width = (node) => node.getBBox().width;
+  found.cut = [...document.querySelectorAll("#layer .cell")].filter((cell) =>
+    [...cell.querySelectorAll("text:not(.outside)")].some((text) => width(text) > width(cell.querySelector("rect"))))
+    .map((cell) => cell.textContent);
   const wide = document.createElement("iframe");
   wide.style.width = "1400px";
   wide.srcdoc = document.documentElement.outerHTML.replace(/<script>const faults[^]*?<\\/script>/, "");
@@ -453,6 +503,11 @@ def test_the_page_makes_no_error_and_fetches_nothing(used):
         assert found["faults"] == []
         assert found["console"] == []
         assert found["fetched"] == []
+
+
+@in_browser
+def test_no_word_of_the_layer_s_picture_is_wider_than_its_box(used):
+    assert [found["cut"] for found in used.values()] == [[], []]
 
 
 @in_browser

@@ -3,14 +3,14 @@
 In reading order:
 
     figures      the figures that the course shares: attention, surprise, the stream, rope, gates, routing, errors
-    anatomy      what a layer computes from what
+    boxes        what a layer computes from what
     denoising    a canvas over its steps
     soft_tokens  what a dump holds of a picture, a clip or a recording
     overlay      the same, drawn over the file it was made of
 """
 
 from numgemma.colours import BLUE, GREEN, GREY, ORANGE, RED
-from numgemma.plots.anatomy import layer
+from numgemma.plots.boxes import layer
 from numgemma.plots.denoising import canvas_map
 from numgemma.plots.figures import (
     SERIES,

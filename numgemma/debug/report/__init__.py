@@ -8,6 +8,7 @@ In reading order:
     glossary   the words of the report
     svg        the pictures of the page
     cards      a card for each bad point
+    layer      the layer where it first goes wrong, with what was found at each point
     table      every point, to be sorted and filtered
     page       the page
     depth      error against depth, as `diff --plot` draws it

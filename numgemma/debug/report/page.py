@@ -16,6 +16,7 @@ from numgemma.debug.compare.words import MORE
 from numgemma.debug.report import chart, svg
 from numgemma.debug.report.cards import cards, scroll
 from numgemma.debug.report.glossary import GLOSSARY
+from numgemma.debug.report.layer import layer
 from numgemma.debug.report.subject import FLIPS, Subject
 from numgemma.debug.report.table import table
 from numgemma.dump import made_by
@@ -225,6 +226,6 @@ def glossary(s: Subject):
 
 
 SECTIONS = (
-    *(what_was_compared, error_against_depth, heat_map, local_and_inherited, hints, cards, table, logits),
+    *(what_was_compared, error_against_depth, layer, heat_map, local_and_inherited, hints, cards, table, logits),
     glossary,
 )

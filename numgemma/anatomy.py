@@ -1,65 +1,80 @@
-"""What a layer computes, as a figure: its points, their axes, and what is computed from what.
+"""What a layer computes, as boxes and arrows: its points, what is computed from what, and where each box stands.
 
-The points and arrows are those of graph.py, which learned them from a run, and where a box stands follows from them;
-names only choose colours, and are shortened.
+The points and arrows are those of graph.py, which learned them from a run, and where a box stands follows from them.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-from numgemma.colours import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, WHITE
 from numgemma.errors import InputError
 from numgemma.graph import Graph, layers_in, unstacked
 
 WIDE, HIGH, THIN, GAP = 2.0, 0.56, 0.1, 0.2  # a box; a line that passes a row; between two.  A row is 1 high
-PARTS = {  # beginning of a point's name -> colour of its box
-    "self_attn.": BLUE,
-    "mlp.": GREEN,
-    "experts": ORANGE,
-    "router.": ORANGE,
-    "per_layer": PINK,
-    "ple_block.": PINK,
-    "altup.": RED,
-    "laurel.": RED,
-}
 
 
-def layer(graph: Graph, index: int, fills: Mapping[str, str] | None = None, ax=None):
-    """One layer of a model, its stream at the left, from the top to the bottom.  graph: see graph.py  ->  Axes
+@dataclass(frozen=True)
+class Box:
+    """A point: where its middle stands, x to the right and y down; stream: it is the stream after one of its steps."""
 
-    A box has a point's name and its axes; a grey line below it names what comes from outside the layer.  fills: colours
-    of boxes by their points' names, for a verdict on each, say.  Raises InputError where the graph has no such layer.
+    point: str
+    name: str  # inside its layer
+    axes: str
+    outside: str  # what it reads from outside the layer, in words; "" where that is nothing
+    x: float
+    y: float
+    stream: bool
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """From one point to another: the middles of both, and the places that the line passes between them."""
+
+    places: tuple[tuple[float, float], ...]
+    stream: bool
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The boxes in order of execution, first what enters the layer; the arrows; width and height hold the middles."""
+
+    boxes: tuple[Box, ...]
+    arrows: tuple[Arrow, ...]
+    width: float
+    height: float
+
+
+def anatomy(graph: Graph, index: int, stack: str | None = None) -> Anatomy:
+    """One layer of a model, its stream at the left, from the top to the bottom.
+
+    stack: of a model with two stacks of layers, the one, by what its points' names begin with; None: the second.
+    Raises InputError where the graph has no such layer.
     """
-    from numgemma.plots.figures import axes
-
-    points = own_points(graph, index)
+    points = own_points(graph, index, stack)
     before = entry(graph, points)
     stream = [before, *(p for p in points if on_every_path(graph, p, points, before))]
     rows = depths(graph, points, before)
     ways = {(p, q): way(p, q, rows, stream) for q in points for p in graph.parents(q) if p in rows}
     at = placed(rows, ways, stream)
-    width, height = max(at.values()) + WIDE / 2, max(rows.values())
-    ax = axes(ax, 0.72 * (width + WIDE / 2), 0.5 * (height + 1.2))
-    for stops in ways.values():
-        line(ax, [(at[stop], row_of(stop, rows)) for stop in stops], bold=stops[0] in stream and stops[-1] in stream)
-    for name, row in rows.items():
-        box(ax, (at[name], row), told(graph, name, index, rows), name in stream, (fills or {}).get(name, WHITE))
-    ax.set_xlim(-0.55 * WIDE, width + 0.05 * WIDE)
-    ax.set_ylim(height + 0.6, -0.6)
-    ax.set_axis_off()
-    return ax
+    boxes = (Box(p, *told(graph, p, index, rows), at[p], row, p in stream) for p, row in rows.items())
+    arrows = (
+        Arrow(tuple((at[stop], row_of(stop, rows)) for stop in stops), p in stream and q in stream)
+        for (p, q), stops in ways.items()
+    )
+    return Anatomy(tuple(boxes), tuple(arrows), max(at.values()), max(rows.values()))
 
 
-def own_points(graph, index) -> list[str]:
-    """The points of a layer, in order of execution; of a model with two stacks of layers, those of the second."""
+def own_points(graph, index, stack=None) -> list[str]:
+    """The points of a layer, in order of execution.  stack: of `anatomy`"""
     stacks: dict[str, list[str]] = defaultdict(list)
     for p in graph.points:
         if unstacked(p).startswith(f"layers.{index}."):
             stacks[p.removesuffix(unstacked(p))].append(p)
     if not stacks:
         raise InputError(f"Layer {index} is not one of the {layers_in(graph.points)} of this model; count from 0.")
-    return list(stacks.values())[-1]
+    return list(stacks.values())[-1] if stack is None else stacks[stack]
 
 
 def entry(graph, points) -> str:
@@ -97,7 +112,7 @@ def row_of(stop, rows) -> int:
     return rows[stop] if isinstance(stop, str) else stop[2]
 
 
-def placed(rows, ways, stream) -> dict:
+def placed(rows, ways, stream) -> dict[Any, float]:
     """The column of each stop: the stream first, the rest below what they come from, side by side.  -> stop: x"""
     above = defaultdict(list)
     for stops in ways.values():
@@ -144,31 +159,3 @@ def shortened(names) -> list[str]:
     rest = [p.replace(".self_attn", "") for p in names if not unstacked(p).startswith("rotary_emb.")]
     rest = [p.replace("encoder.language_model.", "the encoder's ") for p in rest]
     return rest + ([f"{rotary[0].split('.')[1].removesuffix('_attention')} rope"] if rotary else [])
-
-
-# drawing
-
-
-def box(ax, place, lines, bold, fill):
-    from matplotlib.patches import FancyBboxPatch
-
-    (x, y), (name, shape, outside) = place, lines
-    colour = next((c for part, c in PARTS.items() if name.startswith(part)), BLACK if bold else GREY)
-    edge = {"fc": fill, "ec": colour, "lw": 2.2 if bold else 1.2, "boxstyle": "round,pad=0.02"}
-    ax.add_patch(FancyBboxPatch((x - WIDE / 2, y - HIGH / 2), WIDE, HIGH, zorder=2, **edge))
-    text = {"ha": "center", "va": "center", "zorder": 3}
-    ax.text(x, y - 0.12, name, size=6.4, weight="bold" if bold else "normal", **text)
-    ax.text(x, y + 0.13, shape, size=6.4, color=colour, **text)
-    if outside:
-        text["bbox"] = {"fc": "white", "ec": "none", "pad": 0.4}
-        ax.text(x, y + HIGH / 2 + 0.12, outside, size=5.6, color=GREY, **text)
-
-
-def line(ax, stops, bold):
-    """From the lower edge of a box to the upper edge of another, through the places between."""
-    (x, y), *between, (u, v) = stops
-    style = {"color": BLACK if bold else GREY, "lw": 2.0 if bold else 0.9, "zorder": 1}
-    path = [(x, y + HIGH / 2), *(stop for a, b in between for stop in ((a, b - HIGH / 2), (a, b + HIGH / 2)))]
-    ax.plot(*zip(*path, strict=True), **style)
-    arrow = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, "color": style["color"], "lw": style["lw"]}
-    ax.annotate("", (u, v - HIGH / 2), path[-1], arrowprops=arrow, zorder=1)
