@@ -42,7 +42,7 @@ MODEL: dict[str, Any] = {
     "name": str | None,
     "config": str | None,
     "shards": dict[str, str] | None,
-    "sample": str | None,
+    "samples": dict[str, str | None] | None,
     "layer_kinds": list[str] | None,
 }
 PART: dict[str, Any] = {"shape": list[int], "at": list[list[int] | None], "slack": dict[str, float] | None}

@@ -25,7 +25,7 @@ def fingerprint(checkpoint: Checkpoint, outline: Outline):
         "name": name_of(checkpoint.folder),
         "config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),
         "shards": checkpoint.header_hashes,
-        "sample": checkpoint.sample,
+        "samples": checkpoint.samples,
         "layer_kinds": outline.layer_kinds,
         "config_json": checkpoint.config,
     }

@@ -4,17 +4,21 @@ import copy
 import inspect
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import tiny
 import tiny3n
 import tiny_drafter
 import tiny_embedding
 from closeness import assert_same_run, relative
+from test_lint import OF_A_KIND
 
 import numgemma
 from numgemma.debug.blame.doctor import doctor
 from numgemma.debug.compare.diff import diff
-from numgemma.dump import read_dump
+from numgemma.debug.compare.precheck import precheck
+from numgemma.debug.noise.floor import cache_path
+from numgemma.dump import Dump, read_dump
 from numgemma.errors import InputError
 from numgemma.prompt.media import read_media
 
@@ -23,6 +27,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from numgemma.debug.capture import hooks  # noqa: E402
+from numgemma.debug.capture.held import held  # noqa: E402
 
 IDS = [2, 5, 100, 7, 33, 150, 8, 21, 60]  # past the window
 
@@ -312,3 +317,89 @@ def test_a_model_that_is_none_of_transformers_or_none_of_gemma_is_refused():
     )
     with pytest.raises(InputError, match="model_type"), numgemma.capture(llama, IDS):
         pass
+
+
+def weights_told(ours, dump):
+    return next(f for f in precheck(ours, dump).findings if f.what == "weights")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+def test_the_weights_that_are_held_are_those_of_the_file(folders, models, variant, dtype):
+    hf = live(folders[variant], dtype)
+    if dtype == "bfloat16" and variant == "moe":
+        hf.set_experts_implementation("eager")  # rows so short are none of PyTorch's fused experts' own
+    with numgemma.capture(hf, IDS) as dump:
+        pass
+    found, ours = weights_told(models[variant].record(IDS), dump), models[variant].checkpoint.samples
+    assert found.state == "same", found.says
+    assert None not in dump.meta["model"]["samples"].values()
+    assert len(dump.meta["model"]["samples"]) > 0.8 * len(ours)
+
+
+@pytest.mark.parametrize("kind", OF_A_KIND)
+def test_the_weights_of_every_family_are_told_on_the_spot_too(tmp_path, kind):
+    model = numgemma.load(OF_A_KIND[kind](tmp_path / "m"))
+    hf = hooks.load_hf(model.checkpoint.folder, torch.float32)
+    found = held(hf, model.family.shapes(model.config))
+    assert len(found) >= 50
+    assert found.items() <= model.checkpoint.samples.items()
+
+
+def test_the_capture_of_a_file_whose_towers_did_not_run_finds_the_floor_of_that_file(tmp_path):
+    model = numgemma.load(OF_A_KIND["gemma4"](tmp_path / "m"))
+    theirs = Dump(hooks.describe(model, IDS))
+    hooks.capture(model, np.asarray(IDS), theirs)
+    kept = [cache_path(meta["model"], IDS, "float32") for meta in (theirs.meta, model.record(IDS).meta)]
+    assert kept[0] == kept[1]
+
+
+def test_a_weight_that_was_edited_in_memory_is_named(folders, models):
+    hf = live(folders["dense"])
+    with torch.no_grad():
+        hf.model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    with numgemma.capture(hf, IDS) as dump:
+        run(hf)
+    found = weights_told(models["dense"].record(IDS), dump)
+    assert found.state == "differs"
+    assert "1 of " in found.says
+    assert "layers.1.mlp.up_proj.weight" in found.says
+
+
+def test_a_weight_that_is_changed_inside_the_block_is_told_as_it_ran(folders, models):
+    hf = live(folders["dense"])
+    with numgemma.capture(hf, IDS) as dump, torch.no_grad():
+        hf.model.norm.weight.mul_(2)
+        run(hf)
+        hf.model.norm.weight.div_(2)
+    assert "as norm.weight" in weights_told(models["dense"].record(IDS), dump).says
+
+
+@pytest.mark.parametrize("how", ["float16", "wrapped", "integers"])
+def test_a_weight_in_another_form_is_unknown_and_no_fault(folders, models, how):
+    hf = live(folders["dense"], "float16" if how == "float16" else "float32")
+    layer = hf.model.layers[1].mlp
+    if how == "wrapped":
+        layer.up_proj = Lora(layer.up_proj)
+    if how == "integers":
+        layer.up_proj = Rounded(layer.up_proj)
+    with numgemma.capture(hf, IDS) as dump:
+        run(hf)
+    found = weights_told(models["dense"].record(IDS), dump)
+    assert found.state == "unknown", found.says
+    count = len(dump.meta["model"]["samples"]) if how == "float16" else 1
+    assert f"{count} cannot be compared" in found.says
+    assert how == "float16" or "layers.1.mlp.up_proj.weight" in found.says
+
+
+class Rounded(torch.nn.Module):
+    """A linear that holds its weight in eight bits, as a quantised one does."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.step = float(linear.weight.detach().abs().max()) / 127
+        whole = (linear.weight.detach() / self.step).round().to(torch.int8)
+        self.weight = torch.nn.Parameter(whole, requires_grad=False)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype) * self.step)

@@ -12,7 +12,7 @@ from numgemma.debug.compare.precheck import precheck, render
 from numgemma.dump import Dump, new_meta
 
 KINDS = ["sliding_attention", "full_attention"]
-MODEL = {"config": "c", "shards": {"model.safetensors": "h"}, "sample": "s", "layer_kinds": KINDS}
+MODEL = {"config": "c", "shards": {"model.safetensors": "h"}, "samples": {"a": "0", "b": "1"}, "layer_kinds": KINDS}
 
 
 def dump(ids=(2, 5, 6, 7), points=None, axes=None, **meta):
@@ -89,7 +89,11 @@ HARMLESS = {
         "model.safetensors is not the same file",
     ),
     "other shards": (dump(model=MODEL | {"shards": {"x": "k"}}), "weights", "only A has model.safetensors"),
-    "other numbers": (dump(model=MODEL | {"sample": "k"}), "weights", "equal headers, and other numbers"),
+    "other numbers": (
+        dump(model=MODEL | {"samples": {"a": "0", "b": "2"}}),
+        "weights",
+        "1 of 2 hold other numbers, as b",
+    ),
     "fidelity": (dump(fidelity="rounded:4dp"), "fidelity of B", "not exact (rounded:4dp)"),
     "the cache": (dump(cache="prefill 2"), "cache", "none in A, prefill 2 in B"),
     "precision": (dump(precision="bfloat16"), "precision", "float32 in A, bfloat16 in B"),
@@ -248,3 +252,16 @@ def test_the_headline_follows_what_differs():
     )
     assert render(precheck(a, b)).startswith("COMPARABLE, but 1 of ")
     assert "(input_features)" in render(precheck(a, b)).splitlines()[0]
+
+
+def test_weights_that_an_engine_holds_in_another_form_are_unknown_and_the_rest_is_compared():
+    """Also where the file is not said: capture of a live model knows what it held, and of no file."""
+    live = {"layer_kinds": KINDS, "samples": {"a": "0", "b": None, "of a tower": "9"}}
+    found = finding(dump(), dump(model=live), "weights")
+    assert found.state == "unknown"
+    assert found.says.startswith("1 of 2 weights hold the same numbers")
+    assert "1 cannot be compared, as b" in found.says
+    edited = finding(dump(), dump(model=live | {"samples": {"a": "7", "b": None}}), "weights")
+    assert (edited.state, edited.fatal) == ("differs", False)
+    assert "1 of 2 hold other numbers, as a" in edited.says
+    assert finding(dump(), dump(model=live | {"samples": {}}), "weights").state == "unknown"

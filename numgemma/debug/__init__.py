@@ -24,6 +24,7 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         llama_logits  llama.cpp's files of logits
     capture    Transformers, run and recorded under our names
         arrays     PyTorch's tensors as NumPy arrays
+        held       which weights it holds in memory
         towers     what its vision and audio towers compute, picture by picture
         embedders  the same of a model that has none
         towers_3n  the same of Gemma 3n's
@@ -83,6 +84,7 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         glossary   the words of the report
         svg        the pictures of the page
         cards      a card for each bad point
+        layer      the layer where it first goes wrong, with what was found at each point
         table      every point, to be sorted and filtered
         page       the page
         depth      error against depth, as `diff --plot` draws it

@@ -3,6 +3,7 @@
 In reading order:
 
     arrays     PyTorch's tensors as NumPy arrays
+    held       which weights it holds in memory
     towers     what its vision and audio towers compute, picture by picture
     embedders  the same of a model that has none
     towers_3n  the same of Gemma 3n's

@@ -19,6 +19,7 @@ from numgemma.config import typed
 from numgemma.debug.capture.arrays import import_hf, modelling_of, to_numpy
 from numgemma.debug.capture.canvas import StacksCatcher, masks_for
 from numgemma.debug.capture.embedders import Embedders
+from numgemma.debug.capture.held import held
 from numgemma.debug.capture.streams import StreamsCatcher
 from numgemma.debug.capture.towers import Towers
 from numgemma.dump import new_meta
@@ -59,6 +60,8 @@ def capture(
         inputs["attention_mask"] = intended_mask(hf, inputs)
     check_videos(hf, inputs)
     keep_given(model, media, dtype, sink)
+    told = sink.meta.setdefault("model", {})  # of a tower that was not built the file's word stands: none of it ran
+    told["samples"] = model.checkpoint.samples | held(hf, model.family.shapes(model.config))
     with torch.no_grad(), catcher.listening(hf):
         out = hf(**accepted(hf, inputs | {"use_cache": False, "logits_to_keep": 0}))
     keep_results(catcher, out)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from numgemma.debug.capture.arrays import import_hf
+from numgemma.debug.capture.held import held
 from numgemma.debug.capture.hooks import accepted, catcher_of, hf_inputs, keep_results
 from numgemma.dump import Dump, hashes, new_meta
 from numgemma.errors import InputError
@@ -55,9 +56,13 @@ def capture(
     catcher = catcher_of(hf)(config, graph_of(raw, *counted(media)), ids, passes, points, media)
     with ExitStack() as stack:
         stack.enter_context(catcher.listening(hf))
-        begin = hf.base_model.register_forward_pre_hook(
-            lambda m, args, kwargs: catcher.begin(passes.begin(ids, args, kwargs)), with_kwargs=True
-        )
+
+        def begun(module, args, kwargs):
+            if "samples" not in dump.meta["model"]:  # now, since the user may have changed weights in the block
+                dump.meta["model"]["samples"] = held(hf, family.shapes(config))
+            catcher.begin(passes.begin(ids, args, kwargs))
+
+        begin = hf.base_model.register_forward_pre_hook(begun, with_kwargs=True)
         stack.callback(begin.remove)
         stack.callback(hf.register_forward_hook(lambda m, args, out: keep_results(catcher, out)).remove)
         yield dump
@@ -80,7 +85,7 @@ def inner_model(torch_model):
 
 
 def described(torch_model, hf, raw, outline, ids, points, media):
-    """What the dump says of itself.  Which weights were held is not said: they may have been changed since."""
+    """What the dump says of itself; of no file, since the weights that are held may have been changed since."""
     _, transformers = import_hf()
     name = str(hf.config.name_or_path or type(hf).__name__).rstrip("/").rpartition("/")[2]
     model = {"name": name, "layer_kinds": outline.layer_kinds, "config_json": raw}

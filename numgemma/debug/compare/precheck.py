@@ -187,24 +187,43 @@ def words(kind):
 
 
 def weights(a, b):
-    """Headers of the shards: other names, shapes or dtypes; and a few numbers of each tensor, where both dumps say."""
+    """Headers of the shards: other names, shapes or dtypes; and a few numbers of each tensor, where both dumps say.
+
+    What a captured engine says of its tensors it held in memory, whatever file it was given.
+    """
     models = [dump.meta.get("model") or {} for dump in (a, b)]
     x, y = (model.get("shards") or {} for model in models)
-    few = {model["sample"] for model in models if model.get("sample")}
-    if not (x and y):
-        yield Check("weights", UNKNOWN, "not said by both")
-        return
-    other = sorted(name for name in x if y.get(name, x[name]) != x[name])
-    apart = sorted(x.keys() ^ y.keys())
+    both_say = bool(x and y)
+    other = sorted(name for name in x if both_say and y.get(name, x[name]) != x[name])
+    apart = sorted(x.keys() ^ y.keys()) if both_say else []
     if other:
         yield Check("weights", DIFFERS, f"the weights differ: {other[0]} is not the same file")
     elif apart:
         side = "A" if apart[0] in x else "B"
         yield Check("weights", DIFFERS, f"the weights lie in other files: only {side} has {apart[0]}")
-    elif len(few) > 1:
-        yield Check("weights", DIFFERS, "the weights differ: the files have equal headers, and other numbers")
-    else:
+    elif all(model.get("samples") for model in models):
+        yield by_numbers(*(model["samples"] for model in models))
+    elif both_say:
         yield Check("weights", SAME, f"the headers of {len(x)} file{'s' * (len(x) > 1)} are equal")
+    else:
+        yield Check("weights", UNKNOWN, "not said by both")
+
+
+def by_numbers(x, y):
+    """A few numbers of every weight that both sides have; None: an engine held it in a form that cannot be compared."""
+    both = [name for name in x if name in y]
+    hidden = [name for name in both if x[name] is None or y[name] is None]
+    other = [name for name in both if x[name] != y[name] and name not in hidden]
+    if other:
+        says = f"the weights differ: {len(other)} of {len(both)} hold other numbers, as {other[0]}"
+        return Check("weights", DIFFERS, says)
+    if not both:
+        return Check("weights", UNKNOWN, "the dumps name no weight in common")
+    if hidden:
+        same = f"{len(both) - len(hidden)} of {len(both)} weights hold the same numbers"
+        form = f"{len(hidden)} cannot be compared, as {hidden[0]} (quantised, wrapped, or in float16)"
+        return Check("weights", UNKNOWN, f"{same}; {form}")
+    return Check("weights", SAME, f"{len(both)} weights hold the same numbers, by a few of each")
 
 
 def inputs(a, b):

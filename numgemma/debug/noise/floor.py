@@ -247,7 +247,7 @@ def cache_path(model_meta, ids, precision, beside=None) -> Path:
 
     Under $NUMGEMMA_CACHE, or else $XDG_CACHE_HOME/numgemma, or else ~/.cache/numgemma.  beside: of `beside`.
     """
-    model = [model_meta.get(key) for key in ("config", "shards", "sample")]
+    model = [model_meta.get(key) for key in ("config", "shards", "samples")]
     what = [SCHEMA, *model, [int(i) for i in ids], precision, RUNS, beside or {}]
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
     base = os.environ.get("NUMGEMMA_CACHE")
