@@ -117,15 +117,15 @@ def told(rng, plots):
     return polish(" ".join(line for script in scripts for line in tell(script, facts, rng))), facts
 
 
-def mixed(rng):
-    """A third of the further stories have two owners."""
-    return told(rng, rng.choice((PLOTS, PLOTS, OWNERS)))
+def mixed(rng, owners=1):
+    """Of three further stories, one has two owners, or as many as are asked for."""
+    return told(rng, rng.choice((*[PLOTS] * (3 - owners), *[OWNERS] * owners)))
 
 
-def part(seed, number, count=PART):
+def part(seed, number, owners=1, count=PART):
     """One further part of the text.  -> stories"""
     rng = random.Random(f"{seed} {number}")
-    return [mixed(rng)[0] for _ in range(count)]
+    return [mixed(rng, owners)[0] for _ in range(count)]
 
 
 def held_out(seed, count):
@@ -134,10 +134,10 @@ def held_out(seed, count):
     return [mixed(rng) for _ in range(count)]
 
 
-def repeats(seed, count, length, first, vocabulary):
+def repeats(seed, count, length, first, vocabulary, longest=256):
     """Rows of random tokens that come again after 8 to 256 tokens.  -> rows, and length; the length of each period"""
     rng = np.random.default_rng(seed)
-    periods = np.exp(rng.uniform(np.log(8), np.log(256), count)).astype(int)
+    periods = np.exp(rng.uniform(np.log(8), np.log(longest), count)).astype(int)
     once = rng.integers(first, vocabulary, (count, length))
     return np.take_along_axis(once, np.arange(length) % periods[:, None], axis=1), periods
 

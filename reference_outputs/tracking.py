@@ -36,12 +36,12 @@ def questions(encodings, texts, cue, words):
     """Where one of `words` follows the cue, was there before, and was not alone.  -> questions, in reading order"""
     asked = []
     for number, (encoding, text) in enumerate(zip(encodings, texts, strict=True)):
-        id_of = {found[1]: encoding.char_to_token(found.start()) for found in re.finditer(pattern(words), text)}
-        id_of = {word: encoding.ids[token] for word, token in id_of.items()}
+        after_a_space = re.finditer(f"(?<= ){pattern(words)}", text)  # at the start of a quotation it is other tokens
+        id_of = {found[1]: encoding.ids[encoding.char_to_token(found.start())] for found in after_a_space}
         for found in re.finditer(f"(?<={cue} ){pattern(words)}", text):
             before = {other[1] for other in re.finditer(pattern(words), text[: found.start()])}
             if found[1] in before and len(before) > 1:
-                others = tuple(sorted(id_of[word] for word in before - {found[1]}))
+                others = tuple(sorted(id_of[word] for word in (before - {found[1]}) & id_of.keys()))
                 asked.append(Question(number, encoding.char_to_token(found.start()), id_of[found[1]], others))
     return asked
 
