@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 from transformers import Gemma4ForCausalLM
 
 STORIES = 400
+CUT = 100  # of them, the first, are told again without each head
+FEW = 40  # of them, the first, are asked about by themselves too, so that a test can ask again in seconds
 PERIOD = 60  # said twice it fits the window of a sliding layer
 FAR = 180  # here only a full layer sees the first time
 
@@ -22,6 +24,7 @@ class Examiner:
     """The questions, tokenised once; then `ask` as often as training likes."""
 
     def __init__(self, tokenizer, seed, count=STORIES):
+        self.made_of = tokenizer, seed
         self.texts = [text for text, _ in held_out(seed, count)]
         encodings = tokenizer.encode_batch(self.texts)
         self.ids = [[*encoding.ids, tokenizer.token_to_id("<eos>")] for encoding in encodings]
@@ -116,15 +119,18 @@ def report(examiner, model):
     near, back = examiner.heads(model, PERIOD)
     far, _ = examiner.heads(model, FAR)
     kinds = model.config.layer_types
-    cut = [[without(model, i, n, examiner.tracked) for n in range(near.shape[1])] for i in range(len(kinds))]
+    some = Examiner(*examiner.made_of, CUT)
+    cut = [[without(model, i, n, some.tracked) for n in range(near.shape[1])] for i in range(len(kinds))]
     return examiner.ask(model) | {
         "stories": len(examiner.ids),
+        "of_the_first": {"stories": FEW} | Examiner(*examiner.made_of, FEW).ask(model),
         "questions": {"said": len(examiner.said), "her": len(examiner.owned), "mentions": len(examiner.mentions)},
         "tracked": round(examiner.tracked(model), 4),
         "copied": round(examiner.copied(model), 4),
         "induction": rounded(near),
         "induction_far": rounded(far),
         "previous": rounded(back),
+        "of_those_told_without_a_head": {"stories": CUT, "tracked": round(some.tracked(model), 4)},
         "tracked_without_head": rounded(cut),
         "layer_types": list(kinds),
     }

@@ -1,10 +1,12 @@
 """Remakes the stored runs of Transformers that the tests and the demo compare with (needs the extra `hf`).
 
-    python reference_outputs/make_reference.py
+    python reference_outputs/make_reference.py [NAME...]
 
-Writes one dump per run and manifest.json, which says what each was run on.
+Writes one dump per run and manifest.json, which says what each was run on.  With names, as tiny_float32, only those:
+where the weights of one checkpoint have changed, the other files stay as they are.
 """
 
+import argparse
 import hashlib
 import json
 import sys
@@ -46,9 +48,14 @@ def runs(folder):
 
 
 def main():
-    manifest = {}
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", help="of the runs to remake; all, if none is named")
+    asked = parser.parse_args().names
+    manifest = json.loads((HERE / "manifest.json").read_text()) if asked else {}
     with tempfile.TemporaryDirectory() as folder:
         for name, checkpoint, ids, text, dtype, media in runs(folder):
+            if asked and name not in asked:
+                continue
             model = load(checkpoint)
             points, mask = EVERYTHING_BUT_MAPS if is_empty(media) else WITH_MEDIA, "intended"
             if name.endswith("own_mask_float32"):  # what a forward pass of 12B computes when no mask is handed to it

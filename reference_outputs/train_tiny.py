@@ -249,7 +249,19 @@ def stored(model):
         name: weight.detach().to("cpu", torch.bfloat16).contiguous() for name, weight in model.state_dict().items()
     }
     del tensors["lm_head.weight"]
+    for name in [name for name in tensors if name.endswith(("q_norm.weight", "k_norm.weight"))]:
+        turn(tensors[name.replace("_norm", "_proj")], tensors[name])
     return tensors
+
+
+def turn(rows, norm):
+    """Where a norm became negative, the sign goes to the rows that it scales: the same numbers come out, to the bit.
+
+    So that nobody takes the weights for those of a norm that means 1 + w.  rows: NH D, norm: H; both are changed
+    """
+    sign = torch.where(norm < 0, -1, 1).to(norm.dtype)
+    rows.view(-1, len(sign), rows.shape[1]).mul_(sign[:, None])
+    norm.mul_(sign)
 
 
 def examined(model):

@@ -259,7 +259,7 @@ def test_the_verb_prints_a_row_for_each_slot_and_a_verdict(tmp_path, monkeypatch
 def test_texts_and_random_tokens_stand_in_where_no_prompt_is_given(tmp_path, family, capsys):
     stack.write(stack.plan(of_one("tiny", ((0, 3), (2, 5)))), tmp_path / "m")
     assert main(["seams", str(tmp_path / "m"), "tiny"]) == 0
-    assert "slot 4, by" in capsys.readouterr().out
+    assert "slot 5, by" in capsys.readouterr().out
     assert main(["seams", family[2], family[0]]) == 0  # without a tokenizer
 
 
@@ -332,7 +332,7 @@ def test_a_loop_is_said_in_words():
 
 
 def test_generate_says_how_much_a_raw_stack_repeats_itself(tmp_path, capsys):
-    stack.write(stack.plan(of_one("tiny", ((0, 1), (4, 5)))), tmp_path / "m")  # layers 2 and 3 left out
+    stack.write(stack.plan(of_one("tiny", ((0, 1), (5, 5)))), tmp_path / "m")  # layers 2 to 4 left out
     words = ["--prompt", "Once upon", "--max-new-tokens", "60", "--ignore-eos", "--loops", "--print-ids"]
     shares = []
     for path in ("tiny", str(tmp_path / "m")):

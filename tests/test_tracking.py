@@ -99,8 +99,8 @@ def test_a_story_of_two_owners_names_both_and_their_things():
 
 
 def test_the_bundled_checkpoint_does_what_its_evaluation_says():
-    """It does not track names yet: it names the speaker by chance, and a name costs as much the second time."""
-    said = json.loads((REFERENCE / "evaluation.json").read_text())
+    """On the first of its stories."""
+    said = json.loads((REFERENCE / "evaluation.json").read_text())["of_the_first"]
     texts = [text for text, _ in corpus.held_out(0, said["stories"])]
     coded = TOKENIZER.encode_batch(texts)
     ids = [encoding.ids for encoding in coded]
@@ -109,14 +109,15 @@ def test_the_bundled_checkpoint_does_what_its_evaluation_says():
     assert tracking.share_right(tracking.owned(coded, texts), logits) == pytest.approx(said["her"], abs=1e-3)
     first, second = tracking.mention_losses(tracking.mentions(coded, texts), logits, ids)
     assert [first, second] == pytest.approx([said["first_mention"], said["second_mention"]], abs=2e-3)
-    assert len(tracking.said(coded, texts)) == said["questions"]["said"]
 
 
-def test_no_head_of_the_bundled_checkpoint_copies():
+def test_heads_of_the_bundled_checkpoint_copy_as_its_evaluation_says():
+    """One in a full layer and one in a sliding layer, and one of a layer before both that looks at the token before."""
     said = json.loads((REFERENCE / "evaluation.json").read_text())
-    rows = tracking.repeated(16, 60, 3, V, 0)[:4]
-    for layer, row in enumerate(said["induction"]):
-        probs = [MODEL.record(list(map(int, ids)), [f"layers.{layer}.self_attn.probs"]) for ids in rows]
-        found = np.mean([tracking.induction(dump[f"layers.{layer}.self_attn.probs"], 60) for dump in probs], axis=0)
-        assert found == pytest.approx(row, abs=0.02)
-        assert found.max() < 0.05
+    dumps = [MODEL.record(ids, ["*.probs"]) for ids in tracking.repeated(16, 60, 3, V, 0).tolist()]
+    for name, score in (("induction", lambda probs: tracking.induction(probs, 60)), ("previous", tracking.previous)):
+        found = [np.mean([score(dump[f"layers.{i}.self_attn.probs"]) for dump in dumps], axis=0) for i in range(6)]
+        assert np.array(found) == pytest.approx(np.array(said[name]), abs=2e-3)
+    copying = [i for i, row in enumerate(said["induction"]) if max(row) > 0.5]
+    assert {said["layer_types"][i] for i in copying} == {"full_attention", "sliding_attention"}
+    assert any(max(said["previous"][i]) > 0.5 for i in range(min(copying)))
