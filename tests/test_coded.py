@@ -61,6 +61,14 @@ def test_one_token_s_product_with_codes_equals_the_definition(name):
     np.testing.assert_array_equal(twins.linear(x[None], w)[0], found)
 
 
+@pytest.mark.parametrize("name", MATRICES)
+def test_a_few_tokens_have_the_bits_of_each_alone(name):
+    """As those that a drafter guesses, which one pass checks."""
+    w, x = MATRICES[name](), np.random.default_rng(1).normal(size=(twins.DRAFTS, 768)).astype(np.float32)
+    for found, one in zip(twins.linear(x, w), x, strict=True):
+        np.testing.assert_array_equal(found, coded.times(one, w))
+
+
 @pytest.mark.parametrize("kind", TYPES)
 def test_of_a_stack_each_matrix_is_multiplied_by_its_own_rows(kind):
     w = blocks(kind, (3, 8, 256))

@@ -123,8 +123,11 @@ def under(number, call):
         return call()
 
 
+SHAPES = [(1, 9001), *((T, 9001) for T in range(2, 10)), (5, 9000), (49, 9001), (61, 301), (701, 907), (2049, 907)]
+
+
 @pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize(("T", "O"), [(1, 9001), (5, 9001), (49, 9001), (61, 301), (701, 907), (2049, 907)])
+@pytest.mark.parametrize(("T", "O"), SHAPES)
 def test_linear_has_the_same_bits_on_any_number_of_threads(monkeypatch, T, O, stored):
     x, w = drawn(T, 300), drawn(O, 300, seed=1).astype(stored)
     monkeypatch.setattr(twins, "BLOCK", 1 << 18)  # several blocks, of which the last ones are small
@@ -132,6 +135,26 @@ def test_linear_has_the_same_bits_on_any_number_of_threads(monkeypatch, T, O, st
     assert_equal(one, definitions.linear(x, w))
     for other in others:
         np.testing.assert_array_equal(other, one)
+
+
+@pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("T", range(2, 9))
+def test_few_tokens_times_a_matrix_of_any_height_are_the_definitions(T, stored):
+    """Also a matrix of one row, and of odd numbers of rows, whose middle one has no partner."""
+    for O in (1, 2, 3, 4, 5, 64, 65):
+        x, w = drawn(T, 700), drawn(O, 700, seed=1).astype(stored)
+        terms = np.linalg.norm(np.abs(x) @ np.abs(w.astype(np.float32)).T)
+        assert_equal(twins.linear(x, w), definitions.linear(x, w), terms / 3)
+
+
+def test_a_token_among_few_has_the_same_bits_whatever_the_others_are():
+    w = drawn(301, 300, seed=1).astype(ml_dtypes.bfloat16)
+    for T in range(2, 9):
+        x = drawn(T, 300)
+        for t in range(T):
+            other = np.full_like(x, np.nan)
+            other[t] = x[t]
+            np.testing.assert_array_equal(twins.linear(other, w)[t], twins.linear(x, w)[t])
 
 
 def test_linear_where_x_is_cut_has_the_bits_of_its_blocks(monkeypatch):

@@ -25,6 +25,7 @@ EXACT = {np.dtype(np.float32): tuple(BITS), BFLOAT16: (BFLOAT16,)}  # run -> sto
 
 BLOCK = 1 << 22  # numbers of a matrix that are float32 at a time, at most
 FEW = 48  # tokens, up to which stored rows are multiplied as they are read; for more, BLAS is faster
+DRAFTS = 8  # tokens, up to which the sums of two rows at once stay in registers
 WORK = 1 << 23  # products of numbers that are worth waking a thread for
 SHARE = 1 << 18  # numbers of a matrix that are worth waking a thread for
 TALL = 2048  # rows of A, from which it is better to cut A than to cut W alone
@@ -70,15 +71,19 @@ def linear(x, w):
     """x W^T.  x: ... I   w: O I  ->  ... O"""
     if hasattr(w, "times"):
         return w.times(x, linear, definitions.scale)
-    if not isinstance(w, np.ndarray) and x.dtype == np.float32 and x.size:  # decoded block by block, by all threads
-        a = floats(x).reshape(-1, x.shape[-1])
-        y = coded.times(a[0], w) if len(a) == 1 else None
-        return (many(a, w) if y is None else y).reshape(*x.shape[:-1], len(w))
+    if not isinstance(w, np.ndarray) and x.dtype == np.float32 and x.size:
+        return of_codes(floats(x).reshape(-1, x.shape[-1]), w).reshape(*x.shape[:-1], len(w))
     if not fits(x, w) or not w.flags.c_contiguous or not x.size:
         return definitions.linear(x, w)
     a = floats(x).reshape(-1, x.shape[-1])
     y = few(a, bits(w)) if len(a) <= FEW else many(a, w)
     return y.reshape(*x.shape[:-1], len(w)).astype(x.dtype, copy=False)
+
+
+def of_codes(a, w):
+    """A W^T of a matrix that is stored as codes: as they lie for a few tokens, decoded block by block for more."""
+    rows = [y for one in a if (y := coded.times(one, w)) is not None] if len(a) <= DRAFTS else []
+    return np.stack(rows) if len(rows) == len(a) else many(a, w)
 
 
 def few(a, w):
@@ -88,6 +93,11 @@ def few(a, w):
         for t in range(len(a)):
             share = partial(kernels.times_one, w, a[t], y[t])
             in_shares(share, len(w), max(1, SHARE // w.shape[1]))
+        return y
+    if len(a) <= DRAFTS:
+        y = np.empty((len(a), len(w)), np.float32)
+        pairs, least = (len(w) + 1) // 2, max(1, SHARE // (w.shape[1] * len(a)))
+        in_shares(partial(kernels.times_drafts, w, a, y), pairs, least)
         return y
     by_fours = np.zeros((len(a) + -len(a) % 4, a.shape[1]), np.float32)
     by_fours[: len(a)] = a
