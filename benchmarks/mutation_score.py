@@ -1,19 +1,29 @@
 """The mutation score of the debugger: every known fault, planted in another engine, and what `whatif` makes of it.
 
-    python benchmarks/mutation_score.py [-o benchmarks/mutation_score.md] [FAULT ...]
+    python benchmarks/mutation_score.py [-o benchmarks/mutation_score.md] [--jobs N] [FAULT ...]
 
 The other engine is numgemma with the fault and with rounding of its own, in float32 and in bfloat16; its dump has only
 what modules return.  What should be found is known without the debugger's verdict: the fault's effect on each step of a
 clean float64 run says where it shows first, and whether it is above the noise at all.
+
+Gemma 4 and 12B are given every fault that can act there; the other families their own, each in a table of its own.
+What no single pass can show (a drafter's loop, a canvas's sampler) is left to the tests of those loops.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # each process has one thread, before NumPy counts them
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 import numpy as np
 
@@ -22,6 +32,8 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 import tiny  # noqa: E402
 import tiny3n  # noqa: E402
+import tiny_drafter  # noqa: E402
+import tiny_embedding  # noqa: E402
 
 import numgemma  # noqa: E402
 from numgemma.debug.blame.limits import size_of  # noqa: E402
@@ -31,11 +43,23 @@ from numgemma.debug.compare.scoring import SUSPECT_TO  # noqa: E402
 from numgemma.debug.faults import CATALOGUE, applied  # noqa: E402
 from numgemma.debug.noise.perturb import perturbed  # noqa: E402
 from numgemma.dump import Dump  # noqa: E402
-from numgemma.prompt.media import NO_MEDIA, read_media  # noqa: E402
+from numgemma.prompt.media import NO_MEDIA, Media, read_media  # noqa: E402
 
 PRECISIONS = ("float32", "bfloat16")
 TOKENS = 20  # the windows are 7
+KEYS = 23  # that a drafter is handed; more than its window and one
+CUT = 24  # numbers of a vector that is cut
 SEED = 99  # of the other engine's rounding
+
+# A table, and what its faults' ids begin with; Gemma 4's has all that can act.
+OWN = {
+    "": ("",),
+    "Gemma 3n's own faults": ("N", "G"),
+    "a drafter's own faults": ("D",),
+    "DiffusionGemma's own faults": ("F",),
+    "EmbeddingGemma 2's own faults": ("E", "P06"),
+}
+GEMMA_4, GEMMA_3N, DRAFTER, DIFFUSION, EMBEDDING = OWN
 
 # Points that no module of Transformers returns.
 INTERIOR = ("q_rope", "k_rope", "scores", "probs", "context", "after_attention", "after_mlp", "per_layer_inputs")
@@ -48,6 +72,7 @@ class Case:
     """One fault in one checkpoint and precision, and what became of it."""
 
     fault: str
+    table: str
     variant: str
     precision: str
     expected: str | None  # the point that shows it first; None where its effect is within the noise
@@ -64,22 +89,72 @@ class Case:
         return self.named == (self.fault,)
 
 
-def checkpoints(folder):
-    """(name, directory, ids, media).  Sharing layers keep the keys and values that nobody should read."""
+@dataclass(frozen=True, eq=False)
+class Content:
+    """What is run of one checkpoint.  besides: less of it, to which those faults are left that show there too"""
+
+    table: str
+    variant: str
+    folder: Any
+    ids: Any
+    media: Media = NO_MEDIA
+    besides: Media | None = None
+    dim: int | None = None  # of the vector, where it is cut
+
+    def opened(self, precision):
+        model = numgemma.load(self.folder, precision)
+        return model if self.dim is None else replace(model, config=replace(model.config, dim=self.dim))
+
+    def faults(self, precision, ids=()):
+        """Those that are this table's, or of them those that are named, and can show in this run."""
+        whole, model = numgemma.load(self.folder, precision), self.opened(precision)
+        for fault in CATALOGUE.values():
+            asked = fault.id.startswith(OWN[self.table]) and not fault.later and (not ids or fault.id in ids)
+            if asked and self.past(fault, model) and fault.can_show(model, self.media):
+                less = self.besides is not None and fault.can_show(whole, self.besides)
+                if not less:
+                    yield fault
+
+    def past(self, fault, model):
+        """Whether the prompt is long enough; a drafter's step, which has none, has the keys for it."""
+        return not fault.past_window or not len(self.ids) or len(self.ids) > model.outline.window
+
+
+def contents(folder):
+    """All that is run.  Sharing layers keep the keys and values that nobody should read."""
+    folder = Path(folder)
     for name, raw in tiny.VARIANTS.items():
         tensors = tiny.random_tensors(raw) | tiny.leftover_tensors(raw)
-        yield name, tiny.write(Path(folder) / name, raw, tensors), tiny.prompt(raw, TOKENS), NO_MEDIA
-    yield "tiny", "tiny", tiny.prompt({"vocab_size": 1024}, TOKENS), NO_MEDIA
+        yield Content(GEMMA_4, name, tiny.write(folder / name, raw, tensors), tiny.prompt(raw, TOKENS))
+    yield Content(GEMMA_4, "tiny", "tiny", tiny.prompt({"vocab_size": 1024}, TOKENS))
     for name, raw in tiny.MULTIMODAL.items():
-        ids, arrays = tiny.multimodal_prompt(name)
-        yield name, tiny.write(Path(folder) / name, raw), ids, read_media(arrays)
-    ids, arrays = tiny.unified_prompt(tiny.UNIFIED_STORED)
-    yield "12b", tiny.write(Path(folder) / "12b", tiny.UNIFIED), ids, read_media(arrays)
+        yield with_media(GEMMA_4, name, tiny.write(folder / name, raw), *tiny.multimodal_prompt(name))
+    prompt = tiny.unified_prompt(tiny.UNIFIED_STORED)
+    yield with_media(GEMMA_4, "12b", tiny.write(folder / "12b", tiny.UNIFIED), *prompt)
     tensors = tiny3n.random_tensors(tiny3n.WHOLE, leftovers=True)
-    whole = tiny3n.write(Path(folder) / "3n", tiny3n.WHOLE, tensors)
-    yield "3n", whole, tiny3n.prompt(TOKENS), NO_MEDIA  # with ids that only the towers' tables know
-    ids, arrays = tiny3n.multimodal_prompt(1, (35,))
-    yield "3n with media", whole, ids, read_media(arrays)
+    whole = tiny3n.write(folder / "3n", tiny3n.WHOLE, tensors)
+    yield Content(GEMMA_3N, "3n", whole, tiny3n.prompt(TOKENS))  # with ids that only the towers' tables know
+    yield with_media(GEMMA_3N, "3n with media", whole, *tiny3n.multimodal_prompt(1, (35,)))
+    for name in ("clustered", "k_eq_v"):
+        given = tiny_drafter.step(tiny_drafter.drafter(name), keys=KEYS)
+        del given["attention_mask"]
+        yield by_name(DRAFTER, name, tiny_drafter.write(folder / f"drafter {name}", name), given)
+    whole = tiny.write(folder / "diffusion", tiny.DIFFUSION)
+    later, first = (tiny.diffusion_inputs("text", condition) for condition in (True, False))
+    yield (told := by_name(DIFFUSION, "a later pass", whole, later))
+    yield replace(by_name(DIFFUSION, "the first pass", whole, first), besides=told.media)
+    whole, ids = tiny_embedding.write(folder / "embedding", tiny_embedding.WHOLE), tiny_embedding.prompt(30)
+    yield Content(EMBEDDING, "text", whole, ids)
+    yield with_media(EMBEDDING, "media", whole, *tiny_embedding.multimodal_prompt(tiny_embedding.STORED))
+    yield Content(EMBEDDING, "a vector cut", whole, ids, besides=NO_MEDIA, dim=CUT)
+
+
+def with_media(table, variant, folder, ids, arrays):
+    return Content(table, variant, folder, ids, read_media(arrays), besides=NO_MEDIA)
+
+
+def by_name(table, variant, folder, arrays):
+    return Content(table, variant, folder, *numgemma.load(folder).named_ids(arrays))
 
 
 def modules_only(dump):
@@ -105,7 +180,7 @@ def expected_point(fault, subject, base):
     return None
 
 
-def case(fault, variant, subject, base) -> Case:
+def case(fault, content, subject, base) -> Case:
     """The fault in another engine, and what is made of its dump.  subject: the clean steps"""
     model, media = subject.model, subject.media
     with perturbed(SEED), applied(model, fault.id):
@@ -113,25 +188,25 @@ def case(fault, variant, subject, base) -> Case:
     result = whatif(model, dump, media=media)
     named, *others = [c.faults for c in result.candidates] or [None]
     where = expected_point(fault, subject, base)
-    return Case(fault.id, variant, subject.precision, where, result.replay.first, named, tuple(others))
+    of = (content.table, content.variant, subject.precision)
+    return Case(fault.id, *of, where, result.replay.first, named, tuple(others))
 
 
-def can_show(fault, subject):
-    """Whether a fault can act here.  With media, only those that need them: the rest is shown without."""
-    past = len(subject.ids) > subject.model.outline.window or not fault.past_window
-    plain = subject.media is NO_MEDIA or not fault.can_show(subject.model, NO_MEDIA)
-    return past and plain and not fault.later and fault.can_show(subject.model, subject.media)
-
-
-def cases(ids=()):
-    """Every fault, or those that are named, in every checkpoint where it can act."""
+def cases(ids=(), mapped=map):
+    """Every fault, or those that are named, wherever it can act.  mapped: as `map`, in other processes too"""
     with tempfile.TemporaryDirectory() as folder:
-        for variant, checkpoint, tokens, media in checkpoints(folder):
-            for precision in PRECISIONS:
-                subject, base = clean_steps(numgemma.load(checkpoint, precision), tokens, media)
-                for fault in CATALOGUE.values():
-                    if (not ids or fault.id in ids) and can_show(fault, subject):
-                        yield case(fault, variant, subject, base)
+        jobs = [(content, precision, ids) for content, precision in product(contents(folder), PRECISIONS)]
+        for found in mapped(cases_of, *zip(*jobs, strict=True)):
+            yield from found
+
+
+def cases_of(content, precision, ids) -> list[Case]:
+    """Those of one checkpoint, in one precision."""
+    faults = list(content.faults(precision, ids))
+    if not faults:
+        return []
+    subject, base = clean_steps(content.opened(precision), content.ids, content.media)
+    return [case(fault, content, subject, base) for fault in faults]
 
 
 # -- the table
@@ -141,18 +216,28 @@ def share(part, whole):
     return f"{len(part)} of {len(whole)} ({len(part) / max(1, len(whole)):.0%})"
 
 
-def table(found):
+def page(found):
     """The score as Markdown."""
+    lines = [
+        "# Mutation score",
+        "",
+        "Remade by `python benchmarks/mutation_score.py`.  Every known fault, in every small checkpoint where it can",
+        "act, as a float32 and as a bfloat16 engine that dumps what its modules return.  Other families than Gemma 4",
+        "and 12B, at the end, have the faults that they alone can have.",
+    ]
+    for title in OWN:
+        some = [c for c in found if c.table == title]
+        lines += ["", *([f"## {title}", ""] if title else []), *(table(some) if some else ["No case was run."])]
+    return "\n".join(lines) + "\n"
+
+
+def table(found) -> list[str]:
+    """The lines of one table, its sums before it."""
     above = [c for c in found if c.expected]
     below = [c for c in found if not c.expected]
     loud = [c for c in below if c.found]
     shared = [c for c in above if c.others]
     lines = [
-        "# Mutation score",
-        "",
-        "Remade by `python benchmarks/mutation_score.py`.  Every known fault, in every small checkpoint where it can",
-        "act, as a float32 and as a bfloat16 engine that dumps what its modules return.",
-        "",
         f"- {len(found)} cases of {len({c.fault for c in found})} faults; {len(above)} have an effect above the noise.",
         f"- localised to the right layer and module: {share([c for c in above if c.localised], above)}",
         f"- named first by `whatif`: {share([c for c in above if c.first], above)}",
@@ -165,7 +250,7 @@ def table(found):
     by_fault = defaultdict(list)
     for c in found:
         by_fault[c.fault].append(c)
-    return "\n".join([*lines, *(row(CATALOGUE[id], by_fault[id]) for id in sorted(by_fault))]) + "\n"
+    return [*lines, *(row(CATALOGUE[id], by_fault[id]) for id in sorted(by_fault))]
 
 
 def row(fault, some):
@@ -180,15 +265,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("faults", nargs="*", metavar="FAULT", help="only these, by id")
     parser.add_argument("-o", "--out", type=Path, default=HERE / "mutation_score.md")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="processes; default: %(default)s")
     args = parser.parse_args()
-    begun, found = time.process_time(), []
-    for c in cases(args.faults):
-        found.append(c)
-        if c.expected and not (c.localised and c.first):
-            print(c, flush=True)
-    args.out.write_text(table(found))
-    print("\n".join(line for line in table(found).splitlines() if line.startswith("- ")))
-    print(f"{args.out}, {time.process_time() - begun:.0f} s of processor time")
+    begun, found = time.perf_counter(), []
+    with ProcessPoolExecutor(args.jobs) as pool:
+        for c in cases(args.faults, pool.map):
+            found.append(c)
+            if c.expected and not (c.localised and c.first):
+                print(c, flush=True)
+    args.out.write_text(page(found))
+    print("\n".join(line for line in page(found).splitlines() if line.startswith(("## ", "- "))))
+    print(f"{args.out}, {time.perf_counter() - begun:.0f} s")
 
 
 if __name__ == "__main__":

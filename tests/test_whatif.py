@@ -16,7 +16,7 @@ from numgemma.debug.blame.replay import locally, subject_of
 from numgemma.debug.blame.trial import Trial
 from numgemma.debug.blame.whatif import searched, whatif
 from numgemma.debug.blame.words import render_whatif
-from numgemma.debug.faults import applied
+from numgemma.debug.faults import CATALOGUE, applied, canvas, drafts
 from numgemma.debug.noise.perturb import perturbed
 from numgemma.dump import Dump
 from numgemma.prompt.media import read_media
@@ -241,11 +241,24 @@ def test_the_verb_names_the_fault_writes_json_and_exits_by_the_dump(tmp_path, ca
 def test_the_score_counts_what_it_says(monkeypatch):
     monkeypatch.setattr(mutation_score.tiny, "VARIANTS", {"dense": tiny.DENSE})
     monkeypatch.setattr(mutation_score.tiny, "MULTIMODAL", {})
-    found = [c for c in mutation_score.cases(["T15-erf", "T05-norm"]) if not c.variant.startswith("3n")]
+    found = list(mutation_score.cases(["T15-erf", "T05-norm"]))
     seen = {(c.fault, c.variant, c.precision): (c.expected, c.localised, c.first) for c in found}
     assert seen["T15-erf", "dense", "float32"] == ("layers.0.mlp.down_proj", True, True)
     assert seen["T15-erf", "dense", "bfloat16"][0] is None  # 2e-4 hides under a bfloat16 floor
     assert seen["T05-norm", "dense", "bfloat16"] == ("layers.2.self_attn.v_norm", True, True)
-    text = mutation_score.table(found)
+    assert {c.table for c in found} == {""}  # other families have a table of their own faults
+    text = mutation_score.page(found)
     assert "| T05-norm | V is copied from K after k_norm | 2 | 2 | 2 |  |  |" in text
     assert "- named first by `whatif`: 4 of 4 (100%)" in text
+
+
+def test_the_score_plants_every_fault_that_only_one_family_has(tmp_path):
+    """But those of a loop around passes, which no dump shows; and G01, whose weights are out of range."""
+    planted = {title: set() for title in mutation_score.OWN}
+    for content in mutation_score.contents(tmp_path):
+        planted[content.table] |= {fault.id for fault in content.faults("float32")}
+    for title, ids in mutation_score.OWN.items():
+        loops = (drafts.in_the_loop, canvas.in_the_sampler)
+        own = {f.id for f in CATALOGUE.values() if f.id.startswith(ids) and f.media not in loops and not f.later}
+        assert planted[title] == own - {"G01"} or not title, title
+        assert not {f.id for f in CATALOGUE.values() if f.media in loops or f.later} & planted[title]
