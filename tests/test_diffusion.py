@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import tiny
 from closeness import assert_close, relative
 from matplotlib import pyplot
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import numgemma
@@ -444,6 +446,43 @@ def test_a_seed_decides_what_is_written_and_a_pipe_gets_the_text(spelling, capsy
     assert "\x1b" not in first.out + first.err
     assert "8 tokens in" in first.err
     assert written(1).out == first.out != written(2).out
+
+
+@pytest.fixture(scope="module")
+def chatting(spelling, tmp_path_factory):
+    """The same with a chat template."""
+    folder = tmp_path_factory.mktemp("chatting") / "ckpt"
+    shutil.copytree(spelling, folder)
+    shutil.copy(Path(__file__).parent / "templates" / "small.jinja", folder / "chat_template.jinja")
+    return folder
+
+
+@pytest.mark.parametrize("content", ["Hello", [{"type": "image"}, {"type": "text", "text": "Hello"}]])
+def test_a_chat_is_answered_on_canvases_as_its_ids_are(chatting, tmp_path, capsys, content):
+    """Also one with a picture; the answer alone is printed."""
+    messages, files = [{"role": "user", "content": content}], {}
+    if content != "Hello":
+        Image.new("RGB", (96, 48), (200, 30, 30)).save(tmp_path / "red.png")
+        files = {"image": [tmp_path / "red.png"]}
+    model = numgemma.load(chatting)
+    ids, media = model.chat_ids(messages, files)
+    how = replace(denoise.checkpoint_settings(model), max_new_tokens=8, eos_token_id=())
+    new = [i for s in denoise.denoised(model, ids, how, media=media) if s.ids is not None for i in s.ids.tolist()]
+    (tmp_path / "chat.json").write_text(json.dumps(messages))
+    words = ["generate", str(chatting), "--chat", str(tmp_path / "chat.json"), "--max-new-tokens", "8", "--ignore-eos"]
+    words += [word for path in files.get("image", ()) for word in ("--image", str(path))]
+    assert main([*words, "--print-ids"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == ",".join(map(str, new))
+    assert "Hello" not in out
+
+
+def test_a_chat_without_a_template_is_refused_in_a_sentence(spelling, tmp_path, capsys):
+    (tmp_path / "chat.json").write_text('[{"role": "user", "content": "Hello"}]')
+    assert main(["generate", str(spelling), "--chat", str(tmp_path / "chat.json")]) == 2
+    err = capsys.readouterr().err
+    assert "chat_template" in err
+    assert err.count("\n") == 1
 
 
 def test_a_terminal_shows_the_canvas_settle_over_itself(spelling, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from itertools import product
+from pathlib import Path as Files
 
 import numpy as np
 import pytest
@@ -237,6 +238,31 @@ def test_a_prompt_with_pictures_and_sound_goes_on_with_a_drafter(multimodal_fold
     plain = target.generate(ids, 20, ignore_eos=True, media=media)
     assert target.generate(ids, 20, ignore_eos=True, media=media, draft=Draft(drafter)) == plain
     assert plain != target.generate(ids[ids < 190], 20, ignore_eos=True)
+
+
+ADAPTERS = Files(__file__).parent / "fixtures" / "adapters"
+
+
+@pytest.mark.parametrize("case", ["ple-lora", "ple-dora"])
+def test_the_text_of_an_adapted_target_is_the_same_with_the_drafter_of_its_base(pair_folders, case, capsys):
+    """The drafter knows nothing of the adapter: its drafts are worse, and the text is the adapted target's."""
+    base, drafter = pair_folders["clustered", 0.3]
+    plain, target = numgemma.load(base), numgemma.load(base, adapters=[ADAPTERS / case])
+    ids, accepted = prompt(15), Counter()
+    assert np.linalg.norm(target.logits(ids) - plain.logits(ids)) > 1e-3 * np.linalg.norm(plain.logits(ids))
+    for sampling in (Sampling(), Sampling(temperature=0.8, seed=1)):
+        text = target.generate(ids, 40, sampling, ignore_eos=True)
+        rounds = list(target.rounds(ids, Draft(numgemma.load(drafter), 3), 40, sampling, ignore_eos=True))
+        assert texts(rounds) == text
+        accepted.update(one.accepted for one in rounds[1:])
+    assert len(accepted) > 1, accepted  # some drafts stay and some do not
+    options = ["--ids", ",".join(map(str, ids)), "--max-new-tokens", "40", "--ignore-eos", "--print-ids"]
+    words = ["generate", str(base), "--adapter", str(ADAPTERS / case), *options]
+    written = []
+    for more in ([], ["--drafter", str(drafter)]):
+        assert main([*words, *more]) == 0
+        written.append(capsys.readouterr().out.splitlines()[-1])
+    assert written[0] == written[1] == ",".join(map(str, target.generate(ids, 40, ignore_eos=True)))
 
 
 # what does not fit
