@@ -10,7 +10,7 @@ import pytest
 from numgemma import load
 from numgemma.cli import main
 from numgemma.debug.blame.emulate import DIFFERS, NOISE, PROVEN, emulate
-from numgemma.debug.blame.rounding import half_away, partner, q8_0, q8_k, rounded_as
+from numgemma.debug.noise.rounding import half_away, partner, q8_0, q8_k, rounded_as
 from numgemma.debug.readers import read_any
 from numgemma.dump import Dump
 from numgemma.errors import InputError
@@ -132,3 +132,30 @@ def test_the_verb_says_it_writes_it_and_exits_with_it(tmp_path, capsys):
     assert "the engine is right on this file" in capsys.readouterr().out
     found = json.loads((tmp_path / "e.json").read_text())
     assert (found["schema"], found["state"]) == ("numgemma.emulate/1", "proven")
+
+
+def test_a_dump_with_a_nan_is_proven_by_no_run():
+    model = load(file_of("moe-Q5_K_M"))
+    ids = ids_of("moe-Q5_K_M")
+    with rounded_as("llama.cpp-f32"):
+        dump = model.record(ids, ["norm", "logits"])
+    assert emulate(model, dump, engine="llama.cpp-f32", runs=2).state == PROVEN
+    dump["norm"][3, 5] = np.nan
+    found = emulate(model, dump, engine="llama.cpp-f32", runs=2)
+    assert found.state == DIFFERS
+    assert "norm" in found.verdict
+    assert found.to_json()["points"][0]["nearest"] is None
+
+
+def test_a_proof_says_how_far_it_goes_and_counts_no_point_of_too_few_digits():
+    model = load(file_of("moe-Q5_K_M"))
+    with rounded_as("llama.cpp-f32"):
+        dump = model.record(ids_of("moe-Q5_K_M"), ["layers.0.out", "layers.1.out"])
+    found = emulate(model, dump, engine="llama.cpp-f32", runs=1)
+    assert found.verdict.startswith("the engine is right on this file as far as layers.1.out: run 1 of 1 has")
+    assert found.verdict.endswith("at all 2 points")
+    coarse = {"shape": list(dump["layers.1.out"].shape), "at": [None, None], "slack": {"abs": 10.0}}
+    rough = Dump(dump.meta | {"parts": {"layers.1.out": coarse}}, dump.arrays, dump.axes)
+    found = emulate(model, rough, engine="llama.cpp-f32", runs=1)
+    assert [p.name for p in found.points] == ["layers.0.out"]
+    assert "as far as layers.0.out" in found.verdict

@@ -85,6 +85,18 @@ def add_adapter(parser):
     )
 
 
+def add_precision(parser, **more):
+    """Of a run that somebody else made."""
+    parser.add_argument(
+        "--precision",
+        metavar="P",
+        help="what the dump's run computed in: float32, bfloat16, float16; llama.cpp, whose products round what enters "
+        "them, or llama.cpp-f32, the same with a cache in float32; int8 or fp8, where such weights are multiplied as "
+        "codes (default: what the dump says and shows; llama.cpp for its runs of quantised files)",
+        **more,
+    )
+
+
 def add_points(parser):
     parser.add_argument(
         "--points",

@@ -7,16 +7,20 @@ import math
 from pathlib import Path
 
 from numgemma.cli import seams
+from numgemma.cli.common import add_precision
 from numgemma.cli.numbers import finite
 from numgemma.cli.report import add_report, write_json, write_report, written
+from numgemma.debug.blame.emulate import own_arithmetic
 from numgemma.debug.compare.diff import diff, render
 from numgemma.debug.compare.name_map import NameMap, parse_map
 from numgemma.debug.measure.precision import coarser, of_run
 from numgemma.debug.noise.floor import beside, cache_path, cached_floor, read_floor
+from numgemma.debug.noise.rounding import as_run
 from numgemma.debug.readers import read_any, summary
 from numgemma.errors import InputError
 from numgemma.graph import named
 from numgemma.model import load
+from numgemma.prompt.media import NO_MEDIA
 
 
 def add_arguments(parser):
@@ -36,6 +40,7 @@ def add_arguments(parser):
     parser.add_argument(
         "--truth", type=Path, metavar="T", help="a third dump, in float64 at best: says which side is off"
     )
+    add_precision(parser)
     parser.add_argument("--tolerance", type=finite, metavar="X", help="the relative error to allow without a floor")
     parser.add_argument(
         "--layer-map",
@@ -64,6 +69,8 @@ def run(args):
     a, b = (read_any(path, args.map, config) for path in (args.a, args.b))
     if model:
         a, b = (named(dump, model.checkpoint.config) for dump in (a, b))
+    b = as_run(b, model, args.precision)
+    own = own_arithmetic(model, b, ids_of(a, b), NO_MEDIA, str) if model else None
     found = diff(
         a,
         b,
@@ -74,7 +81,7 @@ def run(args):
         mapping=parse_map(args.layer_map) if args.layer_map else NameMap(),
         allow_missing=args.allow_missing,
     )
-    for line in filter(None, (summary(dump) for dump in (a, b))):
+    for line in filter(None, (*(summary(dump) for dump in (a, b)), own and own.verdict)):
         print(line)
     print(render(found, args.all))
     if args.json:
@@ -88,12 +95,16 @@ def run(args):
     return found.exit_code_for(args.fail_on)
 
 
+def ids_of(*dumps):
+    return next((dump.meta["ids"] for dump in dumps if dump.meta.get("ids") is not None), None)
+
+
 def floors(args, a, b):
     """The floors that were named, or the one that these dumps need."""
     if args.floor != ["auto"]:
         return [read_floor(path) for path in args.floor]
     precision = coarser(*(of_run(dump) for dump in (a, b)))
-    ids = next((dump.meta["ids"] for dump in (a, b) if dump.meta.get("ids") is not None), None)
+    ids = ids_of(a, b)
     if ids is None:
         raise InputError("--floor auto needs the token ids, which neither dump has; measure one with `numgemma floor`.")
     if args.ckpt:

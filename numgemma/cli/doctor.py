@@ -8,12 +8,13 @@ import sys
 import textwrap
 from pathlib import Path
 
-from numgemma.cli.common import Prompt, add_backend, add_ids, use_backend
+from numgemma.cli.common import Prompt, add_backend, add_ids, add_precision, use_backend
 from numgemma.cli.numbers import finite
 from numgemma.cli.replay import progress, prompt_of
 from numgemma.cli.report import command_of as typed
 from numgemma.cli.report import spelled, words, write_json, written
 from numgemma.debug.blame.doctor import Diagnosis, doctor
+from numgemma.debug.noise.rounding import as_run
 from numgemma.debug.readers import read_any, summary
 from numgemma.debug.report import Subject, write_html
 from numgemma.dump import Dump
@@ -36,6 +37,7 @@ def add_arguments(parser):
     parser.add_argument("--budget", type=finite, metavar="SECONDS", help="for the whole; what was not tried is said")
     parser.add_argument("--html", type=Path, metavar="FILE.html", help="write one report with all of it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    add_precision(parser)
     add_backend(parser, "numpy, the definition")
 
 
@@ -58,7 +60,7 @@ def subject(args, model) -> tuple[Dump, Prompt]:
     if (args.dump is None) == (args.against is None):
         raise InputError("Give a DUMP, or --against hf to capture Transformers on the spot.")
     if args.dump is not None:
-        dump = read_any(args.dump, args.map, model.outline)
+        dump = as_run(read_any(args.dump, args.map, model.outline), model, args.precision)
         if summary(dump):
             print(summary(dump))
         return dump, prompt_of(args, dump, model)
@@ -93,7 +95,7 @@ def command_of(found: Diagnosis, args) -> str:
     if not found.command or args.dump is None:
         return ""
     files = f"{shlex.quote(str(args.ckpt))} {shlex.quote(str(args.dump))}"
-    for option in ("ids", "map", "inputs"):
+    for option in ("ids", "map", "inputs", "precision"):
         value = getattr(args, option, None)
         files += f" --{option} {shlex.quote(str(value))}" if value is not None else ""
     return f"numgemma {found.command.replace('@', files)}"

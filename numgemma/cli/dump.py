@@ -16,6 +16,8 @@ from numgemma.cli.common import (
     warn_of_length,
 )
 from numgemma.cli.numbers import whole_number
+from numgemma.debug.measure.precision import ROUNDINGS, dtype_of, in_full, rounding_of
+from numgemma.debug.noise.rounding import rounded_as
 from numgemma.dump import DumpWriter
 from numgemma.model import PRECISIONS, load
 from numgemma.prompt.named import with_inputs
@@ -28,7 +30,13 @@ def add_arguments(parser):
     add_points(parser)
     add_image_mask(parser)
     add_backend(parser, "numpy, the definition")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: float32")
+    parser.add_argument(
+        "--precision",
+        choices=(*PRECISIONS, *ROUNDINGS),
+        default="float32",
+        help="llama.cpp: float32, and what enters a product rounded as that engine does it on the CPU; -f32: with a "
+        "cache in float32; int8, fp8: bfloat16, and such weights multiplied as codes (default: float32)",
+    )
     parser.add_argument(
         "--prefill",
         type=whole_number,
@@ -39,11 +47,13 @@ def add_arguments(parser):
 
 def run(args):
     use_backend(args)
-    model = load(args.ckpt, args.precision, args.image_mask, adapters=args.adapter)
+    precision = in_full(args.precision)
+    model = load(args.ckpt, str(dtype_of(precision)), args.image_mask, adapters=args.adapter)
     for prompt in read_prompts(args, model):
         out, points = numbered(args.out, prompt.suffix), with_inputs(args.points, prompt.media)
         warn_of_length(prompt.ids, model)
-        with DumpWriter(out, model.describe(prompt.ids, points, prompt.text, args.prefill, prompt.media)) as writer:
+        meta = model.describe(prompt.ids, points, prompt.text, args.prefill, prompt.media) | {"precision": precision}
+        with DumpWriter(out, meta) as writer, rounded_as(rounding_of(precision)):
             sink = Progress(writer, points, len(model.outline.layers))
             watched = [*points, "layers.*.out"]  # the latter for the progress bar
             model.record_into(sink, prompt.ids, watched, prefill=args.prefill, media=prompt.media)

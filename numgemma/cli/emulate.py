@@ -6,8 +6,8 @@ from pathlib import Path
 from numgemma.cli.numbers import whole_number
 from numgemma.cli.replay import add_subject, subject
 from numgemma.cli.report import write_json
-from numgemma.debug.blame.emulate import RUNS, emulate
-from numgemma.debug.blame.rounding import ENGINES
+from numgemma.debug.blame.emulate import RUNS, TURNED, emulate
+from numgemma.debug.measure.precision import ROUNDINGS
 from numgemma.errors import InputError
 
 SHOWN = 12
@@ -17,9 +17,10 @@ def add_arguments(parser):
     add_subject(parser)
     parser.add_argument(
         "--engine",
-        choices=ENGINES,
-        default=ENGINES[0],
-        help="whose arithmetic (llama.cpp; -f32: with -ctk f32 -ctv f32); dump with -fa off",
+        choices=ROUNDINGS,
+        default="llama.cpp",
+        help="whose arithmetic (llama.cpp, dumped with -fa off; -f32: with -ctk f32 -ctv f32; int8, fp8: of engines "
+        "that multiply such weights as codes)",
     )
     parser.add_argument(
         "--runs", type=whole_number, default=RUNS, metavar="N", help=f"with noise of the last place ({RUNS})"
@@ -30,7 +31,7 @@ def add_arguments(parser):
 def run(args):
     if args.runs < 1:
         raise InputError(f"--runs is {args.runs}; give 1 or more.")
-    given = subject(args) | {"told": told(args.runs)}
+    given = subject(args) | {"told": told(args.runs + TURNED * (args.runs > 1))}
     found = emulate(**given, engine=args.engine, runs=args.runs)
     print(render(found))
     if args.json:

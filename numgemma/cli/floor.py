@@ -10,8 +10,10 @@ from pathlib import Path
 from numgemma.cli.common import Prompt, add_adapter, add_image_mask, add_prompt, read_prompts
 from numgemma.cli.numbers import finite
 from numgemma.debug.blame.budget import Clock, OutOfTime
-from numgemma.debug.measure.precision import of_run
-from numgemma.debug.noise.floor import PRECISIONS, RUNS, cached_floor
+from numgemma.debug.blame.emulate import own_arithmetic
+from numgemma.debug.measure.precision import in_full, of_run
+from numgemma.debug.noise.floor import RUNS, cached_floor
+from numgemma.debug.noise.rounding import as_run
 from numgemma.debug.readers import read_any
 from numgemma.errors import InputError
 from numgemma.model import load
@@ -25,7 +27,12 @@ def add_arguments(parser):
     )
     add_prompt(parser, required=False)
     parser.add_argument(
-        "--precision", choices=PRECISIONS, nargs="+", help="default: that of DUMP by its values, or float32"
+        "--precision",
+        nargs="+",
+        metavar="P",
+        help="float32, bfloat16, float16; llama.cpp or llama.cpp-f32, with a cache of half precision or of float32, "
+        "for its runs of quantised files; int8 or fp8, where such weights are multiplied as codes (default: that of "
+        "DUMP, or float32)",
     )
     add_image_mask(parser)
     parser.add_argument("--budget", type=finite, metavar="SECONDS", help="stop then; the finished runs are kept")
@@ -34,8 +41,8 @@ def add_arguments(parser):
 
 def run(args):
     model = load(args.ckpt, image_mask=args.image_mask, adapters=args.adapter)
-    dump = read_any(args.dump, config=model.outline) if args.dump else None
-    precisions = args.precision or [of_run(dump) if dump else "float32"]
+    dump = as_run(read_any(args.dump, config=model.outline), model) if args.dump else None
+    precisions = [in_full(p) for p in args.precision or [of_run(dump) if dump else "float32"]]
     if args.out and len(precisions) > 1:
         raise InputError("--out takes one floor; give one --precision, or leave the files in the cache.")
     (prompt,) = prompts(args, model, dump)
@@ -49,10 +56,18 @@ def run(args):
                 "those that were are kept: give the same command again to go on."
             ) from None
         print(summary(found))
+        say_whether_right(model, dump and as_run(dump, precision=precision), prompt)
         if args.out:
             found.save(args.out)
             print(f"{args.out}: {args.out.stat().st_size / 1e3:.0f} KB")
     return 0
+
+
+def say_whether_right(model, dump, prompt):
+    """Of a dump whose run rounded its inputs: whether a run that does the same has its numbers."""
+    own = own_arithmetic(model, dump, prompt.ids, prompt.media, str) if dump else None
+    if own:
+        print(own.verdict)
 
 
 def prompts(args, model, dump):

@@ -6,11 +6,12 @@ It works with all points, with what modules return, or with the outputs of layer
 import sys
 from pathlib import Path
 
-from numgemma.cli.common import Prompt, add_adapter, add_ids, add_image_mask, parse_ids, read_inputs
+from numgemma.cli.common import Prompt, add_adapter, add_ids, add_image_mask, add_precision, parse_ids, read_inputs
 from numgemma.cli.report import add_report, write_json, write_report
 from numgemma.debug.blame.replay import replay
 from numgemma.debug.blame.words import render
 from numgemma.debug.noise.floor import read_floor
+from numgemma.debug.noise.rounding import as_run
 from numgemma.debug.readers import read_any, summary
 from numgemma.dump import Dump
 from numgemma.errors import InputError
@@ -19,6 +20,7 @@ from numgemma.model import load
 
 def add_arguments(parser):
     add_subject(parser)
+    add_precision(parser)
     parser.add_argument(
         "--floor", metavar="F", default="auto", help="noise of the whole run, by `numgemma floor` (default: auto)"
     )
@@ -60,7 +62,7 @@ def run(args):
 def subject(args):
     """The arguments that `replay` and `whatif` share."""
     model = load(args.ckpt, image_mask=args.image_mask, adapters=args.adapter)
-    dump = read_any(args.dump, args.map, model.outline)
+    dump = as_run(read_any(args.dump, args.map, model.outline), model, getattr(args, "precision", None))
     if summary(dump):
         print(summary(dump))
     prompt = prompt_of(args, dump, model)

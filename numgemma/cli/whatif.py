@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from numgemma.cli.common import add_precision
 from numgemma.cli.numbers import finite
 from numgemma.cli.replay import add_subject, subject
 from numgemma.cli.report import write_json
@@ -11,6 +12,7 @@ from numgemma.debug.blame.words import render_whatif
 
 def add_arguments(parser):
     add_subject(parser)
+    add_precision(parser)
     parser.add_argument("--budget", type=finite, metavar="SECONDS", help="for the search; what was not tried is said")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the candidates as JSON, best first")
 

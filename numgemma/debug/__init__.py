@@ -34,6 +34,7 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         live       a model in memory, recorded while its user runs it
     noise      how large an error rounding alone makes
         perturb     runs that are right and yet not equal: rounded, and summed, as another engine might
+        rounding    engines that round what enters a product: llama.cpp, int8, FP8
         unfinished  the finished runs of a floor that is not whole
         floor       the noise floor: the size of that error at every point, for one checkpoint and one prompt
     compare    two dumps, point by point: what each point is called, and where they first part
@@ -66,6 +67,7 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         chunks     faults of a pass that is not the first
     blame      one step at a time: who made an error, and which mistake it is
         budget    a search that may have only so much time
+        emulate   whether an engine that rounds its inputs is right: its own arithmetic, until it has its numbers
         limits    the noise of a step
         one_step  every step of a dump recomputed from the dump's own tensors before it
         wiring    whether a wrong step is right of other inputs
@@ -74,8 +76,6 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         trial     known faults tried on the wrong steps: everywhere, in one layer, on some tokens, in pairs
         whatif    the simplest of them that makes the same wrong numbers
         words     all that as text
-        rounding  engines that round what enters a product: llama.cpp
-        emulate   whether such an engine is right on a file: its own arithmetic, until it has the engine's numbers
         doctor    all of it, in the order in which a person would ask, and one verdict
     report     a page that needs nothing else, and pictures
         chart      what the pictures show, as numbers

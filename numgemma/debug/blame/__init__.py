@@ -3,6 +3,7 @@
 In reading order:
 
     budget    a search that may have only so much time
+    emulate   whether an engine that rounds its inputs is right: its own arithmetic, until it has its numbers
     limits    the noise of a step
     one_step  every step of a dump recomputed from the dump's own tensors before it
     wiring    whether a wrong step is right of other inputs
@@ -11,7 +12,5 @@ In reading order:
     trial     known faults tried on the wrong steps: everywhere, in one layer, on some tokens, in pairs
     whatif    the simplest of them that makes the same wrong numbers
     words     all that as text
-    rounding  engines that round what enters a product: llama.cpp
-    emulate   whether such an engine is right on a file: its own arithmetic, until it has the engine's numbers
     doctor    all of it, in the order in which a person would ask, and one verdict
 """

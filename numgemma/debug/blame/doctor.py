@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from numgemma.debug.blame.budget import Clock, OutOfTime
+from numgemma.debug.blame.emulate import PROVEN, Emulation, own_arithmetic
 from numgemma.debug.blame.replay import Replay, counted, precision_of, replay
 from numgemma.debug.blame.whatif import WhatIf, whatif
 from numgemma.debug.compare.diff import diff, verdict
@@ -19,7 +20,9 @@ from numgemma.debug.compare.fitted import last_token
 from numgemma.debug.compare.precheck import precheck
 from numgemma.debug.compare.result import FAULT, SUSPECT, Diff, plain
 from numgemma.debug.measure import overlap
+from numgemma.debug.measure.precision import dtype_of, rounding_of
 from numgemma.debug.noise.floor import Floor, cached_floor
+from numgemma.debug.noise.rounding import as_run
 from numgemma.dump import Dump
 from numgemma.errors import InputError
 from numgemma.graph import graph_of_dumps, lines_in_words
@@ -118,7 +121,7 @@ def doctor(model, dump, *, ids=None, media=NO_MEDIA, budget=None, say=nothing, t
         raise InputError("The dump does not say which token ids were run; give them with --ids.")
     visit = Visit(budget, say, told)
     media = model.media_of(dump) if media is NO_MEDIA else media
-    dump = last_token(dump, len(ids))
+    dump = last_token(as_run(dump, model), len(ids))
     asked = Asked(model, dump, [int(i) for i in ids], media, precision_of(dump))
     return replace(examined(asked, visit), steps=tuple(visit.steps), left_out=tuple(visit.left_out))
 
@@ -146,6 +149,9 @@ class Asked:
         media = {} if self.media is NO_MEDIA else {"media": self.media}
         return cached_floor(rounded, self.ids, self.precision, lambda run: visit.told(f"floor, run {run}"), **media)
 
+    def own_arithmetic(self, visit: Visit) -> Emulation | None:
+        return own_arithmetic(self.model, self.dump, self.ids, self.media, visit.told)
+
 
 def examined(asked: Asked, visit: Visit) -> Diagnosis:
     truth = visit.do("our own run", lambda: asked.truth(visit), lambda t: f"{len(t)} points in float64")
@@ -154,6 +160,12 @@ def examined(asked: Asked, visit: Visit) -> Diagnosis:
     checked = visit.do("precheck", lambda: precheck(truth, asked.dump), told_of_precheck)
     if checked is not None and not checked.comparable:
         return Diagnosis(kind=DUMP, says=not_what_it_seems(checked.reason), truth=truth)
+    if rounding_of(asked.precision):
+        own = visit.do("emulation", lambda: asked.own_arithmetic(visit), lambda e: e.verdict)
+        if own is not None and own.state == PROVEN:
+            found = diff(own.record, as_run(asked.dump, precision=dtype_of(asked.precision).name))
+            if found.verdict == "same":  # what could not be compared is no proof
+                return Diagnosis(kind=NOISE, says=own.sentence, truth=own.record, diff=found)
     floor = visit.do("floor", lambda: asked.floor(visit), lambda f: f"the noise of {f.precision}, {f.runs} runs")
     found = diff(truth, asked.dump, floor=() if floor is None else floor)
     visit.do("diff", lambda: found, verdict)

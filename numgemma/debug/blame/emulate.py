@@ -8,32 +8,41 @@ own spread is what noise explains.
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
 from numgemma import ops
-from numgemma.debug.blame.rounding import ENGINES, rounded_as
+from numgemma.debug.compare.fitted import last_token
+from numgemma.debug.compare.result import plain
 from numgemma.debug.measure import overlap
+from numgemma.debug.measure.precision import ROUNDINGS, declared, dtype_of, in_full, rounding_of
 from numgemma.debug.noise.perturb import perturbed
+from numgemma.debug.noise.rounding import nearest, rounded_as, some_other_way
 from numgemma.dump import Dump
 from numgemma.errors import InputError
 from numgemma.prompt.media import NO_MEDIA, Media
 
 SCHEMA = "numgemma.emulate/1"
 RUNS = 8
+TURNED = 3  # runs beside them for the spread alone: a code that turns by chance may do so in none of the others
 EQUAL = 3e-6  # relative error of a run in which no code turned
+FEW = 1e-3  # of its size: a point that is known less finely than that proves nothing
 BEYOND = 3  # times the runs' spread: what noise does not explain
 PROVEN, NOISE, DIFFERS = "proven", "noise", "differs"
 
 
 @dataclass(frozen=True)
 class Point:
-    """rel: relative error of each run against the dump.  spread: of the runs against their own mean, the largest."""
+    """rel: relative error of each run against the dump.  spread: of the runs against their own mean, the largest.
+
+    room: of that error, what the few decimals of the dump account for.
+    """
 
     name: str
     rel: tuple[float, ...]
     spread: float
+    room: float = 0.0
 
     @property
     def nearest(self) -> float:
@@ -49,6 +58,11 @@ class Emulation:
     verdict: str
     run: int | None
     points: tuple[Point, ...]
+    record: Dump = field(default_factory=lambda: Dump({}), repr=False, compare=False)  # of that run
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.verdict[0].upper()}{self.verdict[1:]}."
 
     @property
     def exit_code(self) -> int:
@@ -57,7 +71,7 @@ class Emulation:
     def to_json(self) -> dict:
         rows = [asdict(p) | {"nearest": p.nearest} for p in self.points]
         head = {"schema": SCHEMA, "engine": self.engine, "state": self.state, "verdict": self.verdict}
-        return head | {"run": self.run, "points": rows}
+        return plain(head | {"run": self.run, "points": rows})
 
 
 @ops.using("numpy")  # whose rounding is perturbed
@@ -65,56 +79,80 @@ def emulate(
     model,
     dump: Dump,
     ids: Sequence[int] | None = None,
-    engine: str = ENGINES[0],
+    engine: str = "llama.cpp",
     runs: int = RUNS,
     media: Media = NO_MEDIA,
     told: Callable[[int], object] = lambda run: None,
 ) -> Emulation:
     """Run an engine's arithmetic and compare it with its dump.  ids: T, where the dump does not say
 
-    engine: one of ENGINES.  runs: one as it is, the others with noise of one unit in the last place.  told: called with
-    the number of each.  Raises InputError where nothing can be compared.
+    engine: one of precision.ROUNDINGS, or a pair with one.  runs: one as it is, the others with noise of one unit in
+    the last place.  told: called with the number of each.  Raises InputError where nothing can be compared.
     """
     ids = dump.meta.get("ids") if ids is None else ids
-    if engine not in ENGINES:
-        raise InputError(f"The arithmetic of '{engine:.40}' is not known; known are {', '.join(ENGINES)}.")
+    precision = in_full(engine)
+    rounding = rounding_of(precision)
+    if not rounding:
+        raise InputError(f"A run in {engine} rounds nothing that enters a product; choose {', '.join(ROUNDINGS)}.")
     if ids is None:
         raise InputError("The dump does not hold its token ids; give them with --ids.")
     media = model.media_of(dump) if media is NO_MEDIA else media
-    twin, found = replace(model, dtype=np.dtype("float32")), []
-    for run in range(runs):
+    dump = last_token(dump, len(ids))
+    twin, found = replace(model, dtype=dtype_of(precision)), []
+    for run in range(runs + TURNED * (runs > 1)):
         told(run)
-        with perturbed(run) if run else nullcontext(), rounded_as(engine):
+        ways = nearest if run < runs else some_other_way(np.random.default_rng(run))
+        with perturbed(run) if run else nullcontext(), rounded_as(rounding, ways):
             found.append(twin.record(ids, list(dump), media=media, text=None))
     names = [name for name in found[0] if name in dump and comparable(name, found[0], dump)]
     if not names:
         raise InputError("No point of the dump is one of the model's; give a --map of its names.")
-    points = tuple(point_of(name, found, dump) for name in names)
-    return judged(engine, points, dump)
+    points = tuple(point_of(name, found, dump, runs) for name in names)
+    return judged(rounding, points, found)
 
 
-def comparable(name, ours, dump):
+def own_arithmetic(model, dump: Dump, ids, media: Media, told: Callable[[str], object]) -> Emulation | None:
+    """`emulate`, where the dump says that its run rounded what entered a product; None where nothing is compared."""
+    precision = declared(dump)
+    if not rounding_of(precision) or ids is None:
+        return None
+    try:
+        return emulate(model, dump, ids, precision, media=media, told=lambda run: told(f"{precision}, run {run + 1}"))
+    except InputError:  # without a run of it, or a point in common, nothing is proven
+        return None
+
+
+def comparable(name, ours, dump) -> bool:
+    """Whether some numbers of a point are known on both sides, and finely enough to say something."""
     x, _, y, _ = overlap.both(name, ours, dump)
-    return x.shape == y.shape and x.dtype.kind == "f" and y.dtype.kind not in "iub"
+    if x.shape != y.shape or not x.size or x.dtype.kind in "iub" or y.dtype.kind in "iub":
+        return False
+    unknown = size_of(overlap.slack(dump, name, y)) + overlap.step(dump, name)
+    return unknown <= FEW * size_of(x)
 
 
-def point_of(name, found, dump) -> Point:
-    errors = [overlap.measure(name, one, dump).rel for one in found]
+def point_of(name, found, dump, runs) -> Point:
+    errors = [overlap.measure(name, one, dump) for one in found[:runs]]
     every = np.stack([np.asarray(one[name], np.float64) for one in found])
-    size = np.sqrt((every[0] ** 2).mean()) or 1.0
+    size = size_of(every[0]) or 1.0
     away = np.sqrt(((every - every.mean(0)) ** 2).mean(tuple(range(1, every.ndim))))
-    return Point(name, tuple(0.0 if e is None else float(e) for e in errors), float(away.max() / size))
+    rel = tuple(np.inf if m.nonfinite or m.rel is None else float(m.rel) for m in errors)
+    return Point(name, rel, float(away.max() / size), overlap.step(dump, name) / size)
 
 
-def judged(engine, points, dump) -> Emulation:
+def size_of(x) -> float:
+    return float(np.sqrt(np.square(np.asarray(x, np.float64)).mean()))
+
+
+def judged(engine, points, found) -> Emulation:
     """The run that has the engine's numbers everywhere; else whether noise explains the nearest."""
-    worst = np.array([p.rel for p in points]).max(0)
+    worst = np.array([np.subtract(p.rel, p.room) for p in points]).max(0)
     best = int(worst.argmin())
-    room = max((overlap.step(dump, p.name) for p in points), default=0.0)
-    if worst[best] <= EQUAL + room:
-        says = f"the engine is right on this file: run {best + 1} of {len(worst)} has its numbers to {worst[best]:.1e}"
-        return Emulation(engine, PROVEN, f"{says} at {counted(points)}", best, points)
-    off = [p for p in points if p.nearest > EQUAL + room and p.nearest > BEYOND * p.spread]
+    if worst[best] <= EQUAL:
+        to = max(p.rel[best] for p in points)
+        says = f"the engine is right on this file{as_far(points)}: run {best + 1} of {len(worst)} has its numbers"
+        return Emulation(engine, PROVEN, f"{says} to {to:.1e} at {counted(points)}", best, points, found[best])
+    off = [p for p in points if p.nearest > EQUAL + p.room and p.nearest > BEYOND * p.spread]
     if off:
         first, more = off[0], f", and at {len(off) - 1} more points" * (len(off) > 1)
         says = f"no run of {len(worst)} comes near at {first.name}: {first.nearest:.2g}, where right runs differ by"
@@ -122,6 +160,11 @@ def judged(engine, points, dump) -> Emulation:
     largest = max(points, key=lambda p: p.nearest)
     says = f"noise explains it: the nearest of {len(worst)} runs is {largest.nearest:.2g} off at {largest.name},"
     return Emulation(engine, NOISE, f"{says} where right runs differ by {largest.spread:.2g}", None, points)
+
+
+def as_far(points) -> str:
+    """The last point that is proven, where it is not the last of all: what comes after it was not compared."""
+    return "" if points[-1].name == "logits" else f" as far as {points[-1].name}"
 
 
 def counted(points):

@@ -18,8 +18,9 @@ from numgemma.debug.compare.scoring import KEYS, Limits
 from numgemma.debug.faults import swapped
 from numgemma.debug.measure import metrics, overlap
 from numgemma.debug.measure.discrete import layer_of
-from numgemma.debug.measure.precision import EPS, TOLERANCES
+from numgemma.debug.measure.precision import EPS, TOLERANCES, dtype_of, rounding_of
 from numgemma.debug.noise.perturb import perturbed
+from numgemma.debug.noise.rounding import rounded_as, some_other_way
 from numgemma.dump import Dump
 from numgemma.graph import counted, graph_of, unstacked
 from numgemma.model import Model
@@ -107,8 +108,8 @@ def exactly(subject, look, under=nullcontext):
 
 @contextmanager
 def as_held(precision):
-    """Weights, tables and rounded constants as a run of that precision holds them, whatever precision we compute in."""
-    p = np.dtype(precision)
+    """Weights, tables, rounded constants and inputs as a run of that precision has them, whatever we compute in."""
+    p = dtype_of(precision)
 
     def scale(original, x, factor):  # a NumPy number is a constant that was rounded to the run's precision
         return original(x, float(p.type(factor)) if isinstance(factor, np.generic) else factor)
@@ -117,6 +118,7 @@ def as_held(precision):
         swapped("ops.definitions.stored", lambda stored, w, dtype: stored(w.astype(p, copy=False), dtype)),
         swapped("ops.embed", lambda embed, ids, w, dtype: embed(ids, w, p).astype(dtype)),
         swapped("ops.scale", scale),
+        rounded_as(rounding_of(precision)),
     ):
         yield
 
@@ -229,21 +231,32 @@ def noisily(subject, seed, found, under=nullcontext):
     rng = np.random.default_rng(seed)
     dump = subject.dump
     channel_floor = TOLERANCES[subject.precision].channel_floor
+    rounding, other_way = rounding_of(subject.precision), some_other_way(rng)
+    exact: list[np.ndarray] = []  # what the engine itself had: it has rounded that the same way
+
+    def ways(x, rounded):
+        return rounded if any(np.may_share_memory(x, y) for y in exact) else other_way(x, rounded)
 
     def look(name, y, axes):
         if name in found.truth and y.dtype.kind not in "iub":
             sort = np.sort if name.endswith("router.weights") else np.asarray  # whichever expert they are of
             widen(found, name, errors(sort(found.truth[name]), sort(y), axes, channel_floor))
-        y = fed(dump, name, y)
-        return refined(y, dump, name, rng) if name in dump and y.dtype.kind not in "iub" else y
+        known = fed(dump, name, y)
+        if name not in dump or known.dtype.kind in "iub":
+            return known
+        drawn = refined(known, dump, name, rng)
+        if rounding and drawn is known and known is not y:
+            exact.append(known)
+        return drawn
 
     loop, norm = summed_in_a_loop(rng), with_roots_of_its_own(rng)
     with ExitStack() as stack:
         for name, change in (("ops.linear", loop), ("ops.definitions.matmul", loop), ("ops.rms_norm", norm)):
             stack.enter_context(swapped(name, change))
         stack.enter_context(perturbed(seed))
+        stack.enter_context(rounded_as(rounding, ways))
         stack.enter_context(under())
-        subject.run(subject.precision, look)
+        subject.run(dtype_of(subject.precision), look)
     for name in found.truth.keys() - found.limits.keys():  # what is chosen has no noise
         widen(found, name, [EPS[subject.precision]] * len(KEYS))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from numgemma import ops
+from numgemma.debug.blame.emulate import PROVEN, Emulation, own_arithmetic
 from numgemma.debug.blame.limits import limits_at, size_of
 from numgemma.debug.blame.one_step import RUNS, Local, Rerun, fed, fits, local
 from numgemma.debug.blame.wiring import Wire, edges
@@ -32,6 +33,7 @@ from numgemma.debug.measure import overlap
 from numgemma.debug.measure.metrics import Measure
 from numgemma.debug.measure.precision import TOLERANCES, coarser, declared, shown_by_bits
 from numgemma.debug.noise.floor import Floor, cached_floor, check_floor
+from numgemma.debug.noise.rounding import as_run
 from numgemma.dump import Dump, made_by
 from numgemma.errors import InputError
 from numgemma.notebook import html_table, record
@@ -84,6 +86,7 @@ class Replay:
     layer_kinds: tuple[str, ...] = ()
     graft: Graft | None = None
     overwritten: dict[str, str] = field(default_factory=dict)  # points that hold another point's numbers
+    proven: bool = False  # a run of the engine's own arithmetic has all of these numbers
     base: Local = field(default_factory=Local, repr=False, compare=False)  # what whatif goes on from
 
     @property
@@ -113,7 +116,7 @@ class Replay:
             "verdict": self.graft.verdict,
             "points": [step_json(s) for s in self.graft.points],
         }
-        about = {"engine": self.engine, "overwritten": self.overwritten, "graft": graft}
+        about = {"engine": self.engine, "overwritten": self.overwritten, "proven": self.proven, "graft": graft}
         return plain(head | about | {"points": [step_json(s) for s in self.points]})
 
 
@@ -131,6 +134,7 @@ def replay(model, dump, *, ids=None, media=NO_MEDIA, floor=None, points=("*",), 
     ids: for a dump that carries none.  floor: a debug.floor.Floor, to tell INHERITED from NOISE; measured where it is
     needed and none is given.  points: globs; only these steps are reported.  graft: a point whose tensor is put into
     numgemma's own run, to see whether what comes after recovers.  told(text): called before each run of the model.
+    A dump whose run rounded what entered a product is replayed with that rounding (noise/rounding.py).
     Raises InputError where the dump cannot be this model's.
     """
     told = told or (lambda text: None)
@@ -162,9 +166,13 @@ def locally(subject, points=("*",), told=lambda text: None) -> Replay:
     steps = tuple(s for s in judged(subject, base) if selects(points, s.name))
     if not any(s.rel is not None or s.nonfinite for s in steps):
         raise InputError(f"No point of the dump can be recomputed: {unusable(steps)}.")
+    own = own_arithmetic(subject.model, subject.dump, subject.ids, subject.media, told)
+    steps = excused(steps, own)
     first = first_fault(steps)
+    proven = own is not None and own.state == PROVEN and first is None
     return Replay(
-        verdict=verdict(steps),
+        verdict=own.verdict if own and proven else verdict(steps),
+        proven=proven,
         first=first.name if first else None,
         points=steps,
         precision=subject.precision,
@@ -172,6 +180,15 @@ def locally(subject, points=("*",), told=lambda text: None) -> Replay:
         layer_kinds=tuple(subject.model.outline.layer_kinds),
         base=base,
     )
+
+
+def excused(steps, own: Emulation | None):
+    """The same steps; where a run of the engine's own arithmetic has its numbers, what looks wrong is NOISE."""
+    if own is None or own.state != PROVEN:
+        return steps
+    known = {p.name for p in own.points}
+    right = {"state": NOISE, "reason": "the engine's own arithmetic gives it"}
+    return tuple(replace(s, **right) if s.name in known and s.state in (SUSPECT, FAULT) else s for s in steps)
 
 
 def wired(subject, found, told=lambda text: None) -> Replay:
@@ -202,6 +219,7 @@ def subject_of(model, dump, ids=None, media=NO_MEDIA) -> Rerun:
         raise InputError("The dump's positions do not start at 0 and count up; replay needs the whole sequence.")
     media = model.media_of(dump) if media is NO_MEDIA else media
     model = replace(model, config=model.family.as_run(model.config, dump))
+    dump = as_run(dump, model)
     return Rerun(model, last_token(dump, len(ids)), np.asarray(ids), precision_of(dump), media)
 
 

@@ -21,6 +21,7 @@ from numgemma.debug.compare.result import FAULT, Hint, plain
 from numgemma.debug.compare.scoring import SUSPECT_TO
 from numgemma.debug.faults.fault import LAYERS, of_sort
 from numgemma.debug.measure import overlap
+from numgemma.debug.measure.precision import dtype_of
 from numgemma.dump import Dump
 from numgemma.prompt.media import NO_MEDIA
 
@@ -107,7 +108,7 @@ def explain(subject: Rerun, found: Replay, told=lambda text: None) -> tuple[tupl
     if not bad or (found.first and bad[0].state != FAULT):
         return (), ()
     trial = Trial(
-        replace(subject, model=replace(subject.model, dtype=np.dtype(subject.precision))), found.base, bad, told
+        replace(subject, model=replace(subject.model, dtype=dtype_of(subject.precision))), found.base, bad, told
     )
     outcomes: list[Outcome] = []
     left_out = searched(trial, outcomes)

@@ -21,9 +21,10 @@ from numgemma import ops
 from numgemma.atomic import passing, write_whole
 from numgemma.config import build
 from numgemma.debug.measure import discrete, logits, metrics
-from numgemma.debug.measure.precision import EPS, TOLERANCES
+from numgemma.debug.measure.precision import EPS, PAIRS, TOLERANCES, dtype_of, rounding_of
 from numgemma.debug.noise import unfinished
 from numgemma.debug.noise.perturb import perturbed
+from numgemma.debug.noise.rounding import rounded_as, some_other_way
 from numgemma.dump import DumpWriter, hashes, read_dump
 from numgemma.errors import InputError
 from numgemma.graph import graph_of_dumps
@@ -35,7 +36,7 @@ SCHEMA = "numgemma.floor/2"
 RUNS = 8
 REACHED = 3  # so many runs are enough to know the noise of a token
 KEYS = ("rel", "worst_token", "worst_channel", "scale")
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "bfloat16", "float16", *PAIRS)
 CHOICES = (
     "*.router.probs",
     "*.router.weights",
@@ -90,11 +91,12 @@ def measure_floor(
         told(0)
         truth = record_truth(model, ids, folder / "truth.safetensors", points, inputs)
         collected = Collected(truth, points, TOLERANCES[precision].channel_floor)
-        twin = replace(model, dtype=np.dtype(precision))
+        twin = replace(model, dtype=dtype_of(precision))
         for run in range(unfinished.go_on(kept, collected, runs), runs):
             told(run + 1)
             collected.begin()
-            with perturbed(run), np.errstate(all="ignore"):
+            ways = some_other_way(np.random.default_rng(run))  # else all runs had the same codes
+            with perturbed(run), rounded_as(rounding_of(precision), ways), np.errstate(all="ignore"):
                 twin.record_into(collected, ids, with_choices(points), **inputs)
             unfinished.keep(kept, collected, run + 1)
         return Floor(
@@ -252,7 +254,7 @@ def cache_path(model_meta, ids, precision, beside=None) -> Path:
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
     base = os.environ.get("NUMGEMMA_CACHE")
     folder = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "numgemma"
-    return folder / f"floor-{key}-{precision}.json"
+    return folder / f"floor-{key}-{precision.replace(':', '-')}.json"
 
 
 def beside(meta) -> dict[str, str]:

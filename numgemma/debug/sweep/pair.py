@@ -22,6 +22,7 @@ from numgemma.debug.compare.result import Diff, PointDiff
 from numgemma.debug.measure.discrete import layer_of
 from numgemma.debug.measure.precision import coarser, of_run
 from numgemma.debug.noise.floor import cached_floor
+from numgemma.debug.noise.rounding import as_run
 from numgemma.debug.readers import read_any
 from numgemma.dump import Dump, hashes
 from numgemma.errors import InputError, NonFiniteError
@@ -140,7 +141,7 @@ def row(model: Model, truth: Dump, work: Work, seat: Seat, way: Way) -> dict[str
     """The verdict on one engine."""
     begun = time.monotonic()
     try:
-        dump = run(model, work, seat, way)
+        dump = as_run(run(model, work, seat, way), model)
         floor = cached_floor(model, list(work.ids), precision_of(dump), **media_of(work)) if way.floor else ()
         points = [name for name in dump if name in truth] if seat.dump else way.points
         found = diff(truth, dump, points or ["*"], floor=floor)
