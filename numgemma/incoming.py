@@ -5,6 +5,7 @@ A FIFO where a file should be would block for ever, a device would never end.
 
 import json
 import os
+import re
 import stat
 import sys
 from collections import Counter
@@ -103,6 +104,23 @@ def parse_object(raw: bytes | str, what: str, advice: str = AGAIN) -> dict[str, 
 
 def read_object(path: Path, advice: str) -> dict[str, Any]:
     return parse_object(read_bytes(path, advice), f"{path}: the file")
+
+
+NAME = 200  # characters of a tensor's or a module's name that a pattern is held against
+
+
+def pattern_of(pattern: str, what: str) -> re.Pattern[str]:
+    """A regular expression that stands in a file.  `what` begins the error's sentence.
+
+    Python's go back over what they have read: with a repeated group for ever, with many repetitions for long.  Neither
+    is needed to name modules, whose names are short.
+    """
+    if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
+        raise InputError(f"{what} {pattern!r:.80} repeats a group, or more than three times; name the modules apart.")
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError):
+        raise InputError(f"{what} {pattern!r:.80} is no regular expression; correct it.") from None
 
 
 @contextmanager

@@ -197,12 +197,30 @@ def test_two_adapters_lie_one_over_the_other(bases):
         (None, {"r": 8}, "says 8"),
         (None, {"peft_type": "LOHA"}, "LOHA"),
         (None, {"fan_in_fan_out": True}, "fan_in_fan_out"),
+        (None, {"lora_alpha": 10**400}, "should be float"),
+        (None, {"lora_alpha": True}, "should be float"),
+        (None, {"lora_alpha": [4]}, "should be float"),
+        (None, {"alpha_pattern": {"(.*)*x": 4}}, "repeats a group"),
+        (lambda t: {n: x.reshape(-1) for n, x in t.items()}, {}, "no two matrices"),
+        (lambda t: {n: x[:0] if "lora_A" in n else x[:, :0] for n, x in t.items()}, {}, "no two matrices"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_one_sentence(bases, change, config, says, tmp_path):
     with pytest.raises(InputError, match=says) as told:
         load(bases["ple"], adapters=[spoiled("ple-lora", tmp_path / "a", change, config)])
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("scale", ["x", [1], True, 10**400, None, {}])
+def test_a_scale_of_mlx_that_is_no_number_is_one_sentence(bases, scale, tmp_path):
+    tensors = load_file(ADAPTERS / "ple-lora/adapter_model.safetensors")
+    short = {n: n.replace("lora_A.weight", "lora_a").replace("lora_B.weight", "lora_b") for n in tensors}
+    half = {short[n]: x.T.copy() for n, x in tensors.items()}
+    (tmp_path / "a").mkdir()
+    save_file(half, tmp_path / "a/adapters.safetensors")
+    (tmp_path / "a/adapter_config.json").write_text(json.dumps({"lora_parameters": {"scale": scale}}))
+    with pytest.raises(InputError, match="scale"):
+        load(bases["ple"], adapters=[tmp_path / "a"])
 
 
 def test_an_adapter_named_as_a_checkpoint_is_one_sentence():

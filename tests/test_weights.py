@@ -1,6 +1,8 @@
 """Storage formats: what a tool wrote is decoded to the bits that the tool itself decodes it to."""
 
 import json
+import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 from safetensors import safe_open
 
 from numgemma.errors import InputError
+from numgemma.incoming import NAME, pattern_of
+from numgemma.weights.packed import Packed
 from numgemma.weights.quantised import unpacked
 
 FIXTURE = Path(__file__).parent / "fixtures/quantised.safetensors"
@@ -83,7 +87,7 @@ def test_a_symmetric_gptq_file_that_lies_about_its_version_is_read_as_what_it_is
     np.testing.assert_array_equal(honest["m.weight"][:], lying["m.weight"][:])
 
 
-def test_awq_with_its_own_order_of_nibbles():
+def awq():
     rng = np.random.default_rng(0)
     O, I, group = 32, 64, 32
     q, z = rng.integers(0, 16, (O, I)), rng.integers(0, 16, (O, I // group))
@@ -96,7 +100,24 @@ def test_awq_with_its_own_order_of_nibbles():
 
     leaves = {"m.qweight": words(q.T), "m.qzeros": words(z.T), "m.scales": np.ascontiguousarray(s.T)}
     w = [[(int(q[o, i]) - int(z[o, i // group])) * np.float32(s[o, i // group]) for i in range(I)] for o in range(O)]
-    np.testing.assert_array_equal(unpacked("f", leaves, {})["m.weight"][:], np.array(w, np.float32))
+    return leaves, np.array(w, np.float32)
+
+
+def test_awq_with_its_own_order_of_nibbles():
+    leaves, w = awq()
+    np.testing.assert_array_equal(unpacked("f", leaves, {})["m.weight"][:], w)
+
+
+def mobile(bits):
+    """Leaves of a module and settings that tell of how many bits it is; and the matrix."""
+    rng = np.random.default_rng(bits)
+    scale = rng.uniform(0.01, 0.1, (6, 1)).astype(np.float32)
+    half, per = 2 ** (bits - 1), 8 // bits
+    codes = rng.integers(0, 2**bits, (6, 16))
+    raw = [[sum(int(row[i + j]) << bits * j for j in range(per)) for i in range(0, 16, per)] for row in codes]
+    leaves = {"m.weight": np.array(raw, np.uint8), "m.weight_scale": scale, "m.input_activation_scale": scale[0]}
+    settings = {"num_bits": 8, "module_quant_configs": {"^m$": {"num_bits": bits}}}
+    return leaves, settings, (codes - half).astype(np.float32) * scale
 
 
 # what holds for every format
@@ -180,6 +201,75 @@ def test_experts_that_lie_one_by_one_are_read_as_one_stack():
         np.testing.assert_array_equal(found["layers.0.experts.down_proj"][e][2:], parts[e, "down"][2:])
 
 
+# leaves that do not fit each other
+
+MADE = {"gptq": gptq(4, 32, 0, True)[0], "gptq by groups": gptq(3, 32, 1, False)[0]}
+MADE |= {"awq": awq()[0], "mobile": mobile(4)[0]}
+NAMES = [name for name in SETTINGS if "gguf" not in name]
+SOUND = {name: {f"m.{leaf}": x for leaf, x in case(name).items() if leaf != "decoded"} for name in NAMES}
+
+
+def spoiled(leaves, rng):
+    """One leaf is left out, cut, doubled, flattened, turned, of another dtype, or of any bytes."""
+    name = rng.choice(sorted(leaves))
+    x = np.asarray(leaves[name])
+    changes = [
+        None,
+        x.reshape(-1)[: x.size // 2],
+        x[: len(x) // 2] if x.ndim else x,
+        np.concatenate([x, x]) if x.ndim else np.stack([x, x]),
+        x.reshape(-1),
+        np.ascontiguousarray(x.T),
+        x[..., :-1] if x.ndim else x,
+        x[None],
+        x.view(np.uint8).astype(rng.choice(["float32", "int64", "uint8", "uint32"])) if x.ndim else x,
+        np.frombuffer(rng.randbytes(x.nbytes), np.uint8).view(x.dtype).reshape(x.shape),
+    ]
+    return {key: leaf for key, leaf in (leaves | {name: rng.choice(changes)}).items() if leaf is not None}
+
+
+@pytest.mark.parametrize("name", [*SOUND, *MADE])
+def test_leaves_that_do_not_fit_each_other_are_refused_before_a_row_is_asked_for(name):
+    """What is not refused decodes as a whole, each row by itself too."""
+    sound, refused, usual = (SOUND | MADE)[name], [], {"num_bits": 4, "sym": False}
+    for seed in range(150):
+        leaves = spoiled(sound, random.Random(f"{name} {seed}"))
+        try:
+            with np.errstate(all="ignore"):
+                found = unpacked("f", leaves, {"quantization_config": SETTINGS.get(name, usual)})
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        for w in (w for w in found.values() if isinstance(w, Packed)):
+            with np.errstate(all="ignore"):
+                assert w[:].shape == w.shape
+                assert w[-1].shape == w.shape[1:]
+                w.steps(slice(None))
+    assert len(refused) > 30
+    assert max(map(len, refused)) < 300
+
+
+PATTERNS = ["(a+)+$", "(.*)*x", "(a|a)*b", "((a*)){9}", "a*a*a*a*a*b", "(", "[", "a{99999999999}", "*"]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_of_a_file_that_would_be_tried_for_ever_is_refused(pattern):
+    with pytest.raises(InputError, match=r"the pattern .*(repeats|no regular)"):
+        pattern_of(pattern, "f: the pattern")
+    leaves, settings, _ = mobile(4)
+    told = {"quantization_config": settings | {"module_quant_configs": {pattern: {"num_bits": 4}}}}
+    with pytest.raises(InputError):
+        unpacked("f", leaves, told)
+
+
+def test_patterns_that_people_write_are_none_of_these():
+    begun = time.process_time()
+    for pattern in (r"^model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj$", r".*\.(gate|up)_proj", r"layers\.(0|1)\."):
+        pattern_of(pattern, "f: the pattern").search("a" * NAME)
+    pattern_of("a*a*a*b", "f: the pattern").search("a" * NAME)
+    assert time.process_time() - begun < 2
+
+
 CODES = np.ones((8, 32), np.int8)
 
 
@@ -212,13 +302,8 @@ def test_the_mobile_files_codes_by_a_plain_loop():
     rng = np.random.default_rng(2)
     scale = rng.uniform(0.01, 0.1, (6, 1)).astype(np.float32)
     for bits in (2, 4):
-        half, per = 2 ** (bits - 1), 8 // bits
-        codes = rng.integers(0, 2**bits, (6, 16))
-        raw = [[sum(int(row[i + j]) << bits * j for j in range(per)) for i in range(0, 16, per)] for row in codes]
-        leaves = {"m.weight": np.array(raw, np.uint8), "m.weight_scale": scale, "m.input_activation_scale": scale[0]}
-        settings = {"num_bits": 8, "module_quant_configs": {"^m$": {"num_bits": bits}}}
-        w = unpacked("f", leaves, {"quantization_config": settings})["m.weight"]
-        np.testing.assert_array_equal(w[:], (codes - half).astype(np.float32) * scale)
+        leaves, settings, w = mobile(bits)
+        np.testing.assert_array_equal(unpacked("f", leaves, {"quantization_config": settings})["m.weight"][:], w)
     table = {"e.embedding_quantized": rng.integers(-127, 127, (5, 8)).astype(np.int8), "e.embedding_scale": scale[:5]}
     w = unpacked("f", table, {})["e.weight"]
     np.testing.assert_array_equal(w[:], table["e.embedding_quantized"].astype(np.float32) * scale[:5])

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from numgemma.config import section
+from numgemma.config import section, typed
 from numgemma.errors import InputError
-from numgemma.incoming import read_object
+from numgemma.incoming import NAME, pattern_of, read_object
 from numgemma.weights.gguf import open_gguf
 from numgemma.weights.gguf_adapter import read_gguf_adapter
 from numgemma.weights.packed import parts_of
@@ -161,14 +161,17 @@ def bare(stored):
 def over(folder, module, leaves, tensors, config):
     """One module's adapter over the base's tensor: its name there -> what stands in its place."""
     if "lora_a" in leaves:  # MLX: transposed to PEFT's, and its scale is no alpha
+        check_axes(folder, module, *(leaves.get(leaf, np.zeros(0)) for leaf in ("lora_a", "lora_b")))
         A, B = (np.ascontiguousarray(np.swapaxes(leaves[leaf], -1, -2)) for leaf in ("lora_a", "lora_b"))
-        scale = section(config, "lora_parameters", folder).get("scale", 20.0)
+        told = section(config, "lora_parameters", folder).get("scale", 20.0)
+        scale = typed(told, float, f"{folder}: adapter_config.json: scale")
         return {target_of(folder, module, tensors, A, B): layered(folder, module, tensors, A, B, scale, None)}
     pair = [leaves.get(f"lora_{kind}{half}") for half in "AB" for kind in ("", "embedding_")]
     there = [x for x in pair if x is not None]
     if len(there) != 2:
         raise InputError(f"{folder}: {module!r:.120} lacks one of lora_A and lora_B; save the adapter again.")
     A, B = there
+    check_axes(folder, module, A, B)
     if "lora_embedding_A" in leaves:
         A, B = B.T, A.T  # the table is [V, D], and a row is what A has of the token, times B
     target = target_of(folder, module, tensors, A, B)
@@ -180,6 +183,13 @@ def over(folder, module, leaves, tensors, config):
     return {target: replace(found, table="lora_embedding_A" in leaves)}
 
 
+def check_axes(folder, module, *halves):
+    """Both halves of an adapter are matrices of floats, or stacks of them."""
+    if not all(x.ndim in (2, 3) and x.size and x.dtype.kind not in "iub" for x in halves):
+        shapes = " and ".join(str(list(x.shape)) for x in halves)
+        raise InputError(f"{folder}: {module!r:.120} has halves {shapes}, which are no two matrices; save it again.")
+
+
 def layered(folder, module, tensors, A, B, factor, magnitude, target=None):
     target = target or target_of(folder, module, tensors, A, B)
     base = tensors[target]
@@ -188,6 +198,8 @@ def layered(folder, module, tensors, A, B, factor, magnitude, target=None):
         raise InputError(
             f"{folder}: {module!r:.120} has {told} for a tensor {list(base.shape)}; it is of another base."
         )
+    if magnitude is not None and magnitude.shape != base.shape[:1]:
+        raise InputError(f"{folder}: {module!r:.120} has magnitudes {list(magnitude.shape)}; save the adapter again.")
     return Adapted(base, A, B, float(factor), magnitude)
 
 
@@ -222,22 +234,22 @@ def of_experts(folder, module, A, B, shape):
 
 
 def matches(folder, pattern, module) -> bool:
-    """Whether a pattern of PEFT means that module."""
-    try:
-        return bool(re.fullmatch(rf"(.*\.)?{pattern}", module))
-    except re.error:
-        raise InputError(f"{folder}: adapter_config.json has the pattern {pattern!r:.80}, which is none.") from None
+    """Whether a pattern of PEFT means that module, or the end of its name after a dot."""
+    whole = pattern_of(pattern, f"{folder}: adapter_config.json's pattern")
+    ends = [0, *(dot.end() for dot in re.finditer(r"\.", module))]
+    return len(module) <= NAME and any(whole.fullmatch(module, end) for end in ends)
 
 
 def factor_of(folder, module, config, rank) -> float:
     """alpha / r, or alpha / sqrt(r), with what the patterns say of this module."""
     alpha, said = config.get("lora_alpha", config.get("r", rank)), config.get("r", rank)
+    where = f"{folder}: adapter_config.json: the alpha of {module:.120}"
     for key, value in section(config, "alpha_pattern", folder).items():
         if matches(folder, key, module):
             alpha = value
     for key, value in section(config, "rank_pattern", folder).items():
         if matches(folder, key, module):
             said = value
-    if said != rank or not isinstance(alpha, int | float):
+    if said != rank or rank < 1:
         raise InputError(f"{folder}: {module!r:.120} has rank {rank}, and adapter_config.json says {said}; correct it.")
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return typed(alpha, float, where) / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from numgemma.errors import InputError
-from numgemma.weights.packed import Packed
+from numgemma.weights.packed import Packed, agree
 
 STATE = "weight.quant_state.bitsandbytes__"
 UNREAD = ("weight_format",)
@@ -27,6 +27,7 @@ def read(where, leaves, settings) -> Packed:
     """One module's weight."""
     if "SCB" in leaves:
         q, scale = leaves["weight"], leaves["SCB"]
+        agree(where, q.dtype == np.int8, q.ndim == 2, scale.shape == q.shape[:1])
         unit = np.float32(1 / 127)
 
         def decode_rows(at):
@@ -36,6 +37,7 @@ def read(where, leaves, settings) -> Packed:
     state = read_state(where, leaves)
     (O, I), block = state["shape"], state["blocksize"]
     codes, table, absmax = leaves["weight"].ravel(), leaves["weight.quant_map"], sizes(where, leaves, state)
+    agree(where, codes.dtype == np.uint8, table.shape == (16,), absmax.ndim == 1)
     if codes.size * 2 < O * I or len(absmax) * block < O * I:
         raise InputError(f"{where}: holds {codes.size * 2} codes where {[O, I]} needs {O * I}; download it again.")
 
@@ -58,7 +60,8 @@ def read_state(where, leaves):
     try:
         state = json.loads(found[0].tobytes())
         good = len(state["shape"]) == 2 and all(type(n) is int and n > 0 for n in [*state["shape"], state["blocksize"]])
-        if not good or math.prod(state["shape"]) >= 2**62:
+        kind = state["quant_type"] in ("nf4", "fp4")
+        if not good or not kind or math.prod(state["shape"]) >= 2**62 or "weight.quant_map" not in leaves:
             raise ValueError
     except (IndexError, ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{where}: has no readable quantisation state beside its codes; save it again.") from None

@@ -17,7 +17,7 @@ import numpy as np
 from numgemma.config import section
 from numgemma.errors import InputError
 from numgemma.weights.bits import E2M1, as_nibbles, grouped, nibbles, power_of_two, stream
-from numgemma.weights.packed import Packed
+from numgemma.weights.packed import Packed, agree, is_order
 
 WIDTHS = (4, 8, 2, 3, 5, 6, 7)  # bits of a code, the usual ones first
 APART = "save the experts one by one"
@@ -79,6 +79,9 @@ def integers(where, leaves, bits):
             f"{where}: has {len(packed)} rows of codes and {len(scale)} of scales for {O}; download it again."
         )
     half, zeros, order = 2 ** (bits - 1), leaves.get("weight_zero_point"), leaves.get("weight_g_idx")
+    groups = scale.shape[-1]
+    agree(where, packed.dtype in (np.int32, np.uint32), scale.ndim == 2, order is None or is_order(order, I, groups))
+    agree(where, zeros is None or zeros.shape == (-(-O * bits // 32), groups))
     z = None if zeros is None else (stream(zeros.T, bits, O).T - half).astype(np.float32)  # packed along O
 
     def decode(at):
@@ -155,9 +158,10 @@ def fp4(where, leaves, packed):
     """Pairs of four-bit floats, low nibble first, with a scale for every 16 or 32."""
     scale, (O, half) = leaves["weight_scale"], packed.shape
     exponents = scale.dtype == np.uint8
-    if len(scale) != O or (2 * half) % scale.shape[1]:
+    if scale.ndim != 2 or len(scale) != O or (2 * half) % scale.shape[1]:
         raise InputError(f"{where}: has scales {list(scale.shape)} for weights {[O, 2 * half]}; download it again.")
     divides, times = (leaves.get(name) for name in ("weight_global_scale", "weight_scale_2"))
+    agree(where, *(x is None or x.size for x in (divides, times)))
     if not exponents and divides is None and times is None:
         raise InputError(f"{where}: has NVFP4 codes without their global scale; download it again.")
 

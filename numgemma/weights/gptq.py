@@ -11,9 +11,10 @@ import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.weights.bits import stream
-from numgemma.weights.packed import Packed
+from numgemma.weights.packed import Packed, agree, is_order
 
 UNREAD = ()
+WORDS = (np.int32, np.uint32)
 NIBBLE = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # of a word of AWQ's that holds column 8 j + n
 
 
@@ -23,13 +24,17 @@ def claims(leaves) -> bool:
 
 def read(where, leaves, settings) -> Packed:
     """One module's weight, turned to [out, in]."""
-    I, O = leaves["qweight"].shape[0], leaves["scales"].shape[1]
-    awq = leaves["qweight"].shape[1] * 8 == O and "g_idx" not in leaves
-    return read_awq(leaves, I, O) if awq else read_gptq(where, leaves, settings, O)
-
-
-def read_awq(leaves, I, O):
+    I, O = len(leaves["qweight"]), leaves["scales"].shape[1]
     words, zeros, scales = (leaves[name] for name in ("qweight", "qzeros", "scales"))
+    agree(where, len(zeros) == len(scales), *(x.ndim == 2 for x in (words, zeros, scales)))
+    agree(where, words.dtype in WORDS, zeros.dtype in WORDS)
+    awq = words.shape[1] * 8 == O and "g_idx" not in leaves
+    return read_awq(where, leaves, I, O) if awq else read_gptq(where, leaves, settings, O)
+
+
+def read_awq(where, leaves, I, O):
+    words, zeros, scales = (leaves[name] for name in ("qweight", "qzeros", "scales"))
+    agree(where, zeros.shape[1] * 8 == O, len(scales) <= I)
     group = np.arange(I) // -(-I // len(scales))
 
     def codes(packed, columns):
@@ -53,6 +58,7 @@ def read_gptq(where, leaves, settings, O):
         raise InputError(f"{where}: {len(words)} words a column fit no code of {bits} bits; correct config.json.")
     I = len(words) * 32 // bits
     order = leaves["g_idx"] if "g_idx" in leaves else np.arange(I) // -(-I // len(scales))
+    agree(where, words.shape[1] == O, is_order(order, I, len(scales)))
     z = zero_points(stream(zeros, bits, O), bits, settings)
 
     def decode(at):

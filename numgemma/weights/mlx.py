@@ -14,7 +14,7 @@ import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.weights.bits import E2M1, as_nibbles, grouped, nibbles, power_of_two, stream
-from numgemma.weights.packed import Packed, stacked
+from numgemma.weights.packed import Packed, agree, stacked
 
 UNREAD = ()
 MODES = {"mxfp4": 32, "mxfp8": 32, "nvfp4": 16}
@@ -28,8 +28,10 @@ def claims(leaves) -> bool:
 def read(where, leaves, settings):
     """One module's weight, or a stack of experts'."""
     words, scales, biases = leaves["weight"], leaves["scales"], leaves.get("biases")
+    parts = {name: x for name, x in leaves.items() if name in ("weight", "scales", "biases")}
+    agree(where, words.ndim in (2, 3), all(x.ndim == words.ndim and len(x) == len(words) for x in parts.values()))
     if words.ndim == 3:
-        pick = [{name: x[e] for name, x in leaves.items()} for e in range(len(words))]
+        pick = [{name: x[e] for name, x in parts.items()} for e in range(len(words))]
         matrices = [read(where, some, settings) for some in pick]
         return stacked(matrices, matrices[0].dtype)
     if biases is not None:
@@ -37,12 +39,13 @@ def read(where, leaves, settings):
     mode = settings.get("mode")
     if mode not in MODES:
         raise InputError(f"{where}: has scales without biases; correct config.json, which names no mode of MLX for it.")
-    return floating(words, scales, mode)
+    return floating(where, words, scales, mode)
 
 
 def affine(where, words, scales, biases, said):
     groups = scales.shape[1]
-    for group in [g for g in (said, 64, 32, 128, 16) if isinstance(g, int)]:
+    agree(where, scales.shape == biases.shape)
+    for group in [g for g in (said, 64, 32, 128, 16) if type(g) is int and g > 0]:
         bits, rest = divmod(32 * words.shape[1], group * groups)
         if not rest and bits in BITS:
             break
@@ -79,8 +82,9 @@ def last_channel(name, x):
     return 2 if x.ndim == 3 and "conv1d" in name and x.shape[2] == 1 else 0
 
 
-def floating(words, scales, mode):
+def floating(where, words, scales, mode):
     width = MODES[mode] * scales.shape[1]
+    agree(where, scales.dtype == np.uint8, 32 * words.shape[1] == width * (8 if mode == "mxfp8" else 4))
 
     def decode(at):
         raw = np.ascontiguousarray(words[at]).view(np.uint8)

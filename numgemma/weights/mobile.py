@@ -4,14 +4,13 @@ weight I8 [O, I]; U8 [O, I/2], low nibble first, less 8; U8 [O, I/4], lowest pai
 weight_scale F32 [O, 1]; of an embedding embedding_quantized, and embedding_scale by row and block
 """
 
-import re
-
 import numpy as np
 
 from numgemma.config import section
 from numgemma.errors import InputError
+from numgemma.incoming import NAME, pattern_of
 from numgemma.weights.bits import grouped, stream
-from numgemma.weights.packed import Packed
+from numgemma.weights.packed import Packed, agree
 
 UNREAD = ("input_activation_scale", "output_activation_scale", "k_cache_scale", "v_cache_scale")
 
@@ -27,10 +26,11 @@ def read(where, leaves, settings) -> Packed:
     kind = "embedding_quantized" if "embedding_quantized" in leaves else "weight"
     q, s = leaves[kind], leaves["embedding_scale" if kind == "embedding_quantized" else "weight_scale"]
     bits = 8 if q.dtype == np.int8 else bits_of(where, settings)
+    width, half = q.shape[1] * 8 // bits, 2 ** (bits - 1)
+    agree(where, q.dtype in (np.int8, np.uint8), q.ndim == 2, s.size and s.size % len(q) == 0, s.size <= len(q) * width)
     s = s.reshape(len(q), -1)
     if bits == 8:
         return Packed(q.shape, "mobile-int8", lambda at: grouped(q[at].astype(np.float32), s[at]), (q, s))
-    width, half = q.shape[1] * 8 // bits, 2 ** (bits - 1)
 
     def decode(at):
         return grouped((stream(q[at], bits, width) - half).astype(np.float32), s[at])
@@ -51,7 +51,4 @@ def bits_of(where, settings):
 
 def found(where, pattern, module) -> bool:
     """Whether a pattern of the config means that module."""
-    try:
-        return bool(re.search(pattern, module))
-    except re.error:
-        raise InputError(f"{where}: config.json has the pattern {pattern!r:.80}, which is none; correct it.") from None
+    return bool(pattern_of(pattern, f"{where}: config.json's pattern").search(module, 0, NAME))

@@ -11,6 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from numgemma.errors import InputError
+
+
+def agree(where, *holds):
+    """Raises InputError where the shapes and dtypes of codes, and of what decodes them, do not fit each other."""
+    if not all(holds):
+        raise InputError(f"{where}: its codes and what decodes them do not fit each other; download it again.")
+
+
+def is_order(order, I, groups) -> bool:
+    """Whether these are the groups of I columns."""
+    return order.shape == (I,) and order.dtype.kind in "iu" and 0 <= order.min() <= order.max() < groups
+
 
 @dataclass(frozen=True, eq=False)
 class Packed:

@@ -11,8 +11,9 @@ from typing import Any
 
 from numgemma.config import section
 from numgemma.errors import InputError
+from numgemma.incoming import by_library
 from numgemma.weights import bnb, compressed, fp8, gptq, mlx, mobile
-from numgemma.weights.packed import Packed, format_of, joined, stacked
+from numgemma.weights.packed import Packed, agree, format_of, joined, stacked
 
 FORMATS = (bnb, mlx, gptq, mobile, fp8, compressed)
 
@@ -50,8 +51,9 @@ def unpacked(path, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> dic
     for module, leaves in modules.items():
         found |= decoded(path, module, leaves, of_module(settings, module))
     for module, leaves in stacks.items():
-        found[module] = of_experts(f"{path}: {module}", leaves, of_module(settings, module))
-    found = with_experts(found)
+        with by_library(f"{path}: {module}: its codes cannot be read", ORIGINAL):
+            found[module] = of_experts(f"{path}: {module}", leaves, of_module(settings, module))
+    found = with_experts(path, found)
     return {name: found[name] for name in tensors if name in found} | found  # in the file's order
 
 
@@ -68,7 +70,8 @@ def decoded(path, module, leaves, settings):
         if form.claims(leaves):
             check_shapes(where, leaves)
             bias = {f"{module}.bias": leaves["bias"]} if "bias" in leaves else {}
-            return {f"{module}.weight": form.read(where, leaves, settings)} | bias
+            with by_library(f"{where}: its codes cannot be read", ORIGINAL):
+                return {f"{module}.weight": form.read(where, leaves, settings)} | bias
     weight = leaves.get("weight")
     if weight is not None and (weight.dtype.kind in "iu" or weight.dtype.itemsize == 1):
         raise InputError(
@@ -103,7 +106,7 @@ def of_module(settings, module):
     return dict(settings) | {"module": module}
 
 
-def with_experts(tensors):
+def with_experts(path, tensors):
     """Experts that the file holds one by one, or gate and up apart, as the two stacks that the model reads."""
     scopes: dict[str, dict[Any, Any]] = defaultdict(dict)
     plain: dict[str, Any] = {}
@@ -114,12 +117,12 @@ def with_experts(tensors):
         else:
             plain[name] = tensor
     for scope, parts in scopes.items():
-        for kind, tensor in assembled(parts).items():
+        for kind, tensor in assembled(f"{path}: {scope}", parts).items():
             plain[f"{scope}.{kind}"] = tensor
     return plain
 
 
-def assembled(parts):
+def assembled(where, parts):
     """(which matrix, which expert) -> tensor, as gate_up_proj E 2F D and down_proj E D F."""
     numbers = sorted({int(e) for _, e in parts if e is not None})
 
@@ -129,6 +132,8 @@ def assembled(parts):
         return [parts[kind, str(e)] for e in numbers if (kind, str(e)) in parts]
 
     gate, up, both, down = (matrices(kind) for kind in ("gate", "up", "gate_up", "down"))
+    for some in (gate + up, both, down):
+        agree(where, all(w.shape == some[0].shape and w.ndim == 2 for w in some))
     found = {"gate_up_proj": both, "down_proj": down}
     stacks = {name: stacked(some, format_of(some[0])) for name, some in found.items() if some}
     if gate and len(gate) == len(up):
