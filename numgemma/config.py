@@ -50,9 +50,14 @@ def passed_over(raw, where="") -> list[str]:
 LARGEST_INT = 2**31  # the largest table of a Gemma has a thousandth of it
 LARGEST = 1e38  # what float32 holds
 
-# Counts by which something is expanded before a tensor is looked at: many times what any release has.
+# Counts by which something is expanded before a tensor is looked at, or that a run goes through one by one: many times
+# what any release has.
 MOST = {"num_hidden_layers": 1000, "num_experts": 100_000, "num_frames": 100_000, "feature_size": 10_000}
 MOST |= {"fft_length": 1 << 20, "frame_length": 1 << 20, "sampling_rate": 1_000_000, "max_soft_tokens": 100_000}
+MOST |= {"conf_num_hidden_layers": 1000, "altup_num_inputs": 100, "canvas_length": 100_000}
+MOST |= {"attention_context_left": 1000, "conf_attention_context_left": 1000}
+MOST |= {"image_seq_length": 100_000, "audio_seq_length": 100_000}
+MOST |= {"max_new_tokens": 1_000_000, "max_denoising_steps": 10_000}
 
 
 def section(raw, key, where):

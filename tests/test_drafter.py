@@ -195,6 +195,16 @@ def test_the_clustered_head_looks_at_the_tokens_of_the_best_clusters_alone(folde
     np.testing.assert_allclose(drafter.head(y, w, model.run(), Tap())[0], expected, 1e-12)
 
 
+@pytest.mark.parametrize("token", [-1, tiny_drafter.V, 10**15, -(2**63)])
+def test_an_order_of_tokens_that_names_another_is_one_sentence(tmp_path, token):
+    raw = tiny_drafter.drafter("clustered")
+    tensors = tiny_drafter.tensors(raw, 0)
+    tensors["masked_embedding.token_ordering"] = np.full(tiny_drafter.V, token)
+    model = numgemma.load(tiny.write(tmp_path / "d", raw, tensors))
+    with pytest.raises(InputError, match="token_ordering names a token outside the vocabulary"):
+        model.record(inputs=tiny_drafter.step(raw))
+
+
 def test_both_backends_agree(folders):
     pytest.importorskip("numba")
     model = numgemma.load(folders["clustered"])

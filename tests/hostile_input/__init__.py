@@ -5,6 +5,7 @@ left where a verb cannot write or is killed: `make kills`.
     families  kinds of files that one family has, and of formats of its own
     kinds     the kinds of files: a sound one, how it is read, what must hold where it is accepted
     harness   runs them, and counts: refused well, accepted and right, traceback, hang
+    bounds    whole numbers made huge: refused, or they cost nothing
     writers   every verb that writes, and whether what it leaves is whole
     full_disk what becomes of a verb on a disk that is full at one of its writes
     kills     what a verb leaves that is killed at a random moment

@@ -102,4 +102,7 @@ def clustered(x, w, J, tap=Tap()):
 def in_clusters(ordering, clusters, best):
     """The token ids of the best clusters.  ordering: V, the tokens cluster by cluster"""
     tokens = ordering.astype(np.int64, copy=False).reshape(clusters, -1)
-    return np.take_along_axis(tokens, best[:, None], 0).reshape(-1)
+    ids = np.take_along_axis(tokens, best[:, None], 0).reshape(-1)
+    if ids.min() < 0 or ids.max() >= ordering.size:
+        raise InputError("masked_embedding.token_ordering names a token outside the vocabulary; run `numgemma lint`.")
+    return ids

@@ -171,7 +171,15 @@ def read_config(raw: dict, where: str) -> Gemma3nConfig:
         if tower:
             check(parts[name], here)
     rest = {k: v for k, v in raw.items() if k not in ("text_config", "vision_config", "audio_config")}
-    return build(Gemma3nConfig, rest | parts, where)
+    c = build(Gemma3nConfig, rest | parts, where)
+    least, a = min(c.vision_soft_tokens_per_image, c.audio_soft_tokens_per_image), c.audio
+    silent = a is None or a.vocab_offset < c.text.vocab_size <= a.vocab_offset + a.vocab_size
+    rules = [
+        (least > 0, "a number of soft tokens is not positive"),
+        (silent, "the last token, which stands for silence, is not among those of audio_config"),
+    ]
+    demand(rules, where)
+    return c
 
 
 def read_text_config(raw, where):

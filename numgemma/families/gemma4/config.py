@@ -221,6 +221,7 @@ def check_text_config(c: TextConfig, where):
         (c.rms_norm_eps > 0, "rms_norm_eps is not positive"),
         (c.final_logit_softcapping is None or c.final_logit_softcapping > 0, "final_logit_softcapping is not positive"),
         (c.max_position_embeddings > 0, "max_position_embeddings is not positive"),
+        (0 <= (c.pad_token_id or 0) < c.vocab_size, "pad_token_id is no token of the vocabulary"),
         ((c.hidden_size_per_layer_input or 0) >= 0, "hidden_size_per_layer_input is negative"),
     ]
     if c.enable_moe_block:

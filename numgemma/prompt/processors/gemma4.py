@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from numgemma.config import build, demand
+from numgemma.config import MOST, build, demand
 from numgemma.prompt import audio, images, video
 from numgemma.prompt.processors.record import (
     MEL,
@@ -20,6 +20,8 @@ CUBIC = PICTURE | {"resample": 3, "image_mean": [0.0, 0.0, 0.0], "image_std": [1
 FRAME = CUBIC | {"do_normalize": True, "do_sample_frames": True}
 HEARD = SOUND | MEL | {"return_attention_mask": True, "fft_overdrive": False, "preemphasis": 0.0}
 
+
+PIXELS = 1 << 24  # of a picture that has all its soft tokens: six times the most of a release
 
 SPECIAL = {
     0: "<pad>",
@@ -72,8 +74,15 @@ def picture_rules(image: images.ImageSettings, frame: images.ImageSettings, num_
     return [
         (image.max_soft_tokens in images.BUDGETS, f"max_soft_tokens should be one of {images.BUDGETS}"),
         (frame.max_soft_tokens in images.BUDGETS, f"max_soft_tokens of a video should be one of {images.BUDGETS}"),
-        (isinstance(num_frames, int) and num_frames > 0, "num_frames should be a positive number"),
+        (
+            type(num_frames) is int and 0 < num_frames <= MOST["num_frames"],
+            f"num_frames should be 1 to {MOST['num_frames']:,}",
+        ),
         (min(vars(image).values()) > 0 and min(vars(frame).values()) > 0, "a size of a picture is not positive"),
+        (
+            max(s.max_soft_tokens * s.cell**2 for s in (image, frame)) <= PIXELS,
+            "soft tokens of too many pixels",
+        ),
     ]
 
 
