@@ -401,7 +401,7 @@ def test_a_map_file_gives_b_other_names(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("text", ["1", "1:2:3", "1-3:2-3", "x:y", "", "3-1:3-1"])
+@pytest.mark.parametrize("text", ["1", "1:2:3", "1-3:2-3", "x:y", "", "3-1:3-1", "0-999999999:0-999999999"])
 def test_a_layer_map_that_is_none_is_one_sentence(text):
     with pytest.raises(InputError, match="--layer-map"):
         parse_map(text)

@@ -121,6 +121,11 @@ def test_the_likeliest_tokens_of_vllm_are_compared_with_our_logits(truth, tmp_pa
         ('{"logits": [[1.0]]}', "has no token ids"),
         ('{"tokens": [1, 2], "logits": [[1.0], "x"]}', "no array of numbers"),
         ('{"tokens": [1, 2], "prompt_logprobs": [null, {"3": "x"}]}', "token id -> logprob"),
+        ('{"tokens": [1.5, 2], "logits": [[1.0], [2.0]]}', "should be integers"),
+        ('{"tokens": ["1", "2"], "logits": [[1.0], [2.0]]}', "should be integers"),
+        ('{"tokens": [1, 2], "prompt_logprobs": [null, {"3": 1' + 400 * "0" + "}]}", "token id -> logprob"),
+        ('{"tokens": [1, 2], "prompt_logprobs": [null, {"1' + 30 * "0" + '": -0.5}]}', "token id -> logprob"),
+        ('{"tokens": [1, 2], "prompt_logprobs": [null, {"-3": -0.5}]}', "token id -> logprob"),
         ("{", "is no JSON"),
     ],
 )

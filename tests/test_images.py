@@ -1,5 +1,7 @@
 """Pictures to patches: stored results of Transformers, what every picture obeys, and what is refused."""
 
+import re
+import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
@@ -149,6 +151,26 @@ def test_a_missing_picture_and_a_directory_are_named(tmp_path):
     for path in (tmp_path / "none.png", tmp_path):
         with pytest.raises(InputError, match=f"{path.name}: "):
             images.image_arrays(path, S)
+
+
+def peak_of(path):
+    """Kilobytes that a process takes at most which makes patches of a picture."""
+    code = (
+        "import sys; from pathlib import Path; from numgemma.prompt import images\n"
+        "images.image_arrays(Path(sys.argv[1]), images.ImageSettings(16, 3, 280, 1 / 255))\n"
+        "print(open('/proc/self/status').read())"
+    )
+    said = subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True).stdout
+    return int(re.search(r"VmHWM:\s*(\d+) kB", said)[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell")
+def test_a_large_picture_is_held_once(tmp_path):
+    """Decoded, turned and shrunk it takes less than twice its own bytes."""
+    for side in (60, 5000):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{side}.png")
+    own = 3 * 5000 * 5000 / 1000
+    assert peak_of(tmp_path / "5000.png") - peak_of(tmp_path / "60.png") < 2 * own
 
 
 def test_a_decompression_bomb_costs_nothing():

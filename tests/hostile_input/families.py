@@ -13,8 +13,11 @@ from safetensors.numpy import save_file
 import numgemma
 from hostile_input.mutants import mutated_bytes, mutated_json
 from numgemma.cli.common import read_inputs
+from numgemma.config import MOST
+from numgemma.denoise import checkpoint_settings, recorded_draws
 from numgemma.prompt.tasks import read_tasks
 from numgemma.surgery.lint import structure
+from numgemma.weights.safetensors import open_safetensors
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MODEL: list = []  # that prompts are read for: made once, of a checkpoint that no mutant touches
@@ -57,6 +60,25 @@ def given_inputs(folder):
         MODEL[0].checked(prompt.ids, prompt.media)
 
 
+def sampled(folder):
+    """DiffusionGemma's settings, and what chance decided in another run."""
+    told = {"max_new_tokens": 18, "max_denoising_steps": 12, "sampler_config": {"entropy_bound": 0.5}, "t_min": 0.4}
+    tiny.write(folder, tiny.DIFFUSION, generation=told | {"t_max": 0.8, "eos_token_id": [1, 106], "pad_token_id": 0})
+    draws = ("0.first_canvas", "0.0.sampled", "0.0.random")
+    save_file({name: np.arange(6, dtype=np.int32) for name in draws}, folder / "d.safetensors")
+
+
+def given_settings(folder):
+    how = checkpoint_settings(numgemma.load(folder))
+    assert how.max_denoising_steps <= MOST["max_denoising_steps"]
+
+
+def given_draws(folder):
+    draw = recorded_draws(dict(open_safetensors(folder / "d.safetensors").tensors), 6, 199, "d.safetensors")
+    tokens = draw("0.first_canvas", None)
+    assert 0 <= tokens.min() <= tokens.max() < 199
+
+
 def file_of(name):
     def write(folder):
         (folder / "x.gguf").write_bytes((FIXTURES / name).read_bytes())
@@ -89,6 +111,8 @@ KINDS = {name: (write, "config.json", mutated_json, look_at_family) for name, wr
     "tasks": (embedding, "config_sentence_transformers.json", mutated_json, given_tasks),
     "modules": (embedding, "modules.json", mutated_json, given_tasks),
     "pooling": (embedding, "1_Pooling/config.json", mutated_json, given_tasks),
+    "sampler": (sampled, "generation_config.json", mutated_json, given_settings),
+    "draws": (sampled, "d.safetensors", mutated_bytes, given_draws),
     "inputs": (processed, "x.safetensors", mutated_bytes, given_inputs),
     "gguf3n": (file_of("gguf/3n-Q4_0.gguf"), "x.gguf", mutated_bytes, run_file),
     "lora": (lora, "x.gguf", mutated_bytes, run_lora),

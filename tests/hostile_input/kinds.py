@@ -175,6 +175,24 @@ def tree(folder):
     (folder / "x.json").write_text(json.dumps(top))
 
 
+def golden(folder):
+    """Logits as JSON, and the likeliest tokens as vLLM has them."""
+    logits = np.random.default_rng(0).normal(size=(3, 12)).round(3).tolist()
+    (folder / "g.json").write_text(json.dumps({"tokens": [2, 7, 9], "logits": logits}))
+    likely = [None, {"7": {"logprob": -0.1, "rank": 1}, "3": {"logprob": -2.5}}, {"9": {"logprob": -0.2}}]
+    (folder / "g.jsonl").write_text(json.dumps({"prompt_token_ids": [2, 7, 9], "prompt_logprobs": likely}))
+
+
+def logits(folder):
+    for name in ("llamacpp-ple.bin", "llamacpp-ple-tokens.bin"):
+        fixture(name)(folder)
+
+
+def hidden_states(folder):
+    states = np.random.default_rng(0).normal(size=(7, 1, 4, 6)).astype(np.float32)
+    np.savez(folder / "x.npz", hidden_states=states)
+
+
 def recipe(folder):
     part = "- sources:\n  - model: a\n    layer_range: [0, 4]\n"
     text = f"merge_method: passthrough\nbase_model: a\ndtype: bfloat16\nslices:\n{part}{part}"
@@ -306,6 +324,11 @@ KINDS = {
     "floor": (floored, "f.json", mutated_json, lambda folder: read_floor(folder / "f.json")),
     "log": (logged, "x.txt", mutated_text, lambda folder: read_one(folder, "x.txt")),
     "tree": (tree, "x.json", mutated_json, lambda folder: read_one(folder, "x.json")),
+    "golden": (golden, "g.json", mutated_json, lambda folder: read_one(folder, "g.json")),
+    "likely": (golden, "g.jsonl", mutated_json, lambda folder: read_one(folder, "g.jsonl")),
+    "logits": (logits, "llamacpp-ple.bin", mutated_bytes, lambda folder: read_one(folder, "llamacpp-ple.bin")),
+    "tokens": (logits, "llamacpp-ple-tokens.bin", mutated_bytes, lambda folder: read_one(folder, "llamacpp-ple.bin")),
+    "states": (hidden_states, "x.npz", mutated_bytes, lambda folder: read_one(folder, "x.npz")),
     "recipe": (recipe, "r.yaml", mutated_text, lambda folder: read_recipe(folder / "r.yaml")),
     "template": (template, "t.jinja", mutated_text, rendered),
     "tokenizer": (tokenizer, "tokenizer.json", mutated_json, tokenised),

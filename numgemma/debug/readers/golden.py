@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from numgemma.config import LARGEST_INT
 from numgemma.debug.readers.common import Haul, make_dump, token_ids
 from numgemma.errors import InputError
 from numgemma.incoming import read_bytes
@@ -27,7 +28,7 @@ def read_golden(path):
     key = next((key for key in IDS if key in record), None)
     if key is None:
         raise InputError(f"{path}: has no token ids; {FORM}.")
-    ids = token_ids(numbers(path, record[key], int), path)
+    ids = token_ids(numbers(path, record[key], None), path)
     if found := next((name for name in LOGITS if record.get(name)), None):
         return make_dump(path, "golden logits", of_logits(path, numbers(path, record[found], np.float32), ids), ids=ids)
     if found := next((name for name in PROBS if record.get(name)), None):
@@ -94,6 +95,9 @@ def of_probs(path, rows, ids) -> Haul:
 def listed(path, row) -> list[tuple[int, float]]:
     """Token and log-probability, from {id: {"logprob": x}} or {id: x}."""
     try:
-        return [(int(i), float(x["logprob"] if isinstance(x, dict) else x)) for i, x in row.items()]
-    except (AttributeError, KeyError, TypeError, ValueError):
+        found = [(int(i), float(x["logprob"] if isinstance(x, dict) else x)) for i, x in row.items()]
+        if not all(0 <= i < LARGEST_INT for i, _ in found):
+            raise ValueError
+        return found
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         raise InputError(f"{path}: a row of log-probabilities should be an object, token id -> logprob.") from None
