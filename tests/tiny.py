@@ -322,14 +322,18 @@ def unified_prompt(content, seed=2, padding=3):
 DIFFUSION_CONTENT = {"text": {}, "pictures": {"images": [(9, 9), (6, 3)]}}  # the first picture is past the window
 
 
-def diffusion_inputs(case="text", condition=True, seed=3):
-    """What one denoising pass of DIFFUSION takes, by name.  condition: not the first pass of a block"""
+def diffusion_inputs(case="text", condition=True, seed=3, canvas=6):
+    """What one denoising pass of DIFFUSION takes, by name.
+
+    case: a key of DIFFUSION_CONTENT, or what such a key stands for.  condition: not the first pass of a block.
+    """
     rng = np.random.default_rng(seed)
-    ids, arrays = multimodal_prompt("26b", DIFFUSION_CONTENT[case] or {"none": []}, seed)
+    content = DIFFUSION_CONTENT[case] if isinstance(case, str) else case
+    ids, arrays = multimodal_prompt("26b", content or {"none": []}, seed)
     arrays["input_ids"] = np.array([*ids, *text(rng), *text(rng), *text(rng), *text(rng)])
-    arrays["decoder_input_ids"] = rng.integers(0, 199, (1, 6))  # with the batch axis of Transformers
+    arrays["decoder_input_ids"] = rng.integers(0, 199, (1, canvas))  # with the batch axis of Transformers
     if condition:
-        arrays["self_conditioning_logits"] = rng.normal(0, 3, (1, 6, 199)).astype(np.float32)
+        arrays["self_conditioning_logits"] = rng.normal(0, 3, (1, canvas, 199)).astype(np.float32)
     return arrays
 
 

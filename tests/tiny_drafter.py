@@ -30,15 +30,19 @@ TARGETS = {
 
 def drafter(name):
     """The drafter's config of one of TARGETS."""
-    target = TARGETS[name]
-    unified = "Unified" * (name == "unified")
+    return of(TARGETS[name]) | (CLUSTERED if name == "clustered" else {})
+
+
+def of(target):
+    """The config of a drafter for a model with this text config; its head looks at every token."""
+    unified = "Unified" * target["model_type"].startswith("gemma4_unified")
     return {
         "architectures": [f"Gemma4{unified}AssistantForCausalLM"],
         "model_type": f"gemma4_{'unified_' if unified else ''}assistant",
         "backbone_hidden_size": target["hidden_size"],
         "tie_word_embeddings": True,
         "text_config": {**target, **OWN, "architectures": None},
-        **(CLUSTERED if name == "clustered" else {"use_ordered_embeddings": False}),
+        "use_ordered_embeddings": False,
     }
 
 
