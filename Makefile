@@ -51,9 +51,12 @@ test-hf-random: $(HF)/ready
 fuzz: $(VENV)/ready
 	$(VENV)/bin/python tests/hostile_input/harness.py 20000
 
-kills: $(VENV)/ready
+# capture is Transformers', which the first environment has not
+kills: $(VENV)/ready $(HF)/ready
 	$(VENV)/bin/python tests/hostile_input/kills.py 200
+	$(HF)/bin/python tests/hostile_input/kills.py 10 capture
 	$(VENV)/bin/python tests/hostile_input/full_disk.py
+	$(HF)/bin/python tests/hostile_input/full_disk.py capture
 
 test-notebooks: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -q -n auto -m notebooks

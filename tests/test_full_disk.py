@@ -27,7 +27,8 @@ def test_every_verb_that_writes_is_tried():
     """A new one enters by a line of COMMANDS in tests/hostile_input/writers.py."""
     (verbs,) = (action for action in parser(VERBS)._actions if isinstance(action.choices, dict))
     paths = {verb: {a.dest for a in sub._actions if a.type is Path} for verb, sub in verbs.choices.items()}
-    assert {verb for verb, found in paths.items() if found & {*FILES_WRITTEN, "png"}} == set(COMMANDS)
+    writing = {verb for verb, found in paths.items() if found & {*FILES_WRITTEN, "png"}}
+    assert writing == {name.split()[0] for name in COMMANDS}
 
 
 @pytest.mark.parametrize("verb", [verb for verb in there() if verb != "capture"])

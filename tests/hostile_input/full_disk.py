@@ -1,6 +1,7 @@
 """A full disk at every write of one verb: each file that it cannot create, each that has no room for its bytes.
 
-python tests/hostile_input/full_disk.py VERB INPUTS WORK [MOST]      without any: all verbs, at every write
+python tests/hostile_input/full_disk.py VERB INPUTS WORK [MOST]
+python tests/hostile_input/full_disk.py [VERB]                       that one, or all, at every write
 
 INPUTS: what writers.prepare made; WORK: a folder that is not there yet; MOST: of the requests so many, spread evenly.
 
@@ -154,11 +155,11 @@ def examine(verb, inputs, work, most):
     return len(tries), [f"{verb}, request {at}, room {room}: {told}" for (at, room), told in found.items() if told]
 
 
-def every_verb():
+def every_verb(chosen):
     """Each in a process of its own.  -> the highest exit code"""
     with tempfile.TemporaryDirectory() as base:
         inputs, codes = prepare(Path(base) / "in"), [0]
-        for verb in there():
+        for verb in chosen:
             command = [sys.executable, __file__, verb, inputs, Path(base) / verb]
             codes.append(subprocess.run(command, env=environment(Path(base))).returncode)
     return max(codes)
@@ -172,4 +173,4 @@ def one_verb(verb, inputs, work, most=1000):
 
 
 if __name__ == "__main__":
-    sys.exit(one_verb(*sys.argv[1:]) if sys.argv[1:] else every_verb())
+    sys.exit(one_verb(*sys.argv[1:]) if len(sys.argv) > 2 else every_verb(sys.argv[1:] or there()))

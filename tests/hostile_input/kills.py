@@ -1,6 +1,6 @@
 """Kills at random moments of every verb that writes: nothing half, nothing lost, nothing left after the next run.
 
-python tests/hostile_input/kills.py [KILLS] [SEED] [VERB ...]     `make kills` does two hundred
+python tests/hostile_input/kills.py [KILLS [SEED]] [VERB ...]     `make kills` does two hundred
 
 Before each run its outputs stand there, old.  A run is killed (SIGKILL), ended (SIGTERM) or interrupted (SIGINT) at a
 moment between its start and what a whole run took.  Then every file is old or new and whole, those that were told to
@@ -99,9 +99,10 @@ def run(kills, seed, chosen, told=lambda line: None):
 
 
 def main(asked):
-    kills = int(asked[0]) if asked else 200
-    seed = int(asked[1]) if len(asked) > 1 else random.randrange(10**6)
-    chosen = asked[2:] or there()
+    numbers = [int(word) for word in asked if word.isdigit()]
+    kills = numbers[0] if numbers else 200
+    seed = numbers[1] if len(numbers) > 1 else random.randrange(10**6)
+    chosen = [word for word in asked if not word.isdigit()] or there()
     print(f"{kills} kills of seed {seed}: {' '.join(chosen)}", flush=True)
     hit, wrong = run(kills, seed, chosen, lambda line: print(line, flush=True))
     print(f"{sum(hit.values())} hit a running program, {len(wrong)} ended badly")

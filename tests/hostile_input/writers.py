@@ -26,11 +26,18 @@ GGUF = Path(__file__).parents[1] / "fixtures/gguf"
 IDS = "5,6,7"
 SMALLEST = tiny.DENSE | {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
 
-# verb -> the command, and what it writes
+# verb, and what tells its commands apart -> the command, and what it writes
 COMMANDS = {
     "dump": (f"dump IN/ckpt --ids {IDS} -o OUT/a.safetensors", ["a.safetensors"]),
     "generate": (
         f"generate IN/ckpt --ids {IDS} --max-new-tokens 2 --print-ids --backend numpy --json OUT/g.json",
+        ["g.json"],
+    ),
+    "generate canvases": (
+        (
+            f"generate IN/canvases --ids {IDS} --max-new-tokens 6 --sampler IN/few.json --backend numpy"
+            " --print-ids --json OUT/g.json"
+        ),
         ["g.json"],
     ),
     "embed": ("embed IN/vectors --ids 2,5,1 -o OUT/a.npy", ["a.npy"]),
@@ -87,6 +94,8 @@ def prepare(folder: Path) -> Path:
         model.record(ids).save(folder / "b.safetensors")
     (folder / "config.json").write_text(json.dumps(tiny.DENSE))
     tiny_embedding.write(folder / "vectors", tiny_embedding.TEXT)
+    tiny.write(folder / "canvases", tiny.DIFFUSION)
+    (folder / "few.json").write_text('{"max_denoising_steps": 3}')
     tiny.write(folder / "parent", tiny.PLE | {"use_double_wide_mlp": False})
     tiny_tokenizer.write(folder / "parent", "{{ bos_token }}")
     assert main(["stack", str(folder / "parent"), "--slices", "0-3,2-7", "-o", str(folder / "child")]) == 0
