@@ -214,9 +214,12 @@ def diffusion_pictures(rng):
 
 
 def diffusion(rng, content):
-    """One pass: a text before it, a canvas of any length, with or without what was thought of it."""
+    """One pass: a text before it, a canvas of any length, with or without what was thought of it.
+
+    No window of 1: there Transformers' cache keeps all of the text, for [-1 + 1:] is the whole, and means to keep none.
+    """
     text = text_config(rng, tiny.MOE) | {"model_type": "diffusion_gemma_text", "use_bidirectional_attention": "vision"}
-    text |= {"final_logit_softcapping": rng.choice([1.0, 30.0])}
+    text |= {"final_logit_softcapping": rng.choice([1.0, 30.0]), "sliding_window": max(2, text["sliding_window"])}
     canvas = rng.choice([1, 2, 6, 20])
     raw = tiny.DIFFUSION | {
         "canvas_length": canvas,
