@@ -6,7 +6,7 @@ import pytest
 from test_stack import PLAIN, written
 
 from numgemma.cli import main
-from numgemma.cli.card import hub_name
+from numgemma.cli.card import hub_name, license_of, quoted
 from numgemma.surgery.recipe import read_recipe
 from numgemma.surgery.synth import synth
 
@@ -46,8 +46,9 @@ def test_the_card_names_the_seams_and_the_command_and_no_folder_of_this_machine(
     text = (stacked / "child" / "README.md").read_text()
     assert "At slots 4 (layer 2 after layer 3), 8 (layer 4 after layer 5)" in text
     assert "numgemma stack google/gemma-4-E4B-it --slices 0-3,2-5,4-7 -o child" in text
-    assert 'r1["slots 4-7: layers 2-5 of google/gemma-4-E4B-it"]' in text
-    assert "those of slots 4-5,8-9 repeat another slot's" in text
+    assert 'r1["slots 4-7: layers 2-5<br>of google/gemma-4-E4B-it"]' in text
+    assert 'r1 -- "seam: layer 4 after 5" --> r2' in text
+    assert "those of slots 4-5, 8-9 repeat another slot's" in text
     assert str(stacked) not in text
     total = int(re.search(r"\*\*total\*\* \| \*\*([\d,]+)", text)[1].replace(",", ""))
     assert total > 10000
@@ -58,6 +59,17 @@ def test_the_recipe_in_the_card_is_one(stacked, tmp_path):
     text = (stacked / "child" / "README.md").read_text()
     (tmp_path / "r.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
     assert [(part.first, part.last) for part in read_recipe(tmp_path / "r.yaml").slices] == [(0, 3), (2, 5), (4, 7)]
+
+
+def test_a_license_that_the_hub_does_not_know_keeps_its_name_and_address(tmp_path):
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: ours\nlicense_link: LICENSE\n---\nlicense: x\n"
+    )
+    assert license_of(tmp_path) == ["license: other", "license_name: ours", "license_link: LICENSE"]
+
+
+def test_a_name_with_quotes_leaves_the_figure_whole():
+    assert quoted('a "b" <c> #1') == "a #quot;b#quot; #lt;c> #35;1"
 
 
 def test_a_card_can_be_left_out(stacked, tmp_path):

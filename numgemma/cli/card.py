@@ -39,6 +39,7 @@ def write_stack_card(stack, folder: Path, name: str, command: list[str]) -> None
         f"## Recipe\n\n{FENCE}yaml\n{recipe}{FENCE}",
         f"## Layers\n\n{FENCE}mermaid\n{mermaid(stack)}\n{FENCE}",
         f"![Slots of the child against layers of the parent]({PICTURE})",
+        *shared_keys(stack),
         parameters({name: tensor.shape for name, tensor in stack.tensors.items()}, unread),
         checks(folder),
         healing(stack),
@@ -54,12 +55,14 @@ def write_transplant_card(child, parents: tuple[Path, Path], folder: Path, name:
     for part in child.parts.values():
         row = rows.setdefault((part.component, part.source, part.method), [0, 0])
         row[0], row[1] = row[0] + 1, row[1] + prod(part.tensor.shape)
-    names = {"text": Path(text).name, "tower": Path(tower).name}
+    names = {"text": hub_name(str(text)), "tower": hub_name(str(tower))}
     lines = [f"| {c} | {n} | {size:,} | {names.get(s, 'new')} | {m} |" for (c, s, m), (n, size) in rows.items()]
     blocks = [
         front([str(text), str(tower)], child.folders[0], child.raw, "transplant"),
         f"# {name}\n\n{NEWBORN.format(**names)}",
-        "\n".join(["## Recipe", "", "| component | tensors | numbers | from | how |", "|---|---|---|---|---|", *lines]),
+        "\n".join(
+            ["## Recipe", "", "| component | tensors | numbers | from | how |", "|---|---:|---:|---|---|", *lines]
+        ),
         "Left out: " + "; ".join(f"{what} ({why})" for what, why in child.left) + ".",
         f"## Layers\n\n{FENCE}mermaid\n{grafted(child, names, name)}\n{FENCE}",
         parameters({name: part.tensor.shape for name, part in child.parts.items()}, ()),
@@ -82,8 +85,8 @@ def grafted(child, names, name: str) -> str:
     return "\n".join(
         [
             "flowchart BT",
-            f'  a["{names["text"]}: {layers} layers"] --> c["{name}"]',
-            f'  b["{names["tower"]}: vision tower"] --> p["projection, random"] --> c',
+            f'  a["{quoted(names["text"])}<br>{layers} layers"] --> c["{quoted(name)}"]',
+            f'  b["{quoted(names["tower"])}<br>vision tower"] --> p["projection, random"] --> c',
         ]
     )
 
@@ -95,7 +98,7 @@ def front(parents: list[str], folder: Path, raw, method: str) -> str:
     """What the hub reads.  folder: of the parent whose license it takes over"""
     sees = bool(raw.get("vision_config"))
     lines = [
-        *(["license: " + found] if (found := license_of(folder)) else []),
+        *license_of(folder),
         "library_name: transformers",
         f"pipeline_tag: {'image-text-to-text' if sees else 'text-generation'}",
         "base_model:",
@@ -107,13 +110,11 @@ def front(parents: list[str], folder: Path, raw, method: str) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def license_of(folder: Path) -> str | None:
-    """What the parent's own card says; nothing where there is none."""
+def license_of(folder: Path) -> list[str]:
+    """The lines of the parent's own card, with the name and the address of a license that the hub does not know."""
     card = folder / "README.md"
-    found = (
-        re.search(r"^license: *([\w.-]+) *$", card.read_text(errors="replace")[:4000], re.M) if card.is_file() else None
-    )
-    return found[1] if found else None
+    front = card.read_text(errors="replace")[:4000].split("\n---")[0] if card.is_file() else ""
+    return re.findall(r"^license(?:_name|_link)?: *[^\s#].*$", front, re.M)
 
 
 def hub_name(parent: str) -> str:
@@ -157,14 +158,28 @@ def runs(stack) -> list[list]:
 
 
 def mermaid(stack) -> str:
-    """A box for each run of layers, from the bottom up; the arrows between them are the seams."""
-    lines = ["flowchart BT", '  in(["embeddings"])']
-    for i, run in enumerate(runs(stack)):
-        layers = f"{run[0].spec.index}-{run[-1].spec.index}" if len(run) > 1 else f"{run[0].spec.index}"
-        slots = f"{run[0].index}-{run[-1].index}" if len(run) > 1 else f"{run[0].index}"
-        lines.append(f'  r{i}["slots {slots}: layers {layers} of {hub_name(run[0].parent)}"]')
-    boxes = ["in", *(f"r{i}" for i in range(len(runs(stack)))), "out"]
-    return "\n".join([*lines, '  out(["head"])', "  " + " --> ".join(boxes)])
+    """A box for each run of layers, from the bottom up; an arrow between two says where the seam is."""
+    lines, found = ["flowchart BT", '  in(["embeddings"]) --> r0'], runs(stack)
+    for i, run in enumerate(found):
+        first, last = run[0], run[-1]
+        slots, layers = spans(s.index for s in run), spans(s.spec.index for s in run)
+        lines.append(f'  r{i}["slots {slots}: layers {layers}<br>of {quoted(hub_name(first.parent))}"]')
+        if i + 1 < len(found):
+            lines.append(f'  r{i} -- "seam: layer {found[i + 1][0].spec.index} after {last.spec.index}" --> r{i + 1}')
+    return "\n".join([*lines, f'  r{len(found) - 1} --> out(["head"])'])
+
+
+def quoted(name: str) -> str:
+    """A name within quotes of a figure."""
+    return name.replace("#", "#35;").replace('"', "#quot;").replace("<", "#lt;")
+
+
+def shared_keys(stack) -> list[str]:
+    """A sentence on the slots that read another's keys and values, where there are any."""
+    rows = [spec for spec in stack.config.text.layers if spec.kv_from != spec.index]
+    donors = " and ".join(map(str, sorted({spec.kv_from for spec in rows})))
+    slots = spans(spec.index for spec in rows)
+    return [f"Slots {slots} make no keys and values of their own: they read those of slots {donors}."] if rows else []
 
 
 def makes_keys(stack, slot) -> bool:
@@ -185,22 +200,24 @@ def healing(stack) -> str:
     lines = [
         "## Seams, and what healing would touch",
         "",
-        f"At slots {', '.join(seams)} a layer gets a stream that it never saw in training. Up to slot",
-        f"{starts[0].index - 1} the child computes what its parent computes. Healing would touch the layers from each",
-        f"seam on, most of all slots {spans(s.index for s in starts)}, and the layers that are there twice",
-        f"(slots {twice}).",
+        f"At slots {', '.join(seams)} a layer gets a stream that it never saw in training.",
+        f"Up to slot {starts[0].index - 1} the child computes what its parent computes. Healing would touch:",
+        "",
+        f"- the layers from each seam on, most of all slots {spans(s.index for s in starts)};",
+        f"- the layers that are there twice: slots {twice}{';' if P else '.'}",
     ]
     if P:
-        lines.append(
-            f"Per-layer inputs: columns {P} i to {P} (i + 1) - 1 of the table, and these rows of the projection,"
-        )
-        lines.append(f"belong to slot i; those of slots {twice} repeat another slot's, and would have to part from it.")
-    lines.append("How far the streams leave their range is measured by `numgemma seams CHILD PARENT`.")
-    return "\n".join(lines)
+        lines += [
+            f"- the per-layer inputs. Columns `{P} i` to `{P} i + {P - 1}` of the table, and these rows of the",
+            f"  projection, belong to slot `i`; those of slots {twice} repeat another slot's, and would part from it.",
+        ]
+    return "\n".join(
+        [*lines, "", "How far the streams leave their range is measured by `numgemma seams CHILD PARENT`."]
+    )
 
 
 def spans(numbers) -> str:
-    return ranges(numbers) or "none"
+    return ranges(numbers).replace(",", ", ") or "none"
 
 
 # numbers, checks, command
@@ -210,8 +227,8 @@ def parameters(shapes, unread) -> str:
     found = parameter_table(shapes, unread)
     rows = [f"| {module} | {numbers:,} |" for module, numbers in sorted(found["modules"].items())]
     total = f"| **total** | **{found['total']:,}** |"
-    note = f"and {found['buffers']:,} numbers in buffers, in {found['tensors']} tensors"
-    return "\n".join(["## Parameters", "", "| module | parameters |", "|---|---|", *rows, total, "", note])
+    note = f"In {found['tensors']} tensors, with {found['buffers']:,} numbers more in buffers."
+    return "\n".join(["## Parameters", "", "| module | parameters |", "|---|---:|", *rows, total, "", note])
 
 
 def checks(folder: Path) -> str:
