@@ -165,9 +165,9 @@ def over(base, terms, dtype):
 
 
 def sparse(raw, rng, count, method):
-    """TIES or DARE of one or two fine-tunes."""
+    """TIES or DARE of one, two or three fine-tunes."""
     base, models = related(raw, rng, count)
-    names = "ab"[:count]
+    names = "abc"[:count]
     w, density = rng.uniform(0.4, 1.0, count), rng.uniform(0.3, 0.8, count)
     child = {}
     for n, x in base.items():
@@ -336,6 +336,9 @@ RECIPES = {
     "dare with elected signs": lambda rng: sparse(DENSE, rng, 2, "dare_ties"),
     "ties of one": lambda rng: sparse(DENSE, rng, 1, "ties"),
     "ties of two": lambda rng: sparse(DENSE, rng, 2, "ties"),
+    "dare of three": lambda rng: sparse(DENSE, rng, 3, "dare"),
+    "dare of three with elected signs": lambda rng: sparse(DENSE, rng, 3, "dare_ties"),
+    "ties of three": lambda rng: sparse(DENSE, rng, 3, "ties"),
     "adapter": lambda rng: adapted(DENSE, rng),
     "abliteration": lambda rng: abliterated(DENSE, rng),
     "experts pruned": lambda rng: reordered(MOE, rng, "pruned"),

@@ -10,12 +10,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from numgemma.cli import main
-from numgemma.surgery.edits import edited
+from numgemma.surgery.edits import edited, highest
 from numgemma.surgery.lineage import lineage, trace_back
 from numgemma.surgery.mixture import angles, blend
+from numgemma.surgery.mixtures import explained
 from numgemma.surgery.rounding import digits, rounding
 from numgemma.surgery.sketch import sketch
 from numgemma.surgery.summary import summary
+from numgemma.surgery.thinned import thinned
 
 
 @pytest.mark.parametrize("kind", merges.RECIPES)
@@ -153,6 +155,104 @@ def test_a_difference_of_full_rank_is_no_edit():
     a = rng.standard_normal((60, 80)).astype(merges.BF16)
     b = (a.astype(np.float32) + 0.05 * rng.standard_normal(a.shape)).astype(merges.BF16)
     assert edited(sketch("x", b), ("a", sketch("x", a))) is None
+
+
+def matrices(folder, **tensors):
+    """Checkpoints of one matrix each."""
+    for name, x in tensors.items():
+        (folder / name).mkdir()
+        save_file({"layers.0.mlp.up_proj.weight": x.astype(merges.BF16)}, folder / name / "model.safetensors")
+
+
+@pytest.mark.parametrize("rank", [24, 60])
+def test_an_adapter_of_a_rank_beyond_the_columns_of_a_sketch_is_told(tmp_path, rank):
+    rng = np.random.default_rng(rank)
+    a = rng.standard_normal((200, 240))
+    change = rng.standard_normal((200, rank)) @ rng.standard_normal((rank, 240)) / np.sqrt(rank)
+    matrices(tmp_path, a=a, child=a + 0.1 * change)
+    found = lineage(tmp_path / "child", [tmp_path / "a"])
+    (r,) = found.tensors.values()
+    assert (r.kind, r.rank) == ("edited", rank)
+    assert lines(found, {str(tmp_path / "a"): "a"})[0][0].startswith(f"a and a difference of rank {rank} (")
+
+
+def test_a_difference_of_too_high_a_rank_is_not_told_and_the_limit_is(tmp_path):
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((200, 240))
+    matrices(tmp_path, a=a, child=a + 0.1 * rng.standard_normal(a.shape))
+    found = lineage(tmp_path / "child", [tmp_path / "a"])
+    ((text, _),) = lines(found, {str(tmp_path / "a"): "a"})
+    assert text.startswith("nearest to a")
+    assert text.endswith(f"no difference of rank {highest((200, 240))} or less")
+    assert 60 < highest((200, 240)) < 120
+
+
+# thinned differences of three
+
+
+def three(method, seed, size=0.4, shape=(64, 96)):
+    """Sketches of (child, base, three fine-tunes), and the recipe."""
+    rng = np.random.default_rng(seed)
+    b = rng.standard_normal(shape).astype(merges.BF16)
+    wide = b.astype(np.float32)
+    models = [(wide + size * rng.standard_normal(shape)).astype(merges.BF16) for _ in range(3)]
+    w, density = rng.uniform(0.4, 1.0, 3), rng.uniform(0.3, 0.8, 3)
+    d = [m.astype(np.float32) - wide for m in models]
+    child = (wide + merges.thin(d, w, density, method, rng)).astype(merges.BF16)
+    named = [(name, sketch("x", m)) for name, m in zip("abc", models, strict=True)]
+    return sketch("x", child), ("base", sketch("x", b)), named, w, density
+
+
+@pytest.mark.parametrize(("method", "how"), [("dare", "dare"), ("dare_ties", "dare, elected"), ("ties", "ties")])
+@pytest.mark.parametrize("seed", range(3))
+def test_thinned_differences_of_three_are_told(method, how, seed):
+    child, base, models, w, density = three(method, seed)
+    found = explained(child, [base, *models], "base", False)
+    assert (found.kind, found.how, found.parent) == ("thinned", how, "base")
+    if method == "ties":
+        w = w / w.sum()
+    slack = 4 * max(share.give for share in found.shares) if method != "ties" else 0.0
+    assert [share.parent for share in found.shares] == list("abc")
+    assert [share.weight for share in found.shares] == pytest.approx(list(w), abs=0.01 + slack)
+    assert [share.density for share in found.shares] == pytest.approx(list(density), abs=0.03 + slack)
+
+
+def test_of_three_parents_of_which_one_has_no_part_two_are_told():
+    _, base, models, _, _ = three("dare", 5)
+    rng = np.random.default_rng(5)
+    b, (x, y) = base[1].whole.astype(np.float32), [models[i][1].whole.astype(np.float32) for i in (0, 2)]
+    child = b + 1.2 * (rng.random(b.shape) < 0.5) * (x - b) + 0.9 * (rng.random(b.shape) < 0.6) * (y - b)
+    found = explained(sketch("x", child.astype(merges.BF16)), [base, *models], "base", False)
+    assert found.kind == "thinned"
+    assert [share.parent for share in found.shares] == ["a", "c"]
+
+
+@pytest.mark.parametrize("method", ["dare", "dare_ties", "ties"])
+def test_three_whose_differences_lie_below_their_rounding_are_not_told(method):
+    child, base, models, _, _ = three(method, 1, size=0.003)
+    assert explained(child, [base, *models], "base", False) is None
+
+
+@pytest.mark.parametrize(("method", "how"), [("dare", "dare"), ("dare_ties", "dare, elected"), ("ties", "ties")])
+@pytest.mark.parametrize("seed", range(4))
+def test_three_whose_differences_lie_near_their_rounding_are_told_right_or_not_at_all(method, how, seed):
+    child, base, models, w, density = three(method, seed, size=0.012)
+    if found := explained(child, [base, *models], "base", False):
+        slack = 0.01 + 8 * max(share.give for share in found.shares)
+        assert (found.kind, found.how) == ("thinned", how)
+        due = w / w.sum() if method == "ties" else w
+        assert [share.weight for share in found.shares] == pytest.approx(list(due), abs=slack)
+        assert [share.density for share in found.shares] == pytest.approx(list(density), abs=slack)
+
+
+def test_what_a_sum_of_three_would_explain_by_chance_is_not_taken_for_one():
+    """Differences of eight sums each, so close that nearly every number is near one."""
+    rng = np.random.default_rng(2)
+    b = rng.standard_normal((64, 96)).astype(merges.BF16)
+    wide = b.astype(np.float32)
+    models = [(n, sketch("x", (wide + 0.03 * rng.standard_normal(b.shape)).astype(merges.BF16))) for n in "abc"]
+    child = np.where(rng.random(b.shape) < 0.3, wide, wide + 0.03 * rng.standard_normal(b.shape))
+    assert thinned(sketch("x", child.astype(merges.BF16)), ("base", sketch("x", b)), models) is None
 
 
 def test_broken_rows_do_not_change_the_weights():

@@ -19,6 +19,7 @@ what others built: whether it is sound, what it is made of, where it leaves its 
     relations     what one tensor is to another, as a whole
     blocks        what it is made of, line by line
     mixture       what it is the sum of, and by what weights
+    sums          the sums that a number can be, where differences were kept or dropped
     thinned       differences to a base of which some were dropped: TIES, DARE
     edits         a difference of few directions
     mixtures      which of these a tensor is

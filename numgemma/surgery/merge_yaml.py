@@ -58,8 +58,9 @@ def whole(method: str, found: Lineage, models: list[str]) -> list[str]:
     """Parameters of the merge as such."""
     if method == "slerp":
         return parameter("t", found, lambda r: point(r, models), "  ")
-    normal = method == "ties"
-    lam = [r.scale for r in found.tensors.values() if r.kind == "thinned" and abs(r.scale - 1) > 0.02]
+    thin = [r for r in found.tensors.values() if r.kind == "thinned"]
+    normal = method == "ties" and all(abs(sum(share.weight for share in r.shares) - 1) < SAME for r in thin)
+    lam = [r.scale for r in thin if abs(r.scale - 1) > 0.02]
     return [f"  normalize: {str(normal).lower()}", *([f"  lambda: {short(float(np.median(lam)))}"] if lam else [])]
 
 

@@ -6,12 +6,14 @@ directions.
 """
 
 from collections.abc import Sequence
+from itertools import combinations
 
 from numgemma.surgery.edits import edited
 from numgemma.surgery.mixture import EXPLAINED, Source, blend, blend_by_rows, distinct
 from numgemma.surgery.relations import ENOUGH, Relation
 from numgemma.surgery.rounding import is_float
 from numgemma.surgery.sketch import Sketch
+from numgemma.surgery.thinned import MOST as MODELS
 from numgemma.surgery.thinned import thinned
 
 MOST = 8  # sources of one tensor that are tried
@@ -43,13 +45,14 @@ def by_rows(child, several, base):
 
 
 def thinned_over(child, several, base):
-    """Over the base that is told; without one, over each parent in turn."""
+    """Over the base that is told; without one, over each parent in turn: of one other, of two, of three."""
     named = [s for s in several if s[0] == base]
     for one in named or several:
         others = [s for s in several if s is not one]
-        for some in [others, *([o] for o in others if len(others) > 1)]:
-            if found := thinned(child, one, some):
-                return found
+        for count in range(1, MODELS + 1):
+            for some in combinations(others, count):
+                if found := thinned(child, one, some):
+                    return found
     return None
 
 

@@ -34,6 +34,7 @@ class Sketch:
     digest: bytes
     rows: np.ndarray  # [R, few]: every row
     columns: np.ndarray  # [few, C]: every column; empty for a vector
+    whole: np.ndarray  # the tensor itself, on disk where it is from a file: for a second look at a part of it
 
     @property
     def size(self) -> int:
@@ -76,6 +77,14 @@ def places(n: int) -> np.ndarray:
     return np.sort(np.random.default_rng(n).choice(n, min(n, FEW), replace=False))
 
 
+def some_rows(one: Sketch, most: int) -> np.ndarray:
+    """Rows of a matrix from all over it, whole, read once more.  -> at most `most` C"""
+    lines = one.whole[:: max(1, len(one.whole) // most)][:most]
+    values = plain(lines)
+    release(one.whole)
+    return values
+
+
 def as_matrix(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, x.shape[-1] if x.ndim > 1 else 1)
 
@@ -84,7 +93,7 @@ def sketch(name: str, x: np.ndarray, progress: Callable[[int], None] = lambda si
     """One pass over a tensor.  Memory holds one piece of it."""
     m = as_matrix(x)
     if not x.size:
-        return Sketch(name, x.shape, x.dtype, b"", np.empty((0, 1)), np.empty((0, 0)))
+        return Sketch(name, x.shape, x.dtype, b"", np.empty((0, 1)), np.empty((0, 0)), x)
     kept = places(m.shape[1])
     rows = np.empty((len(m), len(kept)), x.dtype)
     digest = hashlib.blake2b(digest_size=16)
@@ -97,7 +106,7 @@ def sketch(name: str, x: np.ndarray, progress: Callable[[int], None] = lambda si
         progress(piece.nbytes)
     columns = m[places(len(m))] if m.shape[1] > 1 else np.empty((0, 1), x.dtype)
     release(m)  # a page that is touched brings its neighbours along
-    return Sketch(name, x.shape, x.dtype, digest.digest(), rows, columns)
+    return Sketch(name, x.shape, x.dtype, digest.digest(), rows, columns, x)
 
 
 def bits(x: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from numgemma.surgery.edits import highest
 from numgemma.surgery.findings import ranges
 from numgemma.surgery.homes import decoder_layer
 from numgemma.surgery.inventory import component, described, parents_of
@@ -174,7 +175,7 @@ def pooled(relations: list[Relation]) -> np.ndarray:
 def told(names: list[str], relations: list[Relation], labels: dict[str, str], found: Lineage) -> str:
     first = relations[0]
     if first.kind not in MIXED:
-        return single(relations, labels)
+        return single(relations, labels) + not_edited(names, relations, found)
     if first.kind == "experts":
         return experts_told(first, labels)
     if len(agreeing(relations)) > 1 and first.kind != "edited":
@@ -201,6 +202,13 @@ def single(relations: list[Relation], labels: dict[str, str]) -> str:
         least, most = (f(x.error for x in relations) for f in (min, max))
         return f"nearest to {' + '.join(parents)} ({text}), with {least:.0%} to {most:.0%} not explained"
     return " + ".join(parents) if text == "copy" else f"{text} {' + '.join(parents)}"
+
+
+def not_edited(names: list[str], relations: list[Relation], found: Lineage) -> str:
+    """Of tensors that are near one, and not explained: up to which rank a difference was looked for."""
+    near = [n for n, r in zip(names, relations, strict=True) if (r.kind, r.source, confidence(r)) == ("copy", n, ABOUT)]
+    asked = [highest(found.shapes[n]) for n in near if len(found.shapes[n]) > 1]
+    return f"; no difference of rank {min(asked)} or less" if asked and min(asked) else ""
 
 
 def mixture_told(r: Relation, numbers: np.ndarray, labels: dict[str, str], base: str | None) -> str:

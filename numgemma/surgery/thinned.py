@@ -1,13 +1,14 @@
-"""Task vectors of which some numbers were dropped: what TIES and DARE leave.
+"""Task vectors of which some numbers were dropped: what TIES and DARE leave of one, two or three models.
 
 Both add differences to a base b, d_i = x_i - b, of which a mask m_i keeps only a share, the density:
 
     DARE   y = b + sum of (w_i / density_i) m_i d_i      m_i at random; `elected`: only those of the larger sum's sign
     TIES   y = b + s (sum of w_i m_i d_i) / (sum of w_i m_i)      m_i the largest numbers; only those of that sign
 
-So with one or two models every number of y - b is 0, c1 d1, c2 d2 or a fixed sum of both, to within rounding.  c_i is
-where y - b over d_i has its mode; what is neither 0 nor one of these gives the sum, by least squares; and whether the
-kept are the largest says which method it was.  Numbers whose differences lie below their rounding are not asked.
+So every number of y - b is one of 2^k fixed sums of its k differences, to within rounding: a row of a table that k
+weights fill (sums.py).  The weights are those whose table explains nearly all numbers, and would not explain them in
+another order; and whether the kept are the largest says which method it was.  Numbers whose differences lie below their
+rounding are not asked.
 """
 
 import math
@@ -21,119 +22,71 @@ from numgemma.surgery.mixture import Source, mixture
 from numgemma.surgery.relations import Relation, Share, rms
 from numgemma.surgery.rounding import digits, rounding
 from numgemma.surgery.sketch import Sketch
+from numgemma.surgery.sums import Law, added, averaged, explained, laws, likeliest, nearest, subsets
 
+MOST = 3  # models, at most: of more, numbers lie so close to some sum that nothing is shown
 CLEAR = 6  # times what rounding does, at least, is a difference that is asked
 ENOUGH = 100  # such numbers, at least
 EXPLAINED = 0.98  # of them, at least
-DROPPED = 0.02  # of them, at least: else nothing was thinned
+BY_CHANCE = 0.7  # of them, at most, may be explained in another order
+APART = 2.5  # times that by which numbers are off, at least, lie the sums of a number that can tell
+DROPPED = 0.02  # of some model's, at least: else nothing was thinned
+NOTHING = 0.002  # of the numbers, at least, are the base's: a mask of each model left them all out
+FEW = 20  # numbers, at least, of which it is told how two differences are added, or which were dropped
 SHARP = 0.005  # of the kept and the dropped, at most, on the wrong side of a threshold: then the size decided
 EDGE = 0.01  # of the threshold, within which it does not: differences in bfloat16 are often equal
 BLIND = 5.0  # standard deviations, at most, between the ranks of the kept and of the dropped: then it was not the size
-AGREED = 0.97  # of the sums, at least, are of differences with one sign: then signs were elected
+AGREED = 0.97  # of the sums, at least, are what an election of signs leaves: then there was one
 LOOSE = 0.02  # of a difference, by which a number may be off where the factor is known from elsewhere
 BORROWED = 0.25  # what a weight is said to be known to, that was taken from other tensors and only fits
-FEW = 20  # sums from which on their weights are fitted
 
 
 def thinned(child: Sketch, base: Source, others: Sequence[Source]) -> Relation | None:
-    """The child as a base and thinned differences of one or two others; None where it is not shown to be that."""
-    if not 1 <= len(others) <= 2:
+    """The child as a base and thinned differences of one to three others; None where it is not shown to be that."""
+    if not 1 <= len(others) <= MOST:
         return None
     y, b = child.values, base[1].values
     d = np.stack([one.values - b for _, one in others])
-    bits = min(digits(one) for one in (child, base[1], *(one for _, one in others)))
-    slack = 2 * np.sqrt(sum(rounding(x, bits) ** 2 for x in (y, b, *(b + d))))
-    clear = (np.abs(d) > CLEAR * slack).all(0)
-    if clear.sum() < ENOUGH:
+    all_slack = slack_of(child, base, others)
+    clear = (np.abs(d) > CLEAR * all_slack).all(0)
+    delta, d_clear, slack = (y - b)[clear], d[:, clear], all_slack[clear]
+    if len(delta) < ENOUGH or (np.abs(delta) <= slack).mean() < NOTHING:
         return None
-    all_slack, delta, d_clear, slack = slack, (y - b)[clear], d[:, clear], slack[clear]
-    zero = np.abs(delta) <= slack
-    if zero.mean() < DROPPED:
+    law = max(laws(delta, d_clear, slack), key=lambda one: explained(one, delta, d_clear, slack))
+    if explained(law, delta, d_clear, slack) < EXPLAINED or by_chance(law, delta, d_clear, slack) > BY_CHANCE:
         return None
-    factors = np.array([mode(delta[~zero] / one[~zero], slack[~zero] / np.abs(one[~zero])) for one in d_clear])
-    sums = factors if len(d) == 1 else of_both(delta, d_clear, slack, zero, factors)
-    ways = options(d_clear, factors, sums)
-    if (np.abs(delta - ways).min(0) <= 2 * slack).mean() < EXPLAINED:
+    within = all_slack * min(4.0, APART * off_by(law, delta, d_clear, slack))
+    which, asked = masks(law, y - b, d, within)
+    kept = subsets(len(d))[which[asked]]
+    if asked.sum() < ENOUGH or kept.mean(0).min() > 1 - DROPPED:
         return None
-    kept, asked = masks(delta, ways, 4 * slack)
-    if asked.sum() < ENOUGH:
+    if len(d) > 1 and (kept.sum(1) > 1).sum() < FEW:  # nothing says how two would be added
         return None
-    found = judged(d, d_clear[:, asked], kept[:, asked], factors, sums)
-    if found.how in ("ties", "largest"):
-        found = found._replace(**densities(y - b, d, all_slack, factors, sums, elected=found.how == "ties"))
-    shares = [
-        Share(parent, one.name, weight, max(found.give, 1 / float(np.sqrt(asked.sum()))), density)
-        for (parent, one), weight, density in zip(others, found.weights, found.densities, strict=True)
-    ]
-    least = rms(slack) / 2 / rms(y)
-    return replace(
-        mixture(shares, found.how, least, least, "thinned"), parent=base[0], source=base[1].name, scale=found.scale
-    )
+    found = judged(law, d[:, asked], which[asked])
+    if found is not None and found.how in ("ties", "largest"):
+        found = found._replace(**densities(law, y - b, d, within, elected=found.how == "ties"))
+    if found is not None and found.how == "dare":
+        found = found._replace(**drawn(law, y - b, d, within))
+    return None if found is None else related(found, base, others, rms(all_slack[clear]) / 2 / rms(y), int(asked.sum()))
 
 
-def thinned_alike(child: Sketch, base: Source, others: Sequence[Source], like: Relation) -> Relation | None:
-    """A short vector as thinned in the way that the rest of its layer is; None where some number is not of that way."""
-    y, b = child.values, base[1].values
-    d = np.stack([one.values - b for _, one in others])
-    bits = min(digits(one) for one in (child, base[1], *(one for _, one in others)))
-    slack = 2 * np.sqrt(sum(rounding(x, bits) ** 2 for x in (y, b, *(b + d))))
-    weights, kept = (np.array([getattr(share, what) for share in like.shares]) for what in ("weight", "density"))
-    factors = weights / kept if like.how.startswith("dare") else np.full(len(d), like.scale)
-    sums = factors if like.how.startswith("dare") else weights * like.scale
-    left = np.abs(y - b - options(d, factors, sums)).min(0)
-    most = slack * (1 + np.abs(factors).max()) + LOOSE * np.abs(d).max(0)
-    if (left > most).any():
-        return None
-    shares = [
-        replace(share, source=one.name, give=BORROWED) for share, (_, one) in zip(like.shares, others, strict=True)
-    ]
-    error, least = rms(left) / rms(y), rms(slack) / rms(y)
-    return replace(like, source=base[1].name, shares=tuple(shares), error=error, floor=least)
+def slack_of(child: Sketch, base: Source, others: Sequence[Source]) -> np.ndarray:
+    """Twice what rounding does to each number of y - b - (some of the differences)."""
+    sketches = [child, base[1], *(one for _, one in others)]
+    bits = min(digits(one) for one in sketches)
+    return 2 * np.sqrt(sum(rounding(one.values, bits) ** 2 for one in sketches))
 
 
-def mode(ratios: np.ndarray, widths: np.ndarray) -> float:
-    """Where most ratios lie together, each known to within its width; their weighted mean there."""
-    if not len(ratios):
-        return 0.0
-    order = np.argsort(ratios)
-    r, w = ratios[order], widths[order]
-    width = float(np.median(w))
-    stop = np.searchsorted(r, r + 2 * width)
-    at = int((stop - np.arange(len(r))).argmax())
-    near = slice(at, int(stop[at]))
-    return float(np.average(r[near], weights=w[near] ** -2.0))
+def off_by(law: Law, delta, d, slack) -> float:
+    """Times the slack, how far nearly all numbers are at most from their sum: less where only the child was rounded."""
+    return float(np.quantile(nearest(law, delta, d)[1] / slack, EXPLAINED))
 
 
-def of_both(delta, d, slack, zero, factors) -> np.ndarray:
-    """The weights of numbers in which both differences are kept: of those that are neither 0 nor one alone."""
-    single = (np.abs(delta - factors[:, None] * d) <= slack * np.maximum(1, np.abs(factors))[:, None]).any(0)
-    both = ~(zero | single)
-    return robust(delta[both], d[:, both]) if both.sum() >= FEW else factors
-
-
-def options(d: np.ndarray, factors, sums) -> np.ndarray:
-    """What a number of y - b can be: nothing, each difference alone, both.  -> o n"""
-    alone = factors[:, None] * d
-    return np.stack([np.zeros(d.shape[1]), *alone, *([sums @ d] if len(d) == 2 else [])])
-
-
-def masks(delta, ways, apart) -> tuple[np.ndarray, np.ndarray]:
-    """Which numbers each difference is kept in, and which can tell: those whose options lie so far apart.  -> k n, n"""
-    pairs = [(i, j) for i in range(len(ways)) for j in range(i)]
-    asked = np.all([np.abs(ways[i] - ways[j]) > apart for i, j in pairs], axis=0)
-    which = np.abs(delta - ways).argmin(0)
-    kept = [which == 1] if len(ways) == 2 else [(which == 1) | (which == 3), (which == 2) | (which == 3)]
-    return np.stack(kept), asked
-
-
-def robust(delta: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """Least squares, three times, each without those that fitted worst before."""
-    use = np.ones(len(delta), bool)
-    for _ in range(3):
-        weights = np.linalg.lstsq(d[:, use].T, delta[use], rcond=None)[0]
-        left = np.abs(delta - weights @ d)
-        use = left <= 4 * np.median(left) + 1e-300
-    return weights
+def by_chance(law: Law, delta, d, slack) -> float:
+    """How many of the numbers that are not the base's would be explained in another order."""
+    moved = np.abs(delta) > slack
+    order = np.random.default_rng(0).permutation(int(moved.sum()))
+    return explained(law, delta[moved][order], d[:, moved], slack[moved])
 
 
 class Manner(NamedTuple):
@@ -144,40 +97,98 @@ class Manner(NamedTuple):
     give: float = 0.0  # of the densities
 
 
-def one_sign(d, kept, factors) -> tuple[np.ndarray, bool]:
-    """Where both differences have one sign, and whether they are kept together only there: then signs were elected."""
-    if len(d) < 2:
-        return np.ones(d.shape[1], bool), False
-    agree, both = (factors[0] * d[0] > 0) == (factors[1] * d[1] > 0), kept.all(0)
-    return agree, bool(both.any() and agree[both].mean() >= AGREED)
+def related(found: Manner, base: Source, others: Sequence[Source], least: float, asked: int) -> Relation:
+    shares = [
+        Share(parent, one.name, weight, found.give or asked**-0.5, density)
+        for (parent, one), weight, density in zip(others, found.weights, found.densities, strict=True)
+    ]
+    made = mixture(shares, found.how, least, least, "thinned")
+    return replace(made, parent=base[0], source=base[1].name, scale=found.scale)
 
 
-def judged(d, asked, kept, factors, sums) -> Manner:
-    """The method by which numbers were kept, and its weights.  d: all numbers, asked: those that can tell; k n"""
-    agree, elected = one_sign(asked, kept, factors)
-    use = agree if elected else np.ones_like(agree)
-    limits = [threshold(np.abs(one[use]), k[use]) for one, k in zip(asked, kept, strict=True)]
-    if any(limit.wrong > SHARP for limit in limits):
-        shares, random = [float(k[use].mean()) for k in kept], all(limit.bias <= BLIND for limit in limits)
-        how = "some" if not random else "dare, elected" if elected else "dare"
-        return Manner(how, list(map(float, factors * shares)), shares)
-    if len(d) == 1:
-        return Manner("ties", [1.0], [], float(factors[0]))
-    if elected and abs(sums.sum() - factors.mean()) < 0.05 * abs(factors.mean()):  # a mean of those that are kept
-        return Manner("ties", list(map(float, sums / sums.sum())), [], float(factors.mean()))
-    return Manner("ties" if elected else "largest", list(map(float, sums)), [])
+def thinned_alike(child: Sketch, base: Source, others: Sequence[Source], like: Relation) -> Relation | None:
+    """A short vector as thinned in the way that the rest of its layer is; None where some number is not of that way."""
+    y, b = child.values, base[1].values
+    d = np.stack([one.values - b for _, one in others])
+    slack, law = slack_of(child, base, others), law_of(like)
+    left = np.abs(y - b - law.table @ d).min(0)
+    most = slack * (1 + np.abs(law.table).max()) + LOOSE * np.abs(d).max(0)
+    if (left > most).any():
+        return None
+    shares = [
+        replace(share, source=one.name, give=BORROWED) for share, (_, one) in zip(like.shares, others, strict=True)
+    ]
+    error, least = rms(left) / rms(y), rms(slack) / rms(y)
+    return replace(like, source=base[1].name, shares=tuple(shares), error=error, floor=least)
 
 
-def densities(delta, d, slack, factors, sums, elected: bool) -> dict[str, Any]:
-    """How many of the largest were kept, from where they end: numbers whose options are barely apart tell that too."""
-    kept, asked = masks(delta, options(d, factors, sums), 1.5 * slack)
-    if elected:
-        asked &= one_sign(d, kept, factors)[0]
+def law_of(like: Relation) -> Law:
+    """The sums that a relation tells of: weights of a mean sum to 1."""
+    weights, kept = (np.array([getattr(share, what) for share in like.shares]) for what in ("weight", "density"))
+    if like.how == "ties" and abs(weights.sum() - 1) < 1e-6:
+        return averaged(weights, like.scale)
+    return added(weights if like.how in ("ties", "largest") else weights / np.maximum(kept, 1e-9))
+
+
+def masks(law: Law, delta, d, apart) -> tuple[np.ndarray, np.ndarray]:
+    """Which sum each number is, and which numbers can tell: those whose sums lie so far apart.  -> n, n"""
+    ways = np.sort(law.table @ d, 0)
+    return nearest(law, delta, d)[0], (np.diff(ways, axis=0) > apart).all(0)
+
+
+def judged(law: Law, d, which) -> Manner | None:
+    """The method by which numbers were kept; None where no known one keeps so.  d: k n, which: n"""
+    kept = subsets(len(d))[which].T
+    seen, fits = likeliest(law.weights[:, None] * d, which)
+    elected = len(d) > 1 and fits >= AGREED
+    use = one_sign(law, d) if elected else np.ones(len(which), bool)
+    if use.sum() < FEW:
+        return None
+    limits = [threshold(np.abs(one[use]), k[use]) for one, k in zip(d, kept, strict=True)]
+    if all(limit.wrong <= SHARP for limit in limits):
+        if law.mean and not elected:
+            return None
+        if len(d) == 1:
+            return Manner("ties", [1.0], [], float(law.factors[0]))
+        return Manner("ties" if elected else "largest", list(map(float, law.weights)), [], law.scale)
+    if law.mean:
+        return None
+    shares = seen if elected else kept.mean(1)
+    random = all(limit.bias <= BLIND for limit in limits)
+    how = "some" if not random else "dare, elected" if elected else "dare"
+    give = (len(which) / 2) ** -0.5 if elected else 0.0  # who was outvoted tells less
+    return Manner(how, list(map(float, law.weights * shares)), list(map(float, shares)), give=give)
+
+
+def one_sign(law: Law, d) -> np.ndarray:
+    """Where all differences draw to one side: there an election drops none."""
+    up = law.factors[:, None] * d > 0
+    return up.all(0) | ~up.any(0)
+
+
+def drawn(law: Law, delta, d, apart) -> dict[str, Any]:
+    """How many were kept at random: of each model, where the sums with it lie apart from those without."""
+    ways, sets, which = law.table @ d, subsets(len(d)), nearest(law, delta, d)[0]
     found = []
-    for one, k in zip(np.abs(d), kept, strict=True):
+    for i in range(len(d)):
+        use = np.abs(ways[sets[:, i], None] - ways[~sets[:, i]]).min((0, 1)) > apart
+        found.append((float(sets[which[use], i].mean()), int(use.sum())))
+    shares = [share for share, _ in found]
+    give = min(n for _, n in found) ** -0.5
+    return {"densities": shares, "weights": list(map(float, law.weights * shares)), "give": give}
+
+
+def densities(law: Law, delta, d, apart, elected: bool) -> dict[str, Any]:
+    """How many of the largest were kept, from where they end: numbers whose sums are barely apart tell that too."""
+    which, asked = masks(law, delta, d, apart)
+    if elected:
+        asked &= one_sign(law, d)
+    found = []
+    for one, k in zip(np.abs(d), subsets(len(d))[which].T, strict=True):
         limit = threshold(one[asked], k[asked])
         found.append([float((one >= x).mean()) for x in limit[:2]])
-    return {"densities": [float(np.mean(some)) for some in found], "give": max(float(np.ptp(some)) for some in found)}
+    give = max(float(asked.sum()) ** -0.5, *(float(np.ptp(some)) for some in found))
+    return {"densities": [float(np.mean(some)) for some in found], "give": give}
 
 
 class Limit(NamedTuple):
