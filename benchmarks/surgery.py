@@ -193,7 +193,7 @@ def write_blend(a, b, target):
     """By streaming, computed in float32."""
     x, y = open_checkpoint(a), open_checkpoint(b)
     stored = find(x.config, str(a)).stored_name
-    tensors = {stored(n, x.config["model_type"]): mixed(v, y.weights[n]) for n, v in x.weights.items()}
+    tensors = {stored(n, x.config["model_type"]): mixed(v, y.weights[n]) for n, v in x.weights.tensors.items()}
     write_checkpoint(target, x.config, tensors, companions(a))
 
 

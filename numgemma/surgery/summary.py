@@ -207,8 +207,8 @@ def single(relations: list[Relation], labels: dict[str, str]) -> str:
 def not_edited(names: list[str], relations: list[Relation], found: Lineage) -> str:
     """Of tensors that are near one, and not explained: up to which rank a difference was looked for."""
     near = [n for n, r in zip(names, relations, strict=True) if (r.kind, r.source, confidence(r)) == ("copy", n, ABOUT)]
-    asked = [highest(found.shapes[n]) for n in near if len(found.shapes[n]) > 1]
-    return f"; no difference of rank {min(asked)} or less" if asked and min(asked) else ""
+    least = min((highest(found.shapes[n]) for n in near if len(found.shapes[n]) > 1), default=0)
+    return f"; no difference of rank {least} or less" if least else ""
 
 
 def mixture_told(r: Relation, numbers: np.ndarray, labels: dict[str, str], base: str | None) -> str:
