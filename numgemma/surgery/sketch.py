@@ -77,9 +77,9 @@ def places(n: int) -> np.ndarray:
     return np.sort(np.random.default_rng(n).choice(n, min(n, FEW), replace=False))
 
 
-def some_rows(one: Sketch, most: int) -> np.ndarray:
-    """Rows of a matrix from all over it, whole, read once more.  -> at most `most` C"""
-    lines = one.whole[:: max(1, len(one.whole) // most)][:most]
+def some_rows(one: Sketch, most: int, wide: int) -> np.ndarray:
+    """Rows of a matrix from all over it, read once more.  -> at most `most` rows of at most `wide` numbers"""
+    lines = one.whole[:: max(1, len(one.whole) // most)][:most, :wide]
     values = plain(lines)
     release(one.whole)
     return values
