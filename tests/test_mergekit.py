@@ -22,10 +22,10 @@ VARIANTS = {"dense": tiny.DENSE, "moe": tiny.MOE, "ple": tiny.PLE | {"use_double
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def parents(request, tmp_path_factory):
-    """A base and two fine-tunes of it."""
+    """A base and three fine-tunes of it."""
     folder = tmp_path_factory.mktemp(request.param)
-    base, models = merges.related(VARIANTS[request.param], np.random.default_rng(5), 2)
-    for name, tensors in zip(("base", "a", "b"), (base, *models), strict=True):
+    base, models = merges.related(VARIANTS[request.param], np.random.default_rng(5), 3)
+    for name, tensors in zip(("base", "a", "b", "c"), (base, *models), strict=True):
         tiny.write(folder / name, VARIANTS[request.param], tensors)
     return folder
 
@@ -43,17 +43,18 @@ def merged(parents, name, config):
 
 
 def models(parents, **numbers):
-    """Both fine-tunes, with the parameters of each."""
+    """The first two fine-tunes, or as many as there are numbers, with the parameters of each."""
+    count = max([2, *(len(value) for value in numbers.values())])
     return [
         {"model": str(parents / name), "parameters": {key: value[i] for key, value in numbers.items()}}
-        for i, name in enumerate("ab")
+        for i, name in enumerate("abc"[:count])
     ]
 
 
-def told(parents, child):
+def told(parents, child, names="ab"):
     """The line that holds for most numbers."""
-    found = lineage(child, [parents / "a", parents / "b"], base=parents / "base")
-    labels = {str(parents / name): name for name in ("a", "b", "base")}
+    found = lineage(child, [parents / name for name in names], base=parents / "base")
+    labels = {str(parents / name): name for name in (*names, "base")}
     return found, summary(found, labels), labels
 
 
@@ -105,6 +106,20 @@ def test_thinned_task_vectors(parents, method, manner, expected):
     assert lines[0].confidence in (SURE, LIKELY)
     assert weights(lines[0], labels) == pytest.approx(dict(zip("ab", expected, strict=True)), abs=0.01)
     assert list(lines[0].densities.values()) == pytest.approx([0.5, 0.7], abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("method", "manner"),
+    [("dare_linear", "DARE: at random, rescaled)"), ("dare_ties", "signs elected"), ("ties", "TIES")],
+)
+def test_thinned_task_vectors_of_three(parents, method, manner):
+    config = {"merge_method": method, "base_model": str(parents / "base")}
+    mix = models(parents, weight=(0.6, 0.5, 0.4), density=(0.5, 0.7, 0.6))
+    _, lines, labels = told(parents, merged(parents, f"{method} of three", config | {"models": mix}), "abc")
+    assert manner in lines[0].text
+    expected = np.array([0.6, 0.5, 0.4]) / (1.5 if method == "ties" else 1)
+    assert weights(lines[0], labels) == pytest.approx(dict(zip("abc", expected, strict=True)), abs=0.02)
+    assert list(lines[0].densities.values()) == pytest.approx([0.5, 0.7, 0.6], abs=0.03)
 
 
 OTHERS = {
