@@ -39,7 +39,8 @@ def medians(by, shape):
     yield ["median", "", *engines]
     for what in whats:
         values = [by.get((shape, what, name), {}).values() for name in engines]
-        yield [what, UNITS.get(what.split("-")[0], ""), *map(middle, values)]
+        unit = "" if ": " in what else UNITS.get(what.split("-")[0], "")  # a share has none
+        yield [what, unit, *map(middle, values)]
 
 
 def middle(values):

@@ -40,8 +40,8 @@ def questions(encodings, texts, cue, words):
         id_of = {found[1]: encoding.ids[encoding.char_to_token(found.start())] for found in after_a_space}
         for found in re.finditer(f"(?<={cue} ){pattern(words)}", text):
             before = {other[1] for other in re.finditer(pattern(words), text[: found.start()])}
-            if found[1] in before and len(before) > 1:
-                others = tuple(sorted(id_of[word] for word in (before - {found[1]}) & id_of.keys()))
+            others = tuple(sorted(id_of[word] for word in (before - {found[1]}) & id_of.keys()))
+            if found[1] in before and others:
                 asked.append(Question(number, encoding.char_to_token(found.start()), id_of[found[1]], others))
     return asked
 

@@ -61,7 +61,7 @@ def in_shares(run: Callable[[int, int], None], n: int, least: int):
     mine, *theirs = itertools.pairwise([n * i // shares for i in range(shares + 1)])
     handed = [Errand(run, *share) for share in theirs]
     for share in handed:
-        crew(shares - 1).put(share)
+        crew(allowed() - 1).put(share)
     try:
         run(*mine)
     finally:
