@@ -56,7 +56,7 @@ def source(build):
     return Path(re.search(r"CMAKE_HOME_DIRECTORY:\w+=(.*)", (build / "CMakeCache.txt").read_text())[1])
 
 
-def convert(folder, dtype, path, llama):
+def convert(folder, dtype, path, llama, *options):
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".gguf-") as work:
         lent = Path(work) / folder.name
         lent.mkdir()
@@ -65,7 +65,7 @@ def convert(folder, dtype, path, llama):
         if not (folder / "tokenizer.json").exists():
             lend_tokenizer(lent)
         made = Path(work) / path.name
-        command = [sys.executable, "-c", RUN, llama, lent, "--outtype", dtype, "--outfile", made]
+        command = [sys.executable, "-c", RUN, llama, lent, "--outtype", dtype, "--outfile", made, *options]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{folder}: llama.cpp's converter failed:\n{done.stderr[-2000:]}")

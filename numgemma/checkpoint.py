@@ -16,7 +16,7 @@ import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.incoming import AGAIN, explained, read_object
-from numgemma.weights import gguf_gemma, gguf_gemma3n
+from numgemma.weights import gguf_gemma, gguf_gemma3n, gguf_towers
 from numgemma.weights.gguf import open_gguf
 from numgemma.weights.gguf_gemma import check_architecture
 from numgemma.weights.gguf_tokenizer import tokenizer_of
@@ -169,7 +169,7 @@ def gguf_file(path: Path) -> Path | None:
     if not path.is_dir() or any((path / name).exists() for name in (SINGLE, INDEX)):
         return None
     with explained(path):
-        found = sorted(name for name in os.listdir(path) if re.fullmatch(r"(?!mmproj).+\.gguf", name))
+        found = sorted(name for name in os.listdir(path) if re.fullmatch(r"(?!.*mmproj).+\.gguf", name, re.IGNORECASE))
     first = [name for name in found if not re.search(r"-0000[2-9]-of-|-000[1-9]\d-of-", name)]
     if len(first) > 1:
         raise InputError(f"{path}: holds {len(first)} GGUF files; name one of them.")
@@ -180,11 +180,15 @@ def open_gguf_file(path: Path) -> Checkpoint:
     file = open_gguf(path)
     check_architecture(path, file)
     family = gguf_gemma3n if file.keys["general.architecture"] == "gemma3n" else gguf_gemma
-    weights = Weights(MappingProxyType(family.weights_of(path, file)), path)
-    hashes = {path.name: file.header_hash}
-    return Checkpoint(
-        path.parent, family.config_of(path, file), weights, hashes, tokenizer=lambda: tokenizer_of(path, file)
-    )
+    tensors, config, hashes = family.weights_of(path, file), family.config_of(path, file), {path.name: file.header_hash}
+    towers = gguf_towers.beside(path, config["hidden_size"]) if family is gguf_gemma else None
+    if towers is not None:
+        where, more = towers
+        tensors |= gguf_towers.weights_of(where, more)
+        config = gguf_towers.config_of(where, more, config, file.keys.get("tokenizer.ggml.tokens"))
+        hashes[where.name] = more.header_hash
+    weights = Weights(MappingProxyType(tensors), path)
+    return Checkpoint(path.parent, config, weights, hashes, tokenizer=lambda: tokenizer_of(path, file))
 
 
 def open_folder(path: Path) -> Checkpoint:

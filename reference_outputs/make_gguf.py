@@ -1,4 +1,4 @@
-"""Remakes tests/fixtures/gguf/: small checkpoints converted and quantised by llama.cpp itself.
+"""Remakes tests/fixtures/gguf/ and gguf_towers/: small checkpoints converted and quantised by llama.cpp itself.
 
     python reference_outputs/make_gguf.py --llama BUILD
 
@@ -8,6 +8,7 @@ extra `hf` and the packages gguf and sentencepiece.  The originals are remade by
 
 import argparse
 import gzip
+import json
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import gguf  # noqa: E402
 import gguf_shapes  # noqa: E402
 from to_gguf import convert, source  # noqa: E402
 
-OUT = ROOT / "tests/fixtures/gguf"
+OUT, TOWERS = ROOT / "tests/fixtures/gguf", ROOT / "tests/fixtures/gguf_towers"
 RUNS = {
     "ple-Q4_K_M": None,
     "moe-Q5_K_M": None,
@@ -44,6 +45,12 @@ def main():
                 quantise = [args.llama / "bin/llama-quantize", plain, out, recipe, "1"]
                 subprocess.run(quantise, check=True, capture_output=True)
                 print(out.name, out.stat().st_size)
+        for name in gguf_shapes.SEEN:
+            folder, out = gguf_shapes.write(Path(work) / name, name), TOWERS / name
+            out.mkdir(parents=True, exist_ok=True)
+            (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0] * 3, "image_std": [1] * 3}))
+            convert(folder, "bf16", out / "text.gguf", source(args.llama))
+            convert(folder, "bf16", out / "mmproj.gguf", source(args.llama), "--mmproj")
         for name, change in RUNS.items():
             run(args.llama / "bin", Path(work), name, change)
 

@@ -48,7 +48,18 @@ GEMMA_3N = tiny3n.TEXT | {
 }
 SHAPES = {"ple": PLE, "moe": MOE, "3n": GEMMA_3N}
 
+# With towers, whose file says nothing of what all releases have.
+HEARD = {"attention_chunk_size": 12, "attention_context_left": 13, "attention_logit_cap": 50.0}
+WHOLE = {"eoa_token_id": tiny.IDS["eoa"], "eoa_token_index": tiny.IDS["eoa"]}
+LONG = {"vocab_size": 608, "vocab_size_per_layer_input": 608}  # room for the pieces of a tokenizer
+SEEN = {
+    "e4b": tiny.E4B
+    | WHOLE
+    | {"text_config": tiny.E4B["text_config"] | LONG, "audio_config": tiny.E4B["audio_config"] | HEARD},
+    "26b": tiny.A4B | WHOLE | {"text_config": tiny.A4B["text_config"] | LONG},
+}
+
 
 def write(folder, name):
     """The checkpoint of that name, always with the same numbers."""
-    return (tiny3n if name == "3n" else tiny).write(folder, SHAPES[name])
+    return (tiny3n if name == "3n" else tiny).write(folder, (SHAPES | SEEN)[name])

@@ -176,9 +176,9 @@ class Keys:
     def vocabulary(self):
         return len(self.tensor("token_embd.weight"))
 
-    def epsilon(self):
+    def epsilon(self, name="attention.layer_norm_rms_epsilon"):
         """What was rounded to float32, as it was before."""
-        return float(f"{self.number('attention.layer_norm_rms_epsilon'):.7g}")
+        return float(f"{self.number(name):.7g}")
 
     def marks(self):
         """The tokens that begin a text, end it and fill it up."""
@@ -205,7 +205,9 @@ def check_architecture(path, file: Gguf) -> None:
     if kind == "adapter":
         raise InputError(f"{path}: is a LoRA adapter; name its base model, and this file with --adapter.")
     if said == "clip":
-        raise InputError(f"{path}: is an mmproj file, the towers alone; name the text model's GGUF.")
+        raise InputError(
+            f"{path}: is an mmproj file, the towers alone; name the text model's GGUF, with this beside it."
+        )
     if said not in FAMILIES:
         read = " and ".join(f"'{name}'" for name in FAMILIES)
         raise InputError(f"{path}: holds '{said!s:.40}', and only {read} are read from GGUF; use its safetensors.")

@@ -1,0 +1,139 @@
+"""The towers of Gemma 4 in llama.cpp's mmproj, beside the text model's GGUF: the same weights, config and numbers."""
+
+import json
+import shutil
+from pathlib import Path
+
+import gguf as library
+import gguf_shapes
+import numpy as np
+import pytest
+import tiny
+
+from numgemma import load
+from numgemma.checkpoint import open_checkpoint
+from numgemma.errors import InputError
+from numgemma.families import read_config
+from numgemma.prompt.media import read_media
+from numgemma.weights.gguf import open_gguf
+from numgemma.weights.gguf_towers import as_stored, our_name, weights_of
+
+FILES = Path(__file__).parent / "fixtures/gguf_towers"
+NAMES = ("e4b", "26b")
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("originals")
+    return {name: gguf_shapes.write(folder / name, name) for name in NAMES}
+
+
+def prompt(name):
+    ids, arrays = tiny.multimodal_prompt(name)
+    return ids, read_media(arrays)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_weight_is_the_originals(originals, name):
+    ours, theirs = (open_checkpoint(path).weights for path in (FILES / name, originals[name]))
+    assert set(ours) == set(theirs)
+    for key in theirs:
+        x, y = (np.asarray(w[key], np.float32) for w in (ours, theirs))
+        if key.endswith("per_dim_scale"):  # was behind its softplus
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(x, y, key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_config_is_the_originals(originals, name):
+    ours = read_config(open_checkpoint(FILES / name).config, "f")
+    theirs = read_config(json.loads((originals[name] / "config.json").read_text()), "f")
+    assert ours.vision == theirs.vision
+    assert ours.audio == theirs.audio
+    assert ours.text.layers == theirs.text.layers
+    assert ours.text.use_bidirectional_attention == theirs.text.use_bidirectional_attention
+    for key in ("image", "audio", "video", "boi", "eoi", "boa"):
+        assert getattr(ours, f"{key}_token_id") == tiny.IDS[key], key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_and_sound_give_the_originals_logits(originals, name):
+    ids, media = prompt(name)
+    ours, theirs = (load(path).logits(ids, media) for path in (FILES / name, originals[name]))
+    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+def test_a_text_alone_is_run_without_the_towers_beside_it(tmp_path):
+    shutil.copy(FILES / "e4b/text.gguf", tmp_path)
+    alone = load(tmp_path / "text.gguf")
+    assert alone.checkpoint.config["model_type"] == "gemma4_text"
+    ids = tiny.prompt({"vocab_size": 180}, 9)
+    np.testing.assert_array_equal(alone.logits(ids), load(FILES / "e4b/text.gguf").logits(ids))
+
+
+def test_the_towers_of_another_model_are_left_alone(tmp_path):
+    shutil.copy(FILES / "e4b/text.gguf", tmp_path)
+    for name, kind, width in (("mmproj-a", "gemma4v", 64), ("mmproj-b", "gemma3nv", 48)):
+        write(tmp_path / f"{name}.gguf", kind, width)
+    assert load(tmp_path).checkpoint.config["model_type"] == "gemma4_text"
+
+
+def write(path, kind, width, names=("v.patch_embd.weight",)):
+    """A small mmproj of that projector and width."""
+    writer = library.GGUFWriter(path, "clip")
+    writer.add_type("mmproj")
+    writer.add_clip_vision_projector_type(kind)
+    writer.add_vision_projection_dim(width)
+    for name in names:
+        writer.add_tensor(name, np.zeros((2, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_of_several_the_largest_is_read(tmp_path):
+    for file in (FILES / "e4b").iterdir():
+        shutil.copy(file, tmp_path)
+    write(tmp_path / "a-mmproj-Q8_0.gguf", "gemma4v", 48)
+    assert "mmproj.gguf" in load(tmp_path).checkpoint.header_hashes
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(InputError, match="name the text model's GGUF, with this beside it"):
+        load(FILES / "e4b/mmproj.gguf")
+    shutil.copy(FILES / "e4b/text.gguf", tmp_path)
+    write(tmp_path / "mmproj.gguf", "gemma4v", 48, ["v.blk.0.attn_q.weight", "v.blk.0.attn_z.weight"])
+    with pytest.raises(InputError, match=r"mmproj.gguf: tensor 'v.blk.0.attn_z.weight' has no place"):
+        load(tmp_path)
+    write(tmp_path / "mmproj.gguf", "gemma4v", 48, ["v.blk.0.attn_q.weight"])
+    with pytest.raises(InputError, match=r"has no tensor 'v.blk.0.attn_q_norm.weight'"):
+        load(tmp_path)
+
+
+def test_every_name_has_one_place_and_another_is_refused():
+    names = [n for name in NAMES for n in open_gguf(FILES / name / "mmproj.gguf").tensors]
+    assert len({our_name("f", name) for name in names}) == len(set(names))
+    for name in ("v.blk.0.attn_q.input_mean", "v.blk.x.ln1.weight", "v.class_embd", "a.blk.0.attn_q.bias"):
+        with pytest.raises(InputError, match="no place"):
+            our_name("f", name)
+
+
+def test_a_patch_is_p_p_3_where_the_convolution_has_3_p_p():
+    x = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    y = as_stored("v.patch_embd.weight", x)
+    for d, channel, row, column in ((0, 2, 1, 3), (1, 0, 3, 4)):
+        assert y[d, (row * 5 + column) * 3 + channel] == x[d, channel, row, column]
+
+
+def test_a_scale_of_lanes_comes_back_from_behind_its_softplus():
+    w = np.float32([-12, -1, 0, 0.5, 3, 40, 200])
+    y = np.logaddexp(0, w.astype(np.float64)).astype(np.float32)
+    np.testing.assert_allclose(as_stored("a.blk.0.per_dim_scale.weight", y), w, rtol=1e-6, atol=1e-6)
+
+
+def test_no_tensor_of_the_towers_is_read_twice_or_lost():
+    for name in NAMES:
+        file = open_gguf(FILES / name / "mmproj.gguf")
+        assert len(weights_of("f", file)) == len(file.tensors)
