@@ -15,6 +15,8 @@ from numgemma.checkpoint import open_checkpoint
 from numgemma.errors import InputError
 from numgemma.families import read_config
 from numgemma.prompt.media import read_media
+from numgemma.surgery.audit import FAITHFUL, WRONG
+from numgemma.surgery.audit_files import audit_files
 from numgemma.weights.gguf import open_gguf
 from numgemma.weights.gguf_towers import as_stored, our_name, weights_of
 
@@ -38,11 +40,21 @@ def test_every_weight_is_the_originals(originals, name):
     ours, theirs = (open_checkpoint(path).weights for path in (FILES / name, originals[name]))
     assert set(ours) == set(theirs)
     for key in theirs:
-        x, y = (np.asarray(w[key], np.float32) for w in (ours, theirs))
-        if key.endswith("per_dim_scale"):  # was behind its softplus
-            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
-        else:
-            np.testing.assert_array_equal(x, y, key)
+        np.testing.assert_array_equal(*(np.asarray(w[key], np.float32) for w in (ours, theirs)), key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_audit_finds_the_towers_faithful_and_one_that_was_changed(originals, name, tmp_path):
+    found = audit_files(FILES / name, originals[name])
+    assert found.faithful
+    assert any("tower" in v.name for v in found.of(FAITHFUL))
+    for file in (FILES / name).iterdir():
+        shutil.copy(file, tmp_path)
+    norm = open_gguf(FILES / name / "mmproj.gguf").tensors["v.blk.1.ln1.weight"]
+    raw = (tmp_path / "mmproj.gguf").read_bytes()
+    (tmp_path / "mmproj.gguf").write_bytes(raw.replace(norm.tobytes(), (1 + norm).tobytes()))
+    found = audit_files(tmp_path, originals[name])
+    assert [v.name for v in found.of(WRONG)] == ["vision_tower.encoder.layers.1.input_layernorm.weight"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,6 +89,18 @@ def test_the_towers_of_another_model_are_left_alone(tmp_path):
     for name, kind, width in (("mmproj-a", "gemma4v", 64), ("mmproj-b", "gemma3nv", 48)):
         write(tmp_path / f"{name}.gguf", kind, width)
     assert load(tmp_path).checkpoint.config["model_type"] == "gemma4_text"
+
+
+def test_a_damaged_one_is_named_and_one_beside_it_read(tmp_path):
+    shutil.copy(FILES / "e4b/text.gguf", tmp_path)
+    (tmp_path / "mmproj-a.gguf").symlink_to(tmp_path / "away")
+    with pytest.raises(InputError, match=r"mmproj-a.gguf: .*, or move it away to read the text model alone"):
+        load(tmp_path)
+    (tmp_path / "mmproj-b.gguf").write_bytes(b"GGUF" + bytes(1 << 20))
+    with pytest.raises(InputError, match=r"mmproj-b.gguf: has version 0.*, or move it away"):
+        load(tmp_path)
+    shutil.copy(FILES / "e4b/mmproj.gguf", tmp_path / "mmproj-c.gguf")
+    assert "mmproj-c.gguf" in load(tmp_path).checkpoint.header_hashes
 
 
 def write(path, kind, width, names=("v.patch_embd.weight",)):
@@ -130,7 +154,15 @@ def test_a_patch_is_p_p_3_where_the_convolution_has_3_p_p():
 def test_a_scale_of_lanes_comes_back_from_behind_its_softplus():
     w = np.float32([-12, -1, 0, 0.5, 3, 40, 200])
     y = np.logaddexp(0, w.astype(np.float64)).astype(np.float32)
+    np.testing.assert_array_equal(as_stored("a.blk.0.per_dim_scale.weight", y), w)
+    w = np.random.default_rng(0).normal(size=999).astype(np.float32)  # no numbers of bfloat16
+    y = np.logaddexp(0, w.astype(np.float64)).astype(np.float32)
     np.testing.assert_allclose(as_stored("a.blk.0.per_dim_scale.weight", y), w, rtol=1e-6, atol=1e-6)
+
+
+def test_what_no_softplus_gives_is_no_number_and_no_warning():
+    x = as_stored("a.blk.0.per_dim_scale.weight", np.float32([-1, np.nan, 0, 1]))
+    np.testing.assert_array_equal(np.isfinite(x), [False, False, False, True])
 
 
 def test_no_tensor_of_the_towers_is_read_twice_or_lost():

@@ -168,9 +168,10 @@ class Keys:
             raise InputError(f"{self.path}: {told}; convert it again.")
         return ["sliding_attention" if slides else "full_attention" for slides in pattern]
 
-    def tensor(self, name):
-        if name not in self.file.tensors:
-            raise InputError(f"{self.path}: has no tensor {name!r}; convert it again.")
+    def tensor(self, name, axes=1):
+        """One by its name, of so many axes at least."""
+        if name not in self.file.tensors or self.file.tensors[name].ndim < axes:
+            raise InputError(f"{self.path}: has no tensor {name!r}{f' of {axes} axes' * (axes > 1)}; convert it again.")
         return self.file.tensors[name]
 
     def vocabulary(self):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from numgemma.errors import InputError
@@ -112,16 +113,29 @@ def beside(path: Path, width: int) -> tuple[Path, Gguf] | None:
     """The towers that lie beside a text model's file: the largest mmproj that projects to that width, if there is one.
 
     Of several in one folder the largest has the most bits.  One of another model is not this model's, and left alone.
+    Raises InputError where none is this model's, and one that might be is damaged.
     """
     with explained(path.parent):
         names = [name for name in os.listdir(path.parent) if re.fullmatch(r"(?i).*mmproj.*\.gguf", name)]
-    for name in sorted(names, key=lambda name: (-(path.parent / name).stat().st_size, name)):
-        file = open_gguf(path.parent / name)
-        said = {file.keys.get(f"clip.{tower}.projector_type") for tower in ("vision", "audio")} - {None}
-        widths = {file.keys.get(f"clip.{tower}.projection_dim") for tower in ("vision", "audio")} - {None}
+    damaged = None
+    for file in sorted((path.parent / name for name in names), key=lambda file: (-size(file), file.name)):
+        try:
+            towers = open_gguf(file)
+        except InputError as error:
+            damaged = damaged or error
+            continue
+        said = {towers.keys.get(f"clip.{tower}.projector_type") for tower in ("vision", "audio")} - {None}
+        widths = {towers.keys.get(f"clip.{tower}.projection_dim") for tower in ("vision", "audio")} - {None}
         if said and said <= KINDS and widths == {width}:
-            return path.parent / name, file
+            return file, towers
+    if damaged:
+        raise InputError(f"{damaged}".removesuffix(".") + ", or move it away to read the text model alone.")
     return None
+
+
+def size(file: Path) -> int:
+    """Of a file, in bytes; of a link that leads nowhere none."""
+    return file.stat().st_size if file.exists() else 0
 
 
 def weights_of(path, file: Gguf) -> dict[str, Any]:
@@ -149,11 +163,19 @@ def as_stored(name, x):
     if name == "v.patch_embd.weight" and x.ndim == 4:
         return np.ascontiguousarray(np.asarray(x).transpose(0, 2, 3, 1)).reshape(len(x), -1)
     if name.endswith("per_dim_scale.weight"):
-        y = np.asarray(x, np.float64)
-        return (y + np.log(-np.expm1(-y))).astype(np.float32)
+        return before_softplus(np.asarray(x, np.float64))
     if name.endswith("conv_dw.weight") and x.ndim == 2:
         return np.asarray(x)[:, None]
     return x.reshape(()) if name.endswith(BOUNDS) and x.size == 1 else x
+
+
+def before_softplus(y):
+    """What softplus makes y of: the number of bfloat16, as in all releases, where there is one, else the nearest."""
+    with np.errstate(all="ignore"):  # of what is not above zero it makes nothing
+        x = (y + np.log(-np.expm1(-y))).astype(np.float32)
+        short = x.round(7).astype(ml_dtypes.bfloat16).astype(np.float32)  # nearer to nought float32 cannot tell
+        same = np.abs(np.logaddexp(0, short.astype(np.float64)) - y) <= 2.0**-22 * y
+    return np.where(same, short, x)
 
 
 def config_of(path, file: Gguf, text: Mapping[str, Any], pieces) -> dict[str, Any]:
@@ -184,7 +206,7 @@ def vision_config(keys: Keys, standard: bool) -> dict[str, Any]:
         "head_dim": lanes,
         "rms_norm_eps": keys.epsilon("vision.attention.layer_norm_epsilon"),
         "patch_size": keys.number("vision.patch_size"),
-        "position_embedding_size": keys.tensor("v.position_embd.weight").shape[-2],
+        "position_embedding_size": keys.tensor("v.position_embd.weight", 2).shape[-2],
         "use_clipped_linears": "v.blk.0.attn_q.input_max" in keys.file.tensors,
         "standardize": standard,
     }

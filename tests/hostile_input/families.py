@@ -15,6 +15,7 @@ from hostile_input.mutants import mutated_bytes, mutated_json
 from numgemma.cli.common import read_inputs
 from numgemma.config import MOST
 from numgemma.denoise import checkpoint_settings, recorded_draws
+from numgemma.prompt.media import read_media
 from numgemma.prompt.tasks import read_tasks
 from numgemma.surgery.lint import structure
 from numgemma.weights.safetensors import open_safetensors
@@ -91,6 +92,16 @@ def run_file(folder):
     list(model.checkpoint.tokenizer()["model"]["vocab"])
 
 
+def towers(folder):
+    for name in ("text", "mmproj"):
+        (folder / f"{name}.gguf").write_bytes((FIXTURES / f"gguf_towers/26b/{name}.gguf").read_bytes())
+
+
+def run_towers(folder):
+    ids, arrays = tiny.multimodal_prompt("26b")
+    numgemma.load(folder).logits(ids, read_media(arrays))
+
+
 def lora(folder):
     tiny.write(folder / "base", tiny.PLE)
     file_of("adapters/ple-lora/adapter.gguf")(folder)
@@ -115,5 +126,6 @@ KINDS = {name: (write, "config.json", mutated_json, look_at_family) for name, wr
     "draws": (sampled, "d.safetensors", mutated_bytes, given_draws),
     "inputs": (processed, "x.safetensors", mutated_bytes, given_inputs),
     "gguf3n": (file_of("gguf/3n-Q4_0.gguf"), "x.gguf", mutated_bytes, run_file),
+    "mmproj": (towers, "mmproj.gguf", mutated_bytes, run_towers),
     "lora": (lora, "x.gguf", mutated_bytes, run_lora),
 }
