@@ -8,6 +8,7 @@ The files, in the order in which they read best:
     atomic       files written whole or not at all
     incoming     files that come in, and JSON read strictly
     extras       packages that only some users need
+    smallfloats  bfloat16 and float8, which NumPy has not
     config       JSON objects read strictly
     weights      files of weights, one module a storage format
     checkpoint   the files of a checkpoint as one tree of weights

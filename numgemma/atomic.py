@@ -6,7 +6,6 @@ that nobody locks was left by a killed writer; the next one who writes to that n
 
 import ctypes
 import errno
-import fcntl
 import glob
 import os
 import shutil
@@ -15,6 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from numgemma.errors import InputError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # in a browser, where nobody else writes
+    fcntl = None  # type: ignore[assignment]
 
 AT_FDCWD, NOREPLACE, EXCHANGE = -100, 1, 2  # of Linux's renameat2
 
@@ -88,7 +92,8 @@ def locked(path, certainly=False):
     except OSError:
         return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(handle), os.lstat(path)):  # and not removed between the two
             return handle
     except FileNotFoundError:

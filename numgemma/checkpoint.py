@@ -11,11 +11,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.incoming import AGAIN, explained, read_object
+from numgemma.smallfloats import BFLOAT16, cast
 from numgemma.weights import gguf_gemma, gguf_gemma3n, gguf_towers
 from numgemma.weights.gguf import open_gguf
 from numgemma.weights.gguf_gemma import check_architecture
@@ -95,7 +95,7 @@ def few(tensor) -> np.ndarray:
     if len(tensor.shape) == 2 and len(tensor):
         tensor = np.stack([np.asarray(tensor[i], np.float32) for i in (0, len(tensor) // 2, len(tensor) - 1)])
     with np.errstate(all="ignore"):
-        return np.asarray(tensor, np.float32).astype(ml_dtypes.bfloat16)
+        return cast(np.asarray(tensor, np.float32), BFLOAT16)
 
 
 def read_weight_map(index: Path) -> dict[str, str]:

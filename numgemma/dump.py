@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from numgemma.atomic import begin, remedy, target, umask, writing
@@ -23,6 +22,7 @@ from numgemma.incoming import parse_object
 from numgemma.notebook import html_table
 from numgemma.prompt.media import Media, clips, frames, images, whole_images
 from numgemma.prompt.named import POINTS, named
+from numgemma.smallfloats import BFLOAT16
 from numgemma.trace import EVERYTHING_BUT_MAPS
 from numgemma.weights.safetensors import open_safetensors
 
@@ -50,7 +50,7 @@ PART |= dict.fromkeys(("sum", "mean", "std", "min", "max"), float | None)
 # Formats whose readers would not know a dump.
 FOREIGN = (".npz", ".npy", ".pt", ".pth", ".bin", ".gguf", ".json", ".h5")
 TYPES = {
-    np.dtype(ml_dtypes.bfloat16): "BF16",
+    BFLOAT16: "BF16",
     np.dtype(np.float16): "F16",
     np.dtype(np.float32): "F32",
     np.dtype(np.float64): "F64",

@@ -1,8 +1,14 @@
-"""Packages that only some users need: imported where they are used, with one sentence where they are missing."""
+"""What not every Python has: packages that only some users need, and threads.
 
+A package is imported where it is used, with one sentence where it is missing.
+"""
+
+import sys
 from importlib import import_module
 
 from numgemma.errors import InputError
+
+BROWSER = sys.platform == "emscripten"  # Pyodide: no threads can be started, nor processes
 
 
 def package(name: str, extra: str):

@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 
 from numgemma import opening, ops
@@ -24,12 +23,13 @@ from numgemma.prompt.named import IDS, Input, check_prefill, read_named, with_in
 from numgemma.prompt.processor import join, listed, place
 from numgemma.prompt.tasks import read_tasks, words_of
 from numgemma.prompt.tokenizer import Tokenizer, tokenizer_of
+from numgemma.smallfloats import ADVICE, COMPUTES
 from numgemma.speculative import Draft, Round, rounds, until_stop
 from numgemma.streaming import streamed
 from numgemma.trace import EVERYTHING_BUT_MAPS, NONE, Recorder, Tap
 from numgemma.version import __version__
 
-PRECISIONS = {name: np.dtype(name) for name in ("float32", "float64", "bfloat16")}  # ml_dtypes names the last
+PRECISIONS = {name: np.dtype(name) for name in ("float32", "float64", *["bfloat16"] * COMPUTES)}
 
 Ids = Sequence[int] | np.ndarray  # T token ids, the first at position 0
 Edits = Mapping[str, Callable[[np.ndarray], np.ndarray]]
@@ -382,7 +382,7 @@ def load(
     Raises InputError with one sentence where something does not fit.
     """
     if precision not in PRECISIONS:
-        raise InputError(f"Precision '{precision}' is not one of {', '.join(PRECISIONS)}.")
+        raise InputError(f"Precision '{precision}' is not one of {', '.join(PRECISIONS)}{ADVICE}.")
     checkpoint = open_checkpoint(opening.resolve(path))
     where = str(checkpoint.folder / "config.json")
     family = find(checkpoint.config, where)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from numgemma.checkpoint import Weights
+from numgemma.extras import BROWSER
 from numgemma.weights.packed import parts_of
 from numgemma.weights.safetensors import release
 
@@ -34,7 +35,7 @@ def streamed(w: Weights, layers: int) -> Weights:
         for ahead in {i, i + 1} - asked:
             if ahead < layers:
                 asked.add(ahead)
-                disk().submit(will_need, tensors[ahead])
+                ask(tensors[ahead])
         if larger:
             asked.discard(i)
             for x in tensors[i - 1]:  # of the first layer, the last of the pass before
@@ -49,6 +50,12 @@ def layer_of(scope):
     return int(number) if head == "layers" and number.isdecimal() else None
 
 
+def ask(tensors):
+    """Have them read while something else is computed, where that can be."""
+    if hasattr(mmap, "MADV_WILLNEED") and not BROWSER:
+        disk().submit(will_need, tensors)
+
+
 @cache
 def disk():
     """One thread that waits for the disk."""
@@ -61,8 +68,6 @@ if hasattr(os, "register_at_fork"):  # a child process has none of its parent's 
 
 def will_need(tensors):
     """Have the pages of these tensors read.  Experts are left out: a token reads a few of them, by what it chooses."""
-    if not hasattr(mmap, "MADV_WILLNEED"):
-        return
     for x in (part for w in tensors if w.ndim < 3 for part in parts_of(w)):
         if x.nbytes > mmap.PAGESIZE:
             start = x.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE

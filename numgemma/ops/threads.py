@@ -9,19 +9,20 @@ threads.  Between two kinds of processor neither promises more than float32.
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import cache
 from queue import SimpleQueue
 
 from numgemma.errors import InputError
+from numgemma.extras import BROWSER
 from numgemma.ops import choice, cores
 
 
 def allowed() -> int:
     """How many threads a run may use: as chosen, or as many as there are cores for."""
-    return choice.threads() or cores.usable()
+    return 1 if BROWSER else choice.threads() or cores.usable()
 
 
 @cache
@@ -44,7 +45,7 @@ def in_parallel(run: Callable, items: Iterable) -> list:
     Inside, work is not cut again: all threads are busy.  Not for products of matrices, unless BLAS is held to one
     thread: the two would fight.
     """
-    if busy.here:
+    if busy.here or BROWSER:
         return list(map(run, items))
     context = copy_context()
 
@@ -53,6 +54,15 @@ def in_parallel(run: Callable, items: Iterable) -> list:
         return context.copy().run(run, item)
 
     return list(pool(allowed()).map(one, items))
+
+
+def in_turn(run: Callable, items: Iterable, threads: int) -> Iterator:
+    """run(item) of each, in order, a few at a time: NumPy lets others run while it computes, and the disk is read."""
+    if BROWSER:
+        yield from map(run, items)
+        return
+    with ThreadPoolExecutor(threads) as few:
+        yield from few.map(run, items)
 
 
 def in_shares(run: Callable[[int, int], None], n: int, least: int):

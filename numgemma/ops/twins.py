@@ -10,16 +10,15 @@ twin that has nothing to gain, as in a float64 run, calls its definition.
 import threading
 from functools import partial
 
-import ml_dtypes
 import numpy as np
 
 from numgemma.masks import Spans, everything
 from numgemma.ops import coded, definitions, kernels
 from numgemma.ops.kernels import KEYS
 from numgemma.ops.threads import in_parallel, in_shares
+from numgemma.smallfloats import BFLOAT16
 from numgemma.trace import Tap
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 BITS = {BFLOAT16: np.uint16, np.dtype(np.float16): np.int16, np.dtype(np.float32): np.float32}  # what kernels are given
 EXACT = {np.dtype(np.float32): tuple(BITS), BFLOAT16: (BFLOAT16,)}  # run -> stored: others would be rounded first
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from numgemma.errors import InputError
 from numgemma.incoming import by_library, read_bytes
+from numgemma.prompt.bytelevel import ByteLevel
 from numgemma.prompt.chat import render_chat
 
 HALF = "�"  # what stands for bytes that are no whole character
@@ -18,14 +19,10 @@ class Tokenizer:
 
     def __init__(self, path: Path, raw: bytes | None = None):
         """path: of tokenizer.json; raw: its content, where it comes from elsewhere"""
-        from tokenizers import Tokenizer as Rust
-
         raw = read_bytes(path) if raw is None else raw
         with by_library(f"{path}: is no tokenizer.json", "copy it from the model's repository"):
-            self.rust = Rust.from_buffer(raw)
+            self.rust = opened(raw, path)
         self.folder = Path(path).parent
-        self.rust.no_truncation()  # what training left in the file would cut a prompt in silence
-        self.rust.no_padding()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text; the tokenizer's own post-processor decides whether a <bos> is put first."""
@@ -61,6 +58,18 @@ class Tokenizer:
         """The ids that `decode` leaves out."""
         added = self.rust.get_added_tokens_decoder()
         return frozenset(i for i, token in added.items() if token.special)
+
+
+def opened(raw: bytes, path):
+    """`tokenizers`' own, or where that is not installed what reads the bundled model's file in its place."""
+    try:
+        from tokenizers import Tokenizer as Rust
+    except ModuleNotFoundError:
+        return ByteLevel(raw, path)
+    rust = Rust.from_buffer(raw)
+    rust.no_truncation()  # what training left in the file would cut a prompt in silence
+    rust.no_padding()
+    return rust
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:

@@ -8,15 +8,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
+from numgemma.smallfloats import BFLOAT16
 from numgemma.surgery.findings import Finding, error, note, ranges, spelled, warning
 from numgemma.surgery.sketch import PIECE, as_matrix, bits
 from numgemma.weights.safetensors import release
 
 # Without its sign: the bits from which on a number is infinite, and above which it is none.
-INFINITE = {np.dtype(ml_dtypes.bfloat16): 0x7F80, np.dtype("<f2"): 0x7C00, np.dtype("<f4"): 0x7F800000}
+INFINITE = {BFLOAT16: 0x7F80, np.dtype("<f2"): 0x7C00, np.dtype("<f4"): 0x7F800000}
 INFINITE |= {np.dtype("<f8"): 0x7FF0000000000000}
 
 FEW = 8  # dead rows that are named

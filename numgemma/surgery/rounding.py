@@ -5,9 +5,9 @@ Rounding to p bits moves a number between 2^(e-1) and 2^e by 2^(e-p) / sqrt(12),
 
 import math
 
-import ml_dtypes
 import numpy as np
 
+from numgemma.smallfloats import finfo
 from numgemma.surgery.sketch import Sketch
 
 
@@ -16,7 +16,7 @@ def digits(sketch: Sketch) -> int:
     if sketch.dtype == np.float32:
         raw = np.ascontiguousarray(sketch.rows).view(np.uint32)
         return 24 if (raw & 0xFFFF).any() else 8
-    return ml_dtypes.finfo(sketch.dtype).nmant + 1 if is_float(sketch) else 64
+    return finfo(sketch.dtype).nmant + 1 if is_float(sketch) else 64
 
 
 def is_float(sketch: Sketch) -> bool:

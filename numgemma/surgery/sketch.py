@@ -7,8 +7,7 @@ over a file makes the sketches of all its tensors; a checkpoint of 16 GB takes a
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from numgemma.checkpoint import join_files, open_files
 from numgemma.opening import resolve
+from numgemma.ops import threads
 from numgemma.weights.safetensors import release
 
 FEW = 32  # columns that stand for a row, rows that stand for a column
@@ -117,9 +117,8 @@ def bits(x: np.ndarray) -> np.ndarray:
 def read_sketches(path: str | Path, progress: Callable[[int], None] = lambda size: None) -> dict[str, Sketch]:
     """Short name -> sketch of every tensor of a checkpoint, of whatever model.  Two threads share the work."""
     weights = join_files(Path(path), open_files(resolve(path)))
-    with ThreadPoolExecutor(2) as pool:
-        made: Iterable[Sketch] = pool.map(lambda name: sketch(name, weights[name], progress), weights)
-        return {one.name: one for one in made}
+    made = threads.in_turn(lambda name: sketch(name, weights[name], progress), weights, 2)
+    return {one.name: one for one in made}
 
 
 def total_bytes(path: str | Path) -> int:

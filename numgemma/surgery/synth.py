@@ -12,7 +12,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from numgemma.families import Family, find
@@ -22,11 +21,12 @@ from numgemma.incoming import parse_object, read_object
 from numgemma.official import official, unknown
 from numgemma.opening import located
 from numgemma.prompt.processor import released
+from numgemma.smallfloats import BFLOAT16, cast
 from numgemma.surgery.gemma3 import gemma3_shapes, read_gemma3, shrunk_gemma3
 from numgemma.surgery.tokens import byte_tokenizer, tokenizer_config
 from numgemma.surgery.writer import PIECE, Tensor, as_json, companions, write_checkpoint
 
-DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": np.dtype(np.float32)}
+DTYPES = {"bfloat16": BFLOAT16, "float16": np.dtype(np.float16), "float32": np.dtype(np.float32)}
 
 # What all released generation_config.json say.
 GENERATION = {"do_sample": True, "temperature": 1.0, "top_k": 64, "top_p": 0.95, "bos_token_id": 2, "pad_token_id": 0}
@@ -85,7 +85,7 @@ def random_tensor(name: str, shape: tuple[int, ...], dtype: np.dtype, seed: Seed
     def pieces():
         rng = generator(shared_bounds(name), seed)
         for start in range(0, size, step):
-            yield np.asarray(make(rng, min(step, size - start))).astype(dtype)
+            yield cast(np.asarray(make(rng, min(step, size - start))), dtype)
 
     return Tensor(shape, dtype, pieces)
 

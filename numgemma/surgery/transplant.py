@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 
 from numgemma.checkpoint import Checkpoint, Weights, check_tensors, open_checkpoint

@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.extras import package
 from numgemma.incoming import AGAIN, explained, open_regular
+from numgemma.smallfloats import BFLOAT16, computable
 from numgemma.weights.gguf_steps import steps, told
 from numgemma.weights.packed import Packed
 
 MAGIC = b"GGUF"
 SCALARS = ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")  # by type; 8 is text, 9 a list
 TEXT, LIST = 8, 9
-PLAIN = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16), "F64": np.dtype("<f8")}
+PLAIN = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16, "F64": np.dtype("<f8")}
 PLAIN |= {"I8": np.dtype("i1"), "I16": np.dtype("<i2"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 MAX_TENSORS, MAX_KEYS, MAX_NAME = 100_000, 10_000, 65_535
 SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -206,7 +206,7 @@ def tensor(path, raw, start, name, shape, kind):
         raise InputError(f"{what} ends after the end of the file; {AGAIN}.")
     mine = raw[start : start + rows * width]
     if q.name in PLAIN:
-        return mine.view(PLAIN[q.name]).reshape(shape)
+        return computable(mine.view(PLAIN[q.name]).reshape(shape))
     if q.name in ("Q1_0", "Q2_0"):
         raise InputError(f"{path}: tensor {name!r:.80} is {q.name}, which is not read; quantise to another type.")
     by_rows = mine.reshape(rows, width)

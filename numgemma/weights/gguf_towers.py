@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.incoming import explained
+from numgemma.smallfloats import BFLOAT16, kept
 from numgemma.weights.gguf import Gguf, Texts, open_gguf
 from numgemma.weights.gguf_gemma import Keys
 
@@ -173,7 +173,7 @@ def before_softplus(y):
     """What softplus makes y of: the number of bfloat16, as in all releases, where there is one, else the nearest."""
     with np.errstate(all="ignore"):  # of what is not above zero it makes nothing
         x = (y + np.log(-np.expm1(-y))).astype(np.float32)
-        short = x.round(7).astype(ml_dtypes.bfloat16).astype(np.float32)  # nearer to nought float32 cannot tell
+        short = kept(x.round(7), BFLOAT16).astype(np.float32)  # nearer to nought float32 cannot tell
         same = np.abs(np.logaddexp(0, short.astype(np.float64)) - y) <= 2.0**-22 * y
     return np.where(same, short, x)
 

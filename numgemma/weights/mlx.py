@@ -9,7 +9,6 @@ Convolutions lie channels last.  config.json names the group and the bits, modul
 widths of the tensors are believed before it: bits = 32 words / (groups x group).
 """
 
-import ml_dtypes
 import numpy as np
 
 from numgemma.errors import InputError
@@ -88,12 +87,12 @@ def floating(where, words, scales, mode):
 
     def decode(at):
         raw = np.ascontiguousarray(words[at]).view(np.uint8)
-        codes = raw.view(ml_dtypes.float8_e4m3fn).astype(np.float32) if mode == "mxfp8" else E2M1[nibbles(raw)]
+        codes = raw.view("float8_e4m3fn").astype(np.float32) if mode == "mxfp8" else E2M1[nibbles(raw)]
         return grouped(codes, sizes(at))
 
     def sizes(at):
         if mode == "nvfp4":
-            return scales[at].view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+            return scales[at].view("float8_e4m3fn").astype(np.float32)
         return power_of_two(scales[at])
 
     def step(at):

@@ -13,22 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import ml_dtypes
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from numgemma.errors import InputError
 from numgemma.incoming import AGAIN, explained, open_regular, parse_object
+from numgemma.smallfloats import BFLOAT16, FLOAT8, computable
 
-CODES = {"BF16": ml_dtypes.bfloat16, "F16": "<f2", "F32": "<f4", "F64": "<f8"}
+CODES: dict[str, Any] = {"BF16": BFLOAT16, "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 CODES |= {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
-CODES |= {
-    "U64": "<u8",
-    "U32": "<u4",
-    "U16": "<u2",
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E5M2": ml_dtypes.float8_e5m2,
-}
+CODES |= {"U64": "<u8", "U32": "<u4", "U16": "<u2"} | FLOAT8
 DTYPES = {name: np.dtype(code) for name, code in CODES.items()}
 
 MAX_HEADER = 100_000_000  # the format's own limit, in bytes
@@ -134,7 +128,7 @@ def open_safetensors(path: str | Path) -> TensorFile:
         header = parse_header(path, file)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     data = np.frombuffer(mapped, np.uint8)[header.data_start :]
-    tensors = {name: data[e.start : e.stop].view(e.dtype).reshape(e.shape) for name, e in header.entries.items()}
+    tensors = {n: computable(data[e.start : e.stop].view(e.dtype).reshape(e.shape)) for n, e in header.entries.items()}
     return TensorFile(tensors, header.metadata, header.sha256)
 
 

@@ -2,9 +2,8 @@
 
 import sys
 
-import ml_dtypes
-
 from numgemma.errors import InputError
+from numgemma.smallfloats import BFLOAT16
 
 
 def import_hf():
@@ -20,7 +19,7 @@ def to_numpy(x):
     """A copy as a NumPy array, from whatever device: Transformers goes on to overwrite some of its tensors."""
     x = x.detach().clone().contiguous().cpu()
     if str(x.dtype) == "torch.bfloat16":
-        return x.view(dtype=import_hf()[0].int16).numpy().view(ml_dtypes.bfloat16)
+        return x.view(dtype=import_hf()[0].int16).numpy().view(BFLOAT16)
     return x.numpy()
 
 

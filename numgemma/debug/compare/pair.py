@@ -1,7 +1,6 @@
 """One point of two dumps: what both know of it, and by how much they differ there."""
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,6 +11,7 @@ from numgemma.debug.measure import metrics, overlap
 from numgemma.debug.measure.discrete import flips_of_experts
 from numgemma.debug.measure.metrics import Measure
 from numgemma.dump import Dump
+from numgemma.ops.threads import in_turn
 
 CHOICES = "iub"  # kinds of NumPy's types that are no measurements
 THREADS = 2  # that measure points
@@ -120,6 +120,5 @@ def other_experts(name, a, b):
 
 
 def in_threads(work: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
-    """work(name) of each, in order: NumPy lets others run while it computes, and the disk is read meanwhile."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        yield from pool.map(work, names)
+    """work(name) of each, in order."""
+    return in_turn(work, names, THREADS)

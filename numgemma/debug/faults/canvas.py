@@ -9,7 +9,6 @@ its budget (F16), which no function here alone decides.
 from dataclasses import replace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from numgemma import ops
@@ -19,6 +18,7 @@ from numgemma.denoise import temperature
 from numgemma.families.diffusion.diffusion import CONDITION, encoder_weights
 from numgemma.masks import Spans
 from numgemma.prompt.named import named
+from numgemma.smallfloats import COMPUTES
 
 ENCODER, DECODER = "encoder.language_model", "decoder"
 CONDITIONING = f"{DECODER}.self_conditioning"
@@ -208,11 +208,11 @@ def causal_canvas(original, T):
     "make them float32 before the cap",
     shows="logits",
     swaps="head",
-    at=guesses,
+    at=lambda spec, model: COMPUTES and guesses(spec, model),
 )
 def narrow_cap(original, run, tap):
     def capped(y, seen):
-        x = seen["lm_head"].astype(ml_dtypes.bfloat16)
+        x = seen["lm_head"].astype("bfloat16")
         return ops.softcap(x, run.config.text.final_logit_softcapping).astype(y.dtype)
 
     return original(tap=Rewired(tap, {"logits": capped}))

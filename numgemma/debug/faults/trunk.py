@@ -7,11 +7,11 @@ that overflows (T26).
 import math
 from dataclasses import replace
 
-import ml_dtypes
 import numpy as np
 
 from numgemma import ops
 from numgemma.debug.faults.fault import Rewired, fault, has_key, with_weights
+from numgemma.smallfloats import BFLOAT16, COMPUTES, kept
 
 
 def has_ple(spec, model):
@@ -38,9 +38,10 @@ def one_plus_weight(original, w):
     "compute it in float32, the product with the weight included, then round once",
     shows="*norm *norm_? layers.*.input_layernorm",
     swaps="ops.rms_norm",
+    at=lambda spec, model: COMPUTES,
 )
 def narrow_norm(original, x, w, eps):
-    y = x.astype(ml_dtypes.bfloat16)
+    y = x.astype("bfloat16")
     mean = np.add.accumulate(y * y, -1)[..., -1:] / y.dtype.type(y.shape[-1])
     y = y / np.sqrt(mean + y.dtype.type(eps))
     return (y if w is None else y * w.astype(y.dtype)).astype(x.dtype)
@@ -168,7 +169,11 @@ def embeddings_unscaled(original, x):
 
 def rounds_the_scale(model):
     root = math.sqrt(model.outline.width)
-    return float(ml_dtypes.bfloat16(root)) != root
+    return in_bfloat16(root) != root
+
+
+def in_bfloat16(number):
+    return float(kept(np.array(number), BFLOAT16))
 
 
 @fault(
@@ -178,10 +183,10 @@ def rounds_the_scale(model):
     shows="embed_tokens",
     swaps="ops.scale",
     within="embed",
-    at=lambda spec, model: rounds_the_scale(model) and model.dtype != ml_dtypes.bfloat16,
+    at=lambda spec, model: rounds_the_scale(model) and model.dtype != BFLOAT16,
 )
 def embedding_scale_rounded(original, x):
-    return original(factor=float(ml_dtypes.bfloat16(math.sqrt(x.shape[-1]))))
+    return original(factor=in_bfloat16(math.sqrt(x.shape[-1])))
 
 
 @fault(
@@ -191,7 +196,7 @@ def embedding_scale_rounded(original, x):
     shows="embed_tokens",
     swaps="ops.scale",
     within="embed",
-    at=lambda spec, model: rounds_the_scale(model) and model.dtype == ml_dtypes.bfloat16,
+    at=lambda spec, model: rounds_the_scale(model) and model.dtype == BFLOAT16,
 )
 def embedding_scale_exact(original, x):
     return original(factor=math.sqrt(x.shape[-1]))

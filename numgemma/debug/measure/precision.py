@@ -8,14 +8,14 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
 from numgemma.errors import InputError
+from numgemma.smallfloats import BFLOAT16, kept
 
 # From one number to the next, relative to the number: 2^-(bits of the significand).
-DTYPES = ("float64", "float32", "float16", "bfloat16")  # finest first
-EPS = {name: float(ml_dtypes.finfo(name).eps) for name in DTYPES}
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+DTYPES = {name: BFLOAT16 if name == "bfloat16" else np.dtype(name) for name in EPS}  # finest first
 
 # Of each rounding of inputs, the dtypes of the streams that engines run it with; the first where none is named.
 ROUNDINGS = {
@@ -100,8 +100,8 @@ def shown_by_bits(x) -> str | None:
     if len(np.unique(some[some != 0])) < ENOUGH:
         return None
     with np.errstate(over="ignore", invalid="ignore"):
-        for name in reversed(DTYPES):
-            if np.array_equal(some.astype(name).astype(some.dtype), some, equal_nan=True):
+        for name, dtype in reversed(DTYPES.items()):
+            if np.array_equal(kept(some, dtype).astype(some.dtype), some, equal_nan=True):
                 return name
     return None
 

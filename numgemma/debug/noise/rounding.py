@@ -13,13 +13,13 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 
-import ml_dtypes
 import numpy as np
 
 from numgemma import ops
 from numgemma.debug.measure.precision import PAIRS, declared, in_full
 from numgemma.debug.noise.perturb import clipped_linear
 from numgemma.dump import Dump
+from numgemma.smallfloats import BFLOAT16, kept
 from numgemma.trace import Tap
 from numgemma.weights.gguf_steps import BYTES, half
 from numgemma.weights.packed import Packed, format_of
@@ -67,11 +67,11 @@ def int8_token(x):
 def fp8_token(x):
     """E4M3 numbers, of which a token's largest is the largest there is.  x: ... I  ->  ... I   (vLLM's per token)"""
     scale = np.maximum(np.abs(x).max(-1, keepdims=True) / np.float32(448), np.float32(1 / (448 * 512)))
-    return np.clip(x / scale, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
+    return np.clip(x / scale, -448, 448).astype("float8_e4m3fn").astype(np.float32) * scale
 
 
 def through(dtype):
-    return lambda x: x.astype(dtype).astype(x.dtype)
+    return lambda x: kept(x, dtype).astype(x.dtype)
 
 
 def partner(form: str) -> Callable | None:
@@ -79,7 +79,7 @@ def partner(form: str) -> Callable | None:
     if form in ("float32", "float64"):
         return None
     if form in ("float16", "bfloat16"):
-        return through(np.float16 if form == "float16" else ml_dtypes.bfloat16)
+        return through(np.dtype(np.float16) if form == "float16" else BFLOAT16)
     codes = q8_0 if form in BY_32 else q8_k
     return lambda x: codes(x.astype(np.float32)).astype(x.dtype)
 

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from numgemma.debug.measure.overlap import STATS
@@ -24,12 +23,13 @@ from numgemma.debug.readers.common import Haul, make_dump, token_ids
 from numgemma.debug.readers.names import Unfit, axes_of, fit, is_batched, ours, sizes_for
 from numgemma.errors import InputError
 from numgemma.incoming import MOST, parse_json, read_bytes
+from numgemma.smallfloats import BFLOAT16, kept
 from numgemma.weights.safetensors import MAX_TENSORS, open_safetensors
 
 SLOT = r"(outputs|inputs)(?:_(\w+))?"
 NUMBER = re.compile(r"-?(?:inf|nan|\d+\.?\d*(?:e[+-]\d+)?)")
 DTYPES = {f"torch.{name}": np.dtype(name) for name in ("float64", "float32", "float16", "int64", "int32")}
-DTYPES["torch.bfloat16"] = np.dtype(ml_dtypes.bfloat16)
+DTYPES["torch.bfloat16"] = BFLOAT16
 DEEPEST = 200  # of modules within modules
 
 # the input of a module is a point of ours: (module, argument) -> our point.  {i}: that layer, {p}: the one before it
@@ -66,7 +66,9 @@ def read_hf_debugger(path, config=None):
     chosen, unused = select(seen)
     haul = Haul({}, {}, unused=unused)
     assemble(haul, chosen, config)
-    kinds = Counter(str(s.dtype) for _, _, s in chosen if s.dtype.kind not in "iub")
+    kinds = Counter(
+        "bfloat16" if s.dtype == BFLOAT16 else str(s.dtype) for _, _, s in chosen if s.dtype.kind not in "iub"
+    )
     precision = kinds.most_common(1)[0][0] if kinds else None
     return make_dump(path, "transformers", haul, ids=ids, precision=precision, rounded="rounded:5 digits")
 
@@ -144,7 +146,7 @@ def parse(leaf, dtype):
     part = {"shape": shape, "at": at, "slack": None if narrow and values else {"digits": 4}} | stats
     if not values and not stats:
         part = {"shape": shape, "at": at, "slack": None}
-    return x.astype(dtype) if narrow else x, dtype, part
+    return kept(x, dtype) if narrow else x, dtype, part
 
 
 def first_number(text):

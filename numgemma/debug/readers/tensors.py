@@ -9,7 +9,6 @@ import re
 import zipfile
 from io import BytesIO
 
-import ml_dtypes
 import numpy as np
 
 from numgemma.debug.readers.common import Haul, make_dump, token_ids
@@ -19,6 +18,7 @@ from numgemma.debug.readers.states import STACK, states, unstacked
 from numgemma.debug.readers.torch_file import read_torch, stored
 from numgemma.errors import InputError
 from numgemma.incoming import by_library, open_regular
+from numgemma.smallfloats import BFLOAT16, computable
 from numgemma.weights.safetensors import MAX_TENSORS, open_safetensors
 
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -123,8 +123,8 @@ def parse_npy(raw):
 def real(x, file):
     """The array, bfloat16 where NumPy knew only that a value has two bytes."""
     if x.dtype.str[1:] == "V2":
-        x = x.view(ml_dtypes.bfloat16)
-    if x.dtype.kind not in "fiub" and x.dtype != ml_dtypes.bfloat16:
+        x = computable(x.view(BFLOAT16))
+    if x.dtype.kind not in "fiub" and x.dtype != BFLOAT16:
         raise InputError(f"{file}: holds values of type {x.dtype}, not numbers; write floats or integers.")
     return x
 

@@ -11,20 +11,20 @@ import struct
 import zipfile
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.incoming import open_regular
+from numgemma.smallfloats import BFLOAT16, computable
 from numgemma.weights.safetensors import MAX_TENSORS
 
 LARGEST_PICKLE = 1 << 24  # bytes; a hundred thousand tensors need less
 
-STORAGES = {
+STORAGES: dict[str, np.dtype] = {
     "FloatStorage": np.dtype("<f4"),
     "DoubleStorage": np.dtype("<f8"),
     "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "BFloat16Storage": BFLOAT16,
     "LongStorage": np.dtype("<i8"),
     "IntStorage": np.dtype("<i4"),
     "ShortStorage": np.dtype("<i2"),
@@ -243,10 +243,10 @@ class Loader:
         if len(t.shape) != len(t.strides) or len(t.shape) > 32:
             raise Refused("has a tensor of impossible sizes")
         if 0 in t.shape:
-            return np.zeros([min(n, 2**20) for n in t.shape], t.storage.dtype)
+            return computable(np.zeros([min(n, 2**20) for n in t.shape], t.storage.dtype))
         end = t.offset + sum((n - 1) * s for n, s in zip(t.shape, t.strides, strict=True))
         if end >= flat.size or math.prod(t.shape) > flat.size:
             raise Refused(f"has a tensor of shape {list(t.shape)!r:.80} in a storage of {flat.size} values")
         steps = [s * t.storage.dtype.itemsize for s in t.strides]
         view = np.lib.stride_tricks.as_strided(flat[t.offset :], t.shape, steps, writeable=False)
-        return view.view(np.ndarray)
+        return computable(view.view(np.ndarray))

@@ -1,0 +1,129 @@
+"""Byte-level BPE in plain Python, for where the package `tokenizers` is not: in a browser.
+
+It reads what tokenizer.json of the bundled model is made of, and no more: bytes drawn as characters, GPT-2's cut into
+words, merges by rank, a template that puts <bos> first.  Equals `tokenizers` on such a file, id for id.
+"""
+
+import json
+import re
+import unicodedata
+from functools import lru_cache
+from itertools import pairwise
+from types import SimpleNamespace
+
+from numgemma.errors import InputError
+
+CONTRACTION = re.compile("'(?:s|t|re|ve|m|ll|d)")
+# A word in the kinds of its characters: L letter, N number, O other, S space, W another white one.
+WORD = re.compile(r"S?L+|S?N+|S?O+|[SW]+(?![LNO])|[SW]+")
+KINDS = {"L": "L", "N": "N"}  # the first letter of a Unicode category
+STEPS = {
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+    "decoder": {"type": "ByteLevel"},
+}
+PLAIN = {"type": "BPE", "dropout": None, "unk_token": None, "byte_fallback": False, "ignore_merges": False}
+
+
+def drawn() -> dict[int, str]:
+    """Byte -> the character that stands for it: itself where it can be seen, else the next one from U+0100 on."""
+    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in seen]
+    return {byte: chr(byte) for byte in seen} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+
+
+DRAWN = drawn()
+BYTES = {character: byte for byte, character in DRAWN.items()}
+
+
+def kind(character: str) -> str:
+    """One of the letters of WORD."""
+    if character == " ":
+        return "S"
+    if character.isspace() and character not in "\x1c\x1d\x1e\x1f":  # white in Python, and not in Unicode
+        return "W"
+    return KINDS.get(unicodedata.category(character)[0], "O")
+
+
+def words(text: str):
+    """GPT-2's cut: contractions, then runs of letters, of numbers, of the rest, each with the space before it."""
+    kinds, start = "".join(map(kind, text)), 0
+    while start < len(text):
+        found = CONTRACTION.match(text, start) or WORD.match(kinds, start)
+        assert found, "every character is of a kind"
+        yield text[start : found.end()]
+        start = found.end()
+
+
+class ByteLevel:
+    """A tokenizer.json of that make, with those methods of tokenizers.Tokenizer that the package calls."""
+
+    def __init__(self, raw: bytes, path):
+        """raw: the content of tokenizer.json; path: its name.  Raises InputError where it asks for more than this."""
+        table = json.loads(raw)
+        model = table["model"]
+        template = (table["post_processor"] or {"single": [{"Sequence": {}}]})["single"]
+        plain = all(has(table[key], due) for key, due in STEPS.items()) and has(model, PLAIN)
+        if not plain or table["normalizer"] or "Sequence" not in template[-1]:
+            raise InputError(f"{path}: is not of the bundled model's make; install `tokenizers` to read it.")
+        self.ids, added = dict(model["vocab"]), table["added_tokens"]
+        self.added = {token["id"]: SimpleNamespace(**token) for token in added}
+        self.ids |= {token["content"]: token["id"] for token in added}
+        self.names = {i: name for name, i in self.ids.items()}
+        longest = sorted((re.escape(token["content"]) for token in added), key=len, reverse=True)
+        self.split = re.compile("|".join(longest) or r"(?!)")
+        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        self.ranks = {tuple(pair): rank for rank, pair in enumerate(pairs)}
+        self.first = [self.ids[one["SpecialToken"]["id"]] for one in template if "SpecialToken" in one]
+        self.merged = lru_cache(1 << 14)(self.merge)
+
+    def encode(self, text: str, add_special_tokens: bool):
+        """.ids: token ids of a text.  Raises TypeError where it has lone surrogates, as the package does."""
+        try:
+            text.encode()
+        except (UnicodeEncodeError, AttributeError):
+            raise TypeError("no text") from None
+        ids, start = list(self.first) if add_special_tokens else [], 0
+        for found in self.split.finditer(text):
+            ids += [*self.plain(text[start : found.start()]), self.ids[found[0]]]
+            start = found.end()
+        return SimpleNamespace(ids=ids + self.plain(text[start:]))
+
+    def plain(self, text):
+        return [i for word in words(text) for i in self.merged(word)]
+
+    def merge(self, word):
+        """The ids of one word: of all neighbours that may be joined, those of the lowest rank are, again and again."""
+        parts, never = [DRAWN[byte] for byte in word.encode()], len(self.ranks)
+        while len(parts) > 1:
+            rank, i = min((self.ranks.get(pair, never), i) for i, pair in enumerate(pairwise(parts)))
+            if rank == never:
+                break
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        return [self.ids[part] for part in parts]
+
+    def decode(self, ids, skip_special_tokens: bool) -> str:
+        """The text of token ids; an id that is no token is left out."""
+        kept = [i for i in ids if i in self.names and not (skip_special_tokens and self.is_special(i))]
+        return b"".join(spelled(self.names[i]) for i in kept).decode("utf-8", "replace")
+
+    def is_special(self, i):
+        return i in self.added and self.added[i].special
+
+    def id_to_token(self, i: int) -> str | None:
+        """A token as tokenizer.json spells it."""
+        return self.names.get(i)
+
+    def get_added_tokens_decoder(self):
+        """id -> what tokenizer.json says of it, `special` among it."""
+        return self.added
+
+
+def has(found, due) -> bool:
+    """Whether a part of tokenizer.json says all that is due."""
+    return isinstance(found, dict) and all(found.get(key) == value for key, value in due.items())
+
+
+def spelled(token: str) -> bytes:
+    """The bytes that a token's characters stand for; a token with any other character stands for itself."""
+    known = all(character in BYTES for character in token)
+    return bytes(BYTES[character] for character in token) if known else token.encode()
