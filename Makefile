@@ -6,6 +6,8 @@
 # make test-jax   Gemma 3n once more, against Google's own package in JAX
 # make test-merge merges tiny parents with mergekit itself, in a venv of its own
 # make notebooks  runs the course and writes its pages, slides and figures to build/course/
+# make lite       the course as pages that run in a browser, to build/lite/; WHEELS=folder where the wheels are elsewhere
+# make test-lite  runs each of those pages in headless Chromium (Debian's package `chromium`)
 # make test-notebooks  holds the course's exercises to their solutions
 # make check      ruff, ruff format --check, mypy
 # make fuzz       twenty thousand mutated files of every kind that enters
@@ -21,14 +23,14 @@ OLD = 5.5.4 5.10.4 5.14.1 5.23.0
 MERGE = .venv-merge
 JAX = .venv-jax
 
-.PHONY: demo test test-hf test-hf-old test-timm test-jax test-merge notebooks test-notebooks check fuzz kills test-hf-random reference reference-3n clean
+.PHONY: demo test test-hf test-hf-old test-timm test-jax test-merge notebooks lite test-lite test-notebooks check fuzz kills test-hf-random reference reference-3n clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/numgemma demo
 
 # one thread each: the workers already fill the cores, and more would fight over them
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto -m "not hf and not timm and not jax and not merge and not notebooks"
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto -m "not hf and not timm and not jax and not merge and not notebooks and not lite"
 
 test-hf: $(HF)/ready
 	$(HF)/bin/python -m pytest -q -m hf
@@ -63,6 +65,12 @@ test-notebooks: $(VENV)/ready
 
 notebooks: $(VENV)/notebooks
 	$(VENV)/bin/python notebooks/course.py build/course
+
+lite: $(VENV)/notebooks
+	$(VENV)/bin/python notebooks/lite.py build/lite $(WHEELS)
+
+test-lite: lite
+	$(VENV)/bin/python -m pytest -q -m lite
 
 check: $(VENV)/ready
 	$(VENV)/bin/ruff check .
