@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hostile_input import kills
-from hostile_input.writers import COMMANDS, environment, prepare, there
+from hostile_input.writers import COMMANDS, alone, environment, prepare
 
 from numgemma.cli import FILES_WRITTEN, VERBS, parser
 
@@ -31,7 +31,7 @@ def test_every_verb_that_writes_is_tried():
     assert writing == {name.split()[0] for name in COMMANDS}
 
 
-@pytest.mark.parametrize("verb", [verb for verb in there() if verb != "capture"])
+@pytest.mark.parametrize("verb", [verb for verb in alone() if verb != "capture"])
 def test_a_disk_that_is_full_at_a_write_is_one_sentence_and_nothing_half(verb, inputs, tmp_path):
     most = 100 if verb in QUICK else 3
     command = [sys.executable, FOLDER / "full_disk.py", verb, inputs, tmp_path / "work", str(most)]

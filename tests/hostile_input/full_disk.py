@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-from hostile_input.writers import COMMANDS, FORCED, broken, environment, holds, prepare, there, words  # noqa: E402
+from hostile_input.writers import COMMANDS, FORCED, alone, broken, environment, holds, prepare, words  # noqa: E402
 from numgemma.cli import main  # noqa: E402
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -173,4 +173,4 @@ def one_verb(verb, inputs, work, most=1000):
 
 
 if __name__ == "__main__":
-    sys.exit(one_verb(*sys.argv[1:]) if len(sys.argv) > 2 else every_verb(sys.argv[1:] or there()))
+    sys.exit(one_verb(*sys.argv[1:]) if len(sys.argv) > 2 else every_verb(sys.argv[1:] or alone()))

@@ -4,9 +4,11 @@ python tests/hostile_input/kills.py [KILLS [SEED]] [VERB ...]     `make kills` d
 
 Before each run its outputs stand there, old.  A run is killed (SIGKILL), ended (SIGTERM) or interrupted (SIGINT) at a
 moment between its start and what a whole run took.  Then every file is old or new and whole, those that were told to
-end have left no partial, and a run that is let alone leaves what it always leaves and nothing else.
+end have left no partial, and a run that is let alone leaves what it always leaves and nothing else.  Of a run with
+workers, every second kill is of a worker: then the run goes on and ends as it always does.  No process outlives a run.
 """
 
+import os
 import random
 import shutil
 import signal
@@ -19,8 +21,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-from hostile_input.writers import broken, environment, holds, prepare, there, words  # noqa: E402
+from hostile_input.writers import broken, environment, holds, journal, prepare, there, words  # noqa: E402
 
+GONE = 60  # seconds in which whatever a killed run has begun is to end
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
@@ -37,26 +40,42 @@ class Writer:
         self.seconds = time.perf_counter() - begun
         if code not in (0, 1):
             raise SystemExit(f"{verb}: fails when it is let alone: {said}")
-        self.names, self.code = set(holds(self.out)), code
+        # a journal that is whole leaves nothing to do
+        self.whole, self.code, self.journals = self.left(), code, bool(list(self.out.glob("*.jsonl")))
 
-    def run(self, number=None, after=0.0):
-        """A run, with a signal after so many seconds.  -> exit code, standard error"""
+    def left(self):
+        """The names of all files, and how many rows are in those that are journals."""
+        rows = {f"{len(journal(path))} rows of {path.name}" for path in self.out.rglob("*.jsonl")}
+        return set(holds(self.out)) | rows
+
+    def run(self, number=None, after=0.0, worker=None):
+        """A run, with a signal after so many seconds.  -> exit code, standard error
+
+        worker: of those that there are, the one that is killed; None: the run itself.
+        """
         command = [sys.executable, "-m", "numgemma", *words(self.verb, self.base / "in", self.out)]
         env = environment(self.base) | {"TMPDIR": str(self.passing)}
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "env": env}
         process = subprocess.Popen(command, **pipes)
         if number is not None:
             time.sleep(after)
-            process.send_signal(number)
-        said = process.communicate()[1].decode(errors="replace")
-        return process.returncode, said
+            victims = [process.pid] if worker is None else workers(process.pid)
+            if victims and process.poll() is None:
+                os.kill(victims[(worker or 0) % len(victims)], number)
+        try:
+            said = process.communicate(timeout=GONE if number else None)[1]  # all that it has begun hold that pipe
+        except subprocess.TimeoutExpired as error:
+            said = (error.stderr or b"") + b"\nnumgemma/ outlives the run: Traceback"
+        return process.returncode, said.decode(errors="replace")
 
-    def killed(self, number, after):
+    def killed(self, number, after, worker=None):
         """What a kill did wrong, or nothing; and whether it came before the run had ended."""
         old = {name for name in holds(self.out) if not name.startswith(".")}  # a partial may be swept up
-        code, said = self.run(number, after)
+        code, said = self.run(number, after, worker)
         now = set(holds(self.out))
-        ended = code == self.code
+        ended = code == self.code and worker is None
+        if worker is not None and code != self.code:
+            return f"ends with {code} where a worker was killed: {said[-300:]}", ended
         if "numgemma/" in said and "Traceback" in said:  # without a line of ours Python itself was starting
             return f"a traceback: {said[-800:]}", ended
         if found := broken(self.out):
@@ -71,10 +90,25 @@ class Writer:
         code, said = self.run()
         if code != self.code:
             return f"the next run ends with {code}: {said[-300:]}"
-        if set(holds(self.out)) != self.names:
-            return f"the next run leaves {sorted(set(holds(self.out)) ^ self.names)}"
-        left = [str(path) for path in self.passing.iterdir() if not path.name.startswith("torchinductor")]
+        if found := broken(self.out):
+            return f"half after the next run: {found}"
+        if self.left() != self.whole:
+            return f"the next run leaves {sorted(self.left() ^ self.whole)}"
+        left = [str(path) for path in self.passing.iterdir() if not others(path)]
         return f"the next run leaves {left}" if left else ""
+
+
+def others(path):
+    """What PyTorch keeps in the folder for passing files, and what Dask does: its own locks."""
+    locks = path.name == "dask-scratch-space" and {one.suffix for one in path.iterdir()} <= {".lock"}
+    return path.name.startswith("torchinductor") or locks
+
+
+def workers(pid):
+    """The processes that a run has begun to compute for it."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    found = [int(child) for child in children.read_text().split()] if children.exists() else []
+    return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def run(kills, seed, chosen, told=lambda line: None):
@@ -85,11 +119,12 @@ def run(kills, seed, chosen, told=lambda line: None):
         writers = {verb: Writer(verb, Path(base)) for verb in chosen}
         for n in range(kills):
             rng, writer = random.Random(f"{seed} {n}"), writers[chosen[n % len(chosen)]]
-            if rng.random() < 0.25:  # nothing stood there before
+            if rng.random() < (0.75 if writer.journals else 0.25):  # nothing stood there before
                 shutil.rmtree(writer.out)
                 writer.out.mkdir()
             number, after = rng.choice(SIGNALS), rng.uniform(0, writer.seconds)
-            bad, ended = writer.killed(number, after)
+            worker = rng.randrange(2) if "workers" in writer.verb and n // len(chosen) % 2 else None
+            bad, ended = writer.killed(number, after, worker)
             hit[writer.verb] += not ended
             bad = bad or (writer.after() if rng.random() < 0.5 or n >= kills - len(chosen) else "")
             if bad:

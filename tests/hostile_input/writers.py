@@ -10,7 +10,9 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import tiny
+import tiny_drafter
 import tiny_embedding
 import tiny_tokenizer
 from PIL import Image
@@ -29,6 +31,8 @@ SMALLEST = tiny.DENSE | {"num_hidden_layers": 2, "layer_types": ["sliding_attent
 # verb, and what tells its commands apart -> the command, and what it writes
 COMMANDS = {
     "dump": (f"dump IN/ckpt --ids {IDS} -o OUT/a.safetensors", ["a.safetensors"]),
+    "dump of a canvas": ("dump IN/canvases --inputs IN/canvas.npz -o OUT/a.safetensors", ["a.safetensors"]),
+    "dump of a draft": ("dump IN/drafter --inputs IN/step.npz -o OUT/a.safetensors", ["a.safetensors"]),
     "generate": (
         f"generate IN/ckpt --ids {IDS} --max-new-tokens 2 --print-ids --backend numpy --json OUT/g.json",
         ["g.json"],
@@ -36,6 +40,13 @@ COMMANDS = {
     "generate canvases": (
         (
             f"generate IN/canvases --ids {IDS} --max-new-tokens 6 --sampler IN/few.json --backend numpy"
+            " --print-ids --json OUT/g.json"
+        ),
+        ["g.json"],
+    ),
+    "generate with a drafter": (
+        (
+            f"generate IN/target --drafter IN/drafter --ids {IDS} --max-new-tokens 6 --backend numpy"
             " --print-ids --json OUT/g.json"
         ),
         ["g.json"],
@@ -77,9 +88,16 @@ COMMANDS = {
         "sweep IN/ckpt --random 2 --longest 4 --workers 0 -o OUT/s.jsonl --html OUT/s.html --json OUT/s.json",
         ["s.jsonl", "s.html", "s.json"],
     ),
+    "sweep with workers": (
+        (
+            "sweep IN/ckpt --random 6 --longest 4 --workers 2 --memory 1"
+            " -o OUT/s.jsonl --html OUT/s.html --json OUT/s.json"
+        ),
+        ["s.jsonl", "s.html", "s.json"],
+    ),
     "capture": (f"capture IN/ckpt --ids {IDS} -o OUT/a.safetensors", ["a.safetensors"]),
 }
-NEEDS = {"capture": "transformers", "emulate": "gguf"}
+NEEDS = {"capture": "transformers", "emulate": "gguf", "sweep with workers": "distributed"}
 FORCED = ("synth", "stack", "transplant")  # what stands there is replaced with --force alone
 
 
@@ -95,6 +113,9 @@ def prepare(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(tiny.DENSE))
     tiny_embedding.write(folder / "vectors", tiny_embedding.TEXT)
     tiny.write(folder / "canvases", tiny.DIFFUSION)
+    np.savez(folder / "canvas.npz", **tiny.diffusion_inputs())
+    tiny_drafter.write_pair(folder, "clustered")
+    np.savez(folder / "step.npz", **tiny_drafter.step(tiny_drafter.drafter("clustered")))
     (folder / "few.json").write_text('{"max_denoising_steps": 3}')
     tiny.write(folder / "parent", tiny.PLE | {"use_double_wide_mlp": False})
     tiny_tokenizer.write(folder / "parent", "{{ bos_token }}")
@@ -108,6 +129,11 @@ def prepare(folder: Path) -> Path:
 def there() -> list[str]:
     """The verbs whose packages are installed."""
     return [verb for verb in COMMANDS if verb not in NEEDS or importlib.util.find_spec(NEEDS[verb])]
+
+
+def alone() -> list[str]:
+    """Those that compute in the process that writes."""
+    return [verb for verb in there() if "workers" not in verb]
 
 
 def words(verb: str, inputs: Path, out: Path) -> list[str]:
@@ -139,9 +165,12 @@ def not_whole(path: Path) -> str:
         if path.suffix == ".json":
             json.loads(path.read_text())
         elif path.suffix == ".jsonl":  # a journal: rows stand in it as they come, and the last may be cut
-            [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+            if len({*(keys := journal(path))}) != len(keys):
+                return f"{path}: has a row twice"
         elif path.suffix == ".safetensors":
             open_safetensors(path)
+        elif path.suffix == ".npy":
+            np.load(path)
         elif path.suffix == ".png":
             Image.open(path).load()
         elif not path.read_bytes().rstrip().endswith(ends[path.suffix]) or not path.stat().st_size:
@@ -149,6 +178,11 @@ def not_whole(path: Path) -> str:
     except Exception as error:  # whatever it is: the file is none
         return f"{path}: {error}"
     return ""
+
+
+def journal(path: Path) -> list[str]:
+    """The keys of its rows."""
+    return [json.loads(line)["key"] for line in path.read_text().split("\n")[:-1]]
 
 
 def environment(base: Path) -> dict[str, str]:
