@@ -17,6 +17,7 @@ context that makes it, and so in one thread; each call looks it up, which costs 
     canvas       the same for DiffusionGemma's decoder
     compiled     what numba has compiled, on disk
     kernels      compiled loops
+    relay        a matrix times one row, by threads that stay awake
     coded        one token's product with codes of a few bits
     twins        the slow operations once more, on those loops
 """

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.extending import intrinsic
 
 DIGEST = 32  # bytes
+in_llvm: Any = intrinsic  # a step in LLVM's own language; a kernel that takes it leaves out its first parameter
+KERNELS = Path(__file__).with_name("kernels.py")  # whose functions are compiled into those of other files
 
 
 def kernel(order):
@@ -38,6 +41,13 @@ def kernel(order):
 
 
 @cache
+def stamp(path):
+    """What changes when a file does: numba looks at the file that a function is in, not at those it calls into."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
+
+
+@cache
 def remark(why):
     print(
         f"numgemma: compiled code cannot be kept ({why}) and is made anew in every run, which takes some ten seconds; "
@@ -49,6 +59,7 @@ def remark(why):
 def check(kept):
     """Have one function's cache read and write its files with their digest.  kept: numba's FunctionCache"""
     file, save = kept._cache_file, kept.save_overload
+    file._source_stamp = (file._source_stamp, stamp(KERNELS))
     file._load_index, file._save_index = partial(load_index, file), partial(save_index, file)
     file._load_data, file._save_data = partial(load_data, file), partial(save_data, file)
 

@@ -7,16 +7,12 @@ that numbers are finite: NaN and infinity come through.
 """
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
-from numgemma.ops.compiled import kernel
+from numgemma.ops.compiled import in_llvm, kernel
 
 KEYS = 256  # whose softmax is taken together, before blocks are joined
-STEP = 512  # numbers between two looks ahead
-AHEAD = 2048  # how many numbers of a matrix are asked for before their turn
 
 SUMS = {"reassoc", "contract", "nsz"}  # sums may be taken in any order, and so in many lanes
 PLAIN = {"contract"}  # an order that matters, as in `exp`
@@ -75,20 +71,17 @@ def power_of_two(n):
     return np.int32((n + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-@intrinsic
-def ask_for(typing, array, at):
-    """Have the cache line of array[at] come from memory; where there is none, nothing happens."""
+@in_llvm
+def apart(typing):
+    """The kernel where this stands is never compiled into another: the compiler would order its sums by what it finds
+    around them there, and they would have other bits.
+    """
 
     def emit(context, builder, signature, args):
-        address = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        call = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        prefetch = cgutils.get_or_insert_function(builder.module, call, "llvm.prefetch.p0")
-        to_read, keep, data = (ir.Constant(number, value) for value in (0, 3, 1))
-        builder.call(prefetch, [builder.bitcast(address, byte), to_read, keep, data])
+        builder.function.attributes.add("noinline")
         return context.get_dummy_value()
 
-    return types.void(array, types.intp), emit
+    return types.void(), emit
 
 
 # products of matrices
@@ -96,24 +89,19 @@ def ask_for(typing, array, at):
 
 @kernel(SUMS)
 def times_one(w, x, y, first, end):
-    """y = W x, for some of the rows of W: as fast as these come from memory, so they are asked for ahead."""
-    inputs, flat = w.shape[1], w.reshape(w.size)
-    line = 64 // w.itemsize
-    for o in range(first, end):
-        total = np.float32(0)
-        for i in range(0, inputs, STEP):
-            for ahead in range(0, STEP, line):
-                ask_for(flat, o * inputs + i + AHEAD + ahead)  # type: ignore[call-arg]
-            total += dot(w[o, i : i + STEP], x[i : i + STEP])
-        y[o] = total
-
-
-@kernel(SUMS)
-def dot(w, x):
-    total = np.float32(0)
-    for i in range(len(w)):
-        total += number(w[i]) * x[i]
-    return total
+    """y = W x, for some of the rows of W: four at a time, one of each quarter, as four runs through memory come sooner
+    than one.  Where the last quarter is short its last row is taken again, so that every sum is one of four.
+    """
+    apart()
+    quarter = (end - first + 3) // 4
+    for o in range(first, first + quarter):
+        p, q, r = min(o + quarter, end - 1), min(o + 2 * quarter, end - 1), min(o + 3 * quarter, end - 1)
+        a, b, c, d = w[o], w[p], w[q], w[r]
+        to_a = to_b = to_c = to_d = np.float32(0)
+        for i in range(len(a)):
+            to_a, to_b = to_a + number(a[i]) * x[i], to_b + number(b[i]) * x[i]
+            to_c, to_d = to_c + number(c[i]) * x[i], to_d + number(d[i]) * x[i]
+        y[o], y[p], y[q], y[r] = to_a, to_b, to_c, to_d
 
 
 @kernel(SUMS)

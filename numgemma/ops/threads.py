@@ -65,13 +65,26 @@ def in_turn(run: Callable, items: Iterable, threads: int) -> Iterator:
         yield from few.map(run, items)
 
 
-def in_shares(run: Callable[[int, int], None], n: int, least: int):
-    """run(first, end) over shares of range(n), one for each thread; no share is smaller than `least`."""
-    shares = 1 if busy.here else max(1, min(allowed(), n // least))
-    mine, *theirs = itertools.pairwise([n * i // shares for i in range(shares + 1)])
-    handed = [Errand(run, *share) for share in theirs]
+def shares(n: int, least: int) -> int:
+    """Of how many threads each can have a share of range(n) that is no smaller than `least`."""
+    return 1 if n < 2 * least or busy.here else min(allowed(), n // least)
+
+
+def in_shares(run: Callable[[int, int], None], n: int, least: int, after: Callable[[], None] | None = None):
+    """run(first, end) over shares of range(n), one for each thread; no share is smaller than `least`.
+
+    after: what another thread does when its share is done, and nobody waits for.
+    """
+    count = shares(n, least)
+    if count == 1:
+        run(0, n)
+        return
+    mine, *theirs = itertools.pairwise([n * i // count for i in range(count + 1)])
+    handed = [Errand(run, *share, after) for share in theirs]
     for share in handed:
         crew(allowed() - 1).put(share)
+    for call in called:
+        call()
     try:
         run(*mine)
     finally:
@@ -82,13 +95,16 @@ def in_shares(run: Callable[[int, int], None], n: int, least: int):
             raise share.failed
 
 
+called: list[Callable[[], None]] = []  # how those are called who wait elsewhere, when something is handed out here
+
+
 class Errand:
     """What one thread is to do, and a lock that opens when it has; by a Future it would take twice as long."""
 
-    __slots__ = ("done", "end", "failed", "first", "run")
+    __slots__ = ("after", "done", "end", "failed", "first", "run")
 
-    def __init__(self, run, first, end):
-        self.run, self.first, self.end = run, first, end
+    def __init__(self, run, first, end, after):
+        self.run, self.first, self.end, self.after = run, first, end, after
         self.failed: BaseException | None = None
         self.done = threading.Lock()
         self.done.acquire()
@@ -100,6 +116,8 @@ class Errand:
             self.failed = error
         finally:
             self.done.release()
+        if self.after:
+            self.after()
 
 
 @cache

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from numgemma.masks import Spans, everything
-from numgemma.ops import coded, definitions, kernels
+from numgemma.ops import coded, definitions, kernels, relay
 from numgemma.ops.kernels import KEYS
 from numgemma.ops.threads import in_parallel, in_shares
 from numgemma.smallfloats import BFLOAT16
@@ -90,8 +90,7 @@ def few(a, w):
     if len(a) == 1 or len(w) < 4:
         y = np.empty((len(a), len(w)), np.float32)
         for t in range(len(a)):
-            share = partial(kernels.times_one, w, a[t], y[t])
-            in_shares(share, len(w), max(1, SHARE // w.shape[1]))
+            relay.times_one(w, a[t], y[t])
         return y
     if len(a) <= DRAFTS:
         y = np.empty((len(a), len(w)), np.float32)
@@ -178,8 +177,11 @@ def conv2d(x, w):
 
 
 def each(run, items):
-    """run(item) for each, in order; every thread takes some of them."""
-    return in_parallel(run, items)
+    """run(item) for each, in order; every thread takes some of them.
+
+    Where threads wait for shares of products, as while one token is computed, each item has all of them.
+    """
+    return map(run, items) if relay.waited() else in_parallel(run, items)
 
 
 # along a row

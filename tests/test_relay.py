@@ -1,0 +1,157 @@
+"""Threads that wait for shares of products lose none, mix no runs up, and go when they are called."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from numgemma import ops
+from numgemma.ops import kernels, relay, threads, twins
+
+SHAPES = [(1, 70_000), (3, 40_000), (64, 1024), (301, 256), (2000, 100), (9001, 37)]
+
+
+def drawn(shape, stored=np.float32, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32).astype(stored)
+
+
+def alone(x, w):
+    """What one thread computes in one call."""
+    y = np.empty(len(w), np.float32)
+    kernels.times_one(twins.bits(w), x, y, 0, len(w))
+    return y
+
+
+def waiting():
+    return int((relay.boxes[:, relay.STATE] == relay.WAITING).sum())
+
+
+def until(condition):
+    """Whether it comes true within ten seconds."""
+    end = time.monotonic() + 10
+    while not condition() and time.monotonic() < end:
+        time.sleep(1e-3)
+    return condition()
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """Whoever waits does so for about a second, so that a test finds it there."""
+    monkeypatch.setattr(relay, "PATIENCE", 1 << 30)
+    yield
+    relay.call_all(relay.boxes)
+
+
+@pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_product_has_the_bits_of_one_thread_whoever_is_awake(patient, shape, stored):
+    w, x = drawn(shape, stored), drawn(shape[1], seed=1)
+    for number in (2, 3, 5):
+        with ops.using("numba", number):
+            for _ in range(3):
+                np.testing.assert_array_equal(ops.linear(x, w), alone(x, w))
+
+
+def test_a_thread_that_waits_takes_a_share_and_one_that_is_away_does_not(patient):
+    w, x, y = drawn((512, 1024)), drawn(1024, seed=1), np.zeros(512, np.float32)
+    relay.call_all(relay.boxes)
+    assert until(lambda: waiting() == 0)
+    assert not relay.passed_on(w, x, y, relay.KINDS[w.dtype], relay.boxes, 1)
+    assert not y.any()
+    with ops.using("numba", 2):
+        ops.linear(x, w)
+        assert until(lambda: waiting() == 1)
+        shares = relay.boxes[:, relay.DONE].sum()
+        assert not relay.passed_on(w, x, y, relay.KINDS[w.dtype], relay.boxes, 2)  # one is there, and stays
+        assert relay.passed_on(w, x, y, relay.KINDS[w.dtype], relay.boxes, 1)
+    np.testing.assert_array_equal(y, alone(x, w))
+    assert relay.boxes[:, relay.DONE].sum() == shares + 1
+
+
+def test_who_waits_goes_after_a_while(monkeypatch):
+    monkeypatch.setattr(relay, "PATIENCE", 1 << 10)
+    with ops.using("numba", 3):
+        ops.linear(drawn(1024), drawn((2048, 1024)))
+    assert until(lambda: waiting() == 0)
+
+
+def test_who_waits_comes_for_other_work(patient):
+    """Nothing is waited for: with the patience of this test it would be, for a second each."""
+    x, w = drawn((64, 2048)), drawn(2048)
+    with ops.using("numba", 3):
+        start = time.monotonic()
+        for _ in range(20):
+            ops.linear(x[0], drawn((512, 2048)))
+            ops.rms_norm(x, w, 1e-6)
+        assert time.monotonic() - start < 10
+
+
+def test_many_runs_at_once_do_not_mix_their_products():
+    """Twenty threads, each with its own matrix and its own number of helpers, among other work that is shared."""
+
+    def run(n):
+        w, rows, weight = drawn((700 + n, 512), ml_dtypes.bfloat16, seed=n), drawn((40, 1024)), drawn(1024)
+        with ops.using("numba", 1 + n % 4):
+            wrong = 0
+            for seed in range(50):
+                x = drawn(512, seed=seed)
+                wrong += not np.array_equal(ops.linear(x, w), alone(x, w))
+                if seed % 7 == n % 7:
+                    ops.rms_norm(rows, weight, 1e-6)
+        return wrong
+
+    with ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(run, range(20))) == [0] * 20
+
+
+def test_experts_have_the_same_bits_side_by_side_and_one_after_another(models, monkeypatch):
+    found = []
+    for waited in (True, False):
+        monkeypatch.setattr(relay, "waited", lambda waited=waited: waited)
+        with ops.using("numba", 3):
+            found.append(models["moe"].record([5, 6, 7], ["logits"])["logits"])
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_process_does_not_wait_for_threads_that_only_its_parent_has():
+    script = """
+import os, signal, warnings
+import numpy as np
+from numgemma import ops
+from numgemma.ops import relay
+relay.PATIENCE = 1 << 32
+warnings.simplefilter("ignore")
+ops.use("numba", 3)
+w, x = np.ones((512, 1024), np.float32), np.ones(1024, np.float32)
+y = ops.linear(x, w)
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    y = ops.linear(x, w)
+    os._exit(0 if (y == 1024).all() and relay.boxes[2:].sum() == 0 else 1)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+relay.call_all(relay.boxes)
+print(code)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["0"]
+
+
+def test_a_thread_has_one_box_for_good():
+    seen = set()
+
+    def note(first, end):
+        seen.add((threading.get_ident(), getattr(threads.busy, "box", None)))
+
+    with ops.using("numba", 2):
+        for _ in range(30):
+            threads.in_shares(note, 2, 1, relay.stay)
+    boxes = [box for _, box in seen if box is not None]
+    assert len(boxes) == len(set(boxes)) == 1
