@@ -17,8 +17,8 @@ READ = 1 << 29  # bytes, many times what any cache holds
 def read_bandwidth(number: int) -> float:
     """GB/s at which so many threads read memory, each a share of its own; the median of nine."""
     shares = np.array_split(np.ones(READ // 4, np.float32), number)
-    pool = threads.pool(number)
-    return READ / 1e9 / median(seconds(lambda: list(pool.map(np.max, shares))) for _ in range(9))
+    with ops.using(ops.current(), number):
+        return READ / 1e9 / median(seconds(lambda: threads.in_parallel(np.max, shares)) for _ in range(9))
 
 
 def gemm_peak() -> float:
@@ -45,7 +45,7 @@ def blas_kernel() -> str:
 
 def engine() -> str:
     """In one line: what computes, on how many threads."""
-    return f"{ops.current()}, {threads.allowed()} threads of numgemma's own pool, BLAS {blas_kernel()}"
+    return f"{ops.current()}, {threads.allowed()} threads of numgemma's own, BLAS {blas_kernel()}"
 
 
 def warnings() -> list[str]:

@@ -1,4 +1,4 @@
-"""The threads of a run: a pool for all work that is cut into parts, beside the threads of BLAS.
+"""The threads of a run: a crew for all work that is cut into parts, beside the threads of BLAS.
 
 How work is cut here does not follow the number of threads, or does so only where the same number comes out of any cut:
 twins.py gives the same bits on 1, 2 or 8 threads.  BLAS cuts its own work by its own threads, and adds up otherwise at
@@ -9,10 +9,10 @@ threads.  Between two kinds of processor neither promises more than float32.
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from functools import cache
+from functools import cache, partial
 from queue import SimpleQueue
 
 from numgemma.errors import InputError
@@ -25,13 +25,8 @@ def allowed() -> int:
     return 1 if BROWSER else choice.threads() or cores.usable()
 
 
-@cache
-def pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "numgemma")
-
-
 class Busy(threading.local):
-    """Whether this thread is one of the pool's."""
+    """Whether this thread does a part of something now."""
 
     here = False
 
@@ -45,15 +40,22 @@ def in_parallel(run: Callable, items: Iterable) -> list:
     Inside, work is not cut again: all threads are busy.  Not for products of matrices, unless BLAS is held to one
     thread: the two would fight.
     """
+    items = list(items)
     if busy.here or BROWSER:
         return list(map(run, items))
-    context = copy_context()
+    found, turns, context = [None] * len(items), itertools.count(), copy_context()
 
-    def one(item):
-        busy.here = True
-        return context.copy().run(run, item)
+    def take():
+        """Whoever is free has the next one."""
+        before, busy.here = busy.here, True
+        try:
+            while (turn := next(turns)) < len(items):
+                found[turn] = context.copy().run(run, items[turn])
+        finally:
+            busy.here = before
 
-    return list(pool(allowed()).map(one, items))
+    together([take] * max(1, min(allowed(), len(items))))
+    return found
 
 
 def in_turn(run: Callable, items: Iterable, threads: int) -> Iterator:
@@ -78,40 +80,46 @@ def in_shares(run: Callable[[int, int], None], n: int, least: int, after: Callab
     count = shares(n, least)
     if count == 1:
         run(0, n)
-        return
-    mine, *theirs = itertools.pairwise([n * i // count for i in range(count + 1)])
-    handed = [Errand(run, *share, after) for share in theirs]
-    for share in handed:
-        crew(allowed() - 1).put(share)
+    else:
+        edges = [n * i // count for i in range(count + 1)]
+        together([partial(run, *share) for share in itertools.pairwise(edges)], after)
+
+
+def together(runs: Sequence[Callable[[], None]], after: Callable[[], None] | None = None):
+    """All of these at once: the first here, each of the others in a thread of its own.  What fails there fails here."""
+    mine, *theirs = runs
+    handed = [Errand(run, after) for run in theirs]
+    for errand in handed:
+        crew(allowed() - 1).put(errand)
     for call in called:
         call()
     try:
-        run(*mine)
+        mine()
     finally:
-        for share in handed:
-            share.done.acquire()
-    for share in handed:
-        if share.failed:
-            raise share.failed
+        for errand in handed:
+            errand.done.acquire()
+    for errand in handed:
+        if errand.failed:
+            raise errand.failed
 
 
 called: list[Callable[[], None]] = []  # how those are called who wait elsewhere, when something is handed out here
 
 
 class Errand:
-    """What one thread is to do, and a lock that opens when it has; by a Future it would take twice as long."""
+    """What a thread is to do, and a lock that opens when it has; by a Future it would take twice as long."""
 
-    __slots__ = ("after", "done", "end", "failed", "first", "run")
+    __slots__ = ("after", "done", "failed", "run")
 
-    def __init__(self, run, first, end, after):
-        self.run, self.first, self.end, self.after = run, first, end, after
+    def __init__(self, run, after):
+        self.run, self.after = run, after
         self.failed: BaseException | None = None
         self.done = threading.Lock()
         self.done.acquire()
 
     def take(self):
         try:
-            self.run(self.first, self.end)
+            self.run()
         except BaseException as error:
             self.failed = error
         finally:
@@ -136,8 +144,7 @@ def crew(threads: int) -> SimpleQueue:
 
 
 if hasattr(os, "register_at_fork"):  # a child process has none of its parent's threads
-    for waiting in (pool, crew):
-        os.register_at_fork(after_in_child=waiting.cache_clear)
+    os.register_at_fork(after_in_child=crew.cache_clear)
 
 
 def check(threads: int | None):
