@@ -12,10 +12,12 @@ import numpy as np
 import tiny
 from safetensors.numpy import save_file
 
+from numgemma.surgery.certain import ABOUT, LIKELY, confidence
 from numgemma.surgery.homes import decoder_layer
-from numgemma.surgery.lineage import lineage
+from numgemma.surgery.lineage import lineage, trace_back
 from numgemma.surgery.partners import scope
-from numgemma.surgery.summary import ABOUT, LIKELY, confidence, summary
+from numgemma.surgery.sketch import sketch
+from numgemma.surgery.summary import summary
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 TELLING = 64  # numbers in a tensor from which on it has to be told
@@ -524,3 +526,34 @@ def weights_off(case, found, names):
             off += [abs(w - weight_of(case, line.tensors[0], names[p])) for p, w in line.weights.items()]
             thin_off += [abs(d - truth.densities.get(names[p], 1)) for p, d in line.densities.items()]
     return max(off), max(thin_off)
+
+
+# where a parent or the base is not there
+
+
+def told_without(case, gone):
+    """What is said of a case when one of its parents is not given: through sketches, with no files."""
+    held = {p: sketches(tensors) for p, tensors in case.parents.items() if p != gone}
+    return trace_back("child", sketches(case.child), held, case.base if case.base in held else None)
+
+
+def sketches(tensors):
+    return {name: sketch(name, np.asarray(x)) for name, x in tensors.items()}
+
+
+def misled(case, found, gone):
+    """Tensors of which something is said with confidence, although what they need for it is not there.
+
+    Where another parent has the very same, nothing is missing; that a single value says nothing is no claim; and a
+    copy to within rounding, or one said to be likely with its error beside it, is as right as it can be.
+    """
+    return [(name, r) for name, r in found.tensors.items() if lacks(case, name, gone) and claims(case, name, r)]
+
+
+def lacks(case, name, gone):
+    missing = case.parents[gone][name].tobytes()
+    return all(case.parents[p][name].tobytes() != missing for p in case.parents if p != gone)
+
+
+def claims(case, name, r):
+    return r.constant is None and confidence(r) != ABOUT and not near_anyway(case, name, r)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tiny
 
+from numgemma.surgery.certain import LIKELY, SURE
 from numgemma.surgery.lineage import lineage
 from numgemma.surgery.lint import structure
 from numgemma.surgery.merge_yaml import to_mergekit
-from numgemma.surgery.summary import LIKELY, SURE, summary
+from numgemma.surgery.summary import summary
 
 pytestmark = [pytest.mark.merge, pytest.mark.filterwarnings("ignore")]  # mergekit's own warnings
 

@@ -24,6 +24,7 @@ what others built: whether it is sound, what it is made of, where it leaves its 
     edits         a difference of few directions
     mixtures      which of these a tensor is
     experts       which experts of a parent a layer has, and whether its router follows
+    certain       how certain that is
     partners      which layers a layer may be mixed from
     homes         where a layer is from as a whole
     followers     what says too little by itself, told by what is beside it

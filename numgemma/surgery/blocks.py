@@ -12,10 +12,11 @@ from math import gcd
 
 import numpy as np
 
-from numgemma.surgery.relations import FOR_BYTES, Relation, Span, rms, rounded
+from numgemma.surgery.relations import FOR_BYTES, NEAR, Relation, Span, rms, rounded
 from numgemma.surgery.sketch import Sketch, plain
 
 ALIKE = 0.9995  # cosine of a line with itself after noise of 3 %; lines of other tensors stay below
+STILL = 0.9  # cosine of a line with itself after a change that leaves it recognisable
 TELLING = 16  # values that a line needs, to be known by
 PROBES = 8  # lines of a tensor that are looked for before all are
 BATCH = 64  # lines looked for at a time
@@ -165,11 +166,24 @@ def together(child: Lines, runs: list) -> Relation | None:
     first, scales = spans[0], {span.scale for span in spans}
     scale = scales.pop() if len(scales) == 1 else 1.0
     kind, times = manner(child, runs, spans, scale)
-    if (
-        kind in ("copy", "scaled") and held == n
-    ):  # then it would have been found as a whole: it differs across the lines
+    if kind in ("copy", "scaled") and held == n:  # it would have been found as a whole: it differs across the lines
         return None
-    return Relation(kind, first.parent, first.source, scale, False, times, child.axis, spans, n - held, error)
+    how = ""
+    if kind in ("copy", "scaled") and still_alike(child, runs[0][2], spans):
+        how = "changed"
+        if error > NEAR:  # so are the lines that were found, only less: it was changed as a whole
+            return None
+    return Relation(kind, first.parent, first.source, scale, False, times, child.axis, spans, n - held, error, how=how)
+
+
+def still_alike(child: Lines, source: Lines, spans: tuple[Span, ...]) -> bool:
+    """Whether most lines that are not the source's are like those in their places: changed, and not new."""
+    held = np.zeros(len(child.raw), bool)
+    for span in spans:
+        held[span.start : span.stop] = True
+    rest = np.flatnonzero(~held)[:CHUNK]
+    a, b = (unit(plain(one.raw[rest]).astype(np.float32), source.weights) for one in (child, source))
+    return bool(np.median(np.abs((a * b).sum(1))) >= STILL)
 
 
 def manner(child: Lines, runs: list, spans: tuple[Span, ...], scale: float) -> tuple[str, int]:

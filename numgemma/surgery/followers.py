@@ -1,7 +1,8 @@
 """Tensors that say too little by themselves, a scalar or a short vector: told by what the rest of their layer is.
 
 Layer 3's scalar beside layer 3's matrices is its copy, beside a blend of them a blend; what fits none of these is told
-to be like a parent's, or to be new.
+to be like a parent's, or to be new.  Where its layer was changed in a way that nothing explains, because a parent is
+not there or the base, a short vector may have been changed in that way too: then it is not told.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,14 +10,16 @@ from dataclasses import replace
 
 import numpy as np
 
+from numgemma.surgery.certain import SURE, UNTOLD, confidence
 from numgemma.surgery.homes import Home
 from numgemma.surgery.mixture import EXPLAINED, Source, mixture
 from numgemma.surgery.partners import CERTAIN, scope
-from numgemma.surgery.relations import ENOUGH, NEAR, Relation, Share, fresh, rms, standard, supported
+from numgemma.surgery.relations import ENOUGH, FRESH, NEAR, Relation, Share, fresh, rms, standard, supported
 from numgemma.surgery.rounding import is_float, rounding
 from numgemma.surgery.sketch import Sketch
 from numgemma.surgery.thinned import BORROWED, thinned_alike
 
+BY_CHANCE = 16.0  # n r^2, at most, of tensors that have nothing in common: four standard deviations
 WELL_KNOWN = 5e-3  # a weight that is known better
 
 
@@ -28,7 +31,10 @@ def follow(
     parents: Mapping[str, Mapping[str, Sketch]],
 ) -> dict[str, Relation]:
     """The same relations, with those of tensors that were not told, or not well, from what is beside them."""
+    tensors = undoubted(tensors, child, near)
     usual, found = usual_mixtures(tensors, child), dict(tensors)
+    lost = {n: r for n in child if tensors[n].kind == "fresh" and (r := beyond_telling(child[n], near[n]))}
+    changed = changed_scopes(tensors | lost)
     for name, one in child.items():
         like, r = usual.get(scope(name)) or usual.get(""), tensors[name]
         if like and (r.kind == "fresh" or loose(r, one)):
@@ -36,9 +42,12 @@ def follow(
         elif like and r.kind == "blend":
             found[name] = called_alike(r, near[name], like)
         if found[name].kind == "fresh":
-            found[name] = by_place(name, one, homes, parents) or beyond_telling(one, near[name]) or fresh(one)
-            if like and found[name].constant is None and found[name].kind == "fresh" and near[name]:
-                found[name] = replace(found[name], how="beside a mixture")  # of which it may well be a part
+            placed = by_place(name, one, homes, parents)
+            if placed and not placed.exact and scope(name) in changed:
+                placed = None  # a number that is only near says nothing there
+            found[name] = placed or lost.get(name) or fresh(one)
+            if found[name].kind == "fresh" and (like or scope(name) in changed or alike(one, near[name]) > BY_CHANCE):
+                found[name] = not_told(found[name], near[name])
     return found
 
 
@@ -68,13 +77,40 @@ def loose(r: Relation, one: Sketch) -> bool:
 
 
 def usual_mixtures(tensors: dict[str, Relation], child: Mapping[str, Sketch]) -> dict[str, Relation]:
-    """Scope -> the mixture that most of its numbers are; under "" that of the whole model."""
+    """Scope -> the mixture that most of its numbers are; under "" that of the whole model.
+
+    A blend that does not explain its own tensor, for want of a parent, explains no other.
+    """
     found: dict[str, Relation] = {}
-    mixed = [n for n, r in tensors.items() if r.kind in ("blend", "thinned")]
+    mixed = [n for n, r in tensors.items() if r.kind == "thinned" or (r.kind == "blend" and confidence(r) == SURE)]
     for name in sorted(mixed, key=lambda n: -child[n].size):
         found.setdefault(scope(name), tensors[name])
         found.setdefault("", tensors[name])
     return found
+
+
+def undoubted(
+    tensors: dict[str, Relation], child: Mapping[str, Sketch], near: Mapping[str, Sequence[Source]]
+) -> dict[str, Relation]:
+    """The same without blends of vectors in layers of which a matrix is not explained: short ones fit too easily."""
+    doubted = {
+        scope(name)
+        for name, r in tensors.items()
+        if child[name].width > 1
+        and (
+            (r.kind == "fresh" and alike(child[name], near[name]) > BY_CHANCE)
+            or (r.kind in ("copy", "scaled") and not r.new and confidence(r) != SURE)
+        )
+    }
+    return {
+        name: FRESH if r.kind == "blend" and child[name].width == 1 and scope(name) in doubted else r
+        for name, r in tensors.items()
+    }
+
+
+def changed_scopes(tensors: Mapping[str, Relation]) -> set[str]:
+    """Where some tensor is a mixture, or not all of it is explained."""
+    return {scope(n) for n, r in tensors.items() if r.kind in ("blend", "thinned") or confidence(r) != SURE}
 
 
 def by_place(
@@ -96,15 +132,28 @@ def everywhere(one: Sketch, near) -> Relation | None:
     return Relation("copy", parents[0], near[0][1].name, exact=True, also=tuple(parents[1:]))
 
 
-def beyond_telling(one: Sketch, near) -> Relation | None:
+def likenesses(one: Sketch, near: Sequence[Source]) -> list[float]:
+    """The correlation with each of them."""
+    return [float(standard(one.values) @ standard(source.values)) for _, source in near]
+
+
+def alike(one: Sketch, near: Sequence[Source]) -> float:
+    """n r^2 with the one that is most like it: 1 on average, where there is nothing in common."""
+    return max((r * r for r in likenesses(one, near)), default=0.0) * len(one.values)
+
+
+def beyond_telling(one: Sketch, near: Sequence[Source]) -> Relation | None:
     """What goes up and down with a parent's tensor in that place, and is nothing that can be named."""
-    if one.distinct < ENOUGH or not near:
+    found = likenesses(one, near)
+    if one.distinct < ENOUGH or not near or max(found) ** 2 * len(one.values) < CERTAIN:
         return None
-    likeness = [float(standard(one.values) @ standard(source.values)) for _, source in near]
-    if max(likeness) ** 2 * len(one.values) < CERTAIN:
-        return None
-    parent, source = near[int(np.argmax(likeness))]
-    return Relation("changed", parent, source.name, error=float((1 - max(likeness) ** 2) ** 0.5))
+    parent, source = near[int(np.argmax(found))]
+    return Relation("changed", parent, source.name, error=float((1 - max(found) ** 2) ** 0.5))
+
+
+def not_told(r: Relation, near: Sequence[Source]) -> Relation:
+    """The same with the mark that it may well be of a parent: a constant says nothing in any case."""
+    return replace(r, how=UNTOLD) if near and r.constant is None else r
 
 
 def in_step(child: Sketch, sources: Sequence[Source], like: Relation, r: Relation) -> Relation | None:

@@ -54,7 +54,7 @@ def described(r: Relation) -> str:
     elif r.kind in ("rows", "columns") and value:
         text = f"{text}, {value}"
     if r.new and r.kind not in ("resized", "fresh"):
-        text += f", {r.new} {r.axis} new"
+        text += f", {r.new} {r.axis} {r.how or 'new'}"
     return text
 
 

@@ -11,12 +11,12 @@ from functools import partial
 import numpy as np
 
 from numgemma.errors import InputError
+from numgemma.surgery.certain import ABOUT, confidence
 from numgemma.surgery.homes import decoder_layer
 from numgemma.surgery.lineage import Lineage
 from numgemma.surgery.partners import scope
 from numgemma.surgery.recipe import quoted
 from numgemma.surgery.relations import Relation
-from numgemma.surgery.summary import ABOUT, confidence
 
 METHODS = {"ties": "ties", "dare": "dare_linear", "dare, elected": "dare_ties"}
 SAME = 0.01  # by which numbers differ that are written as one

@@ -28,6 +28,7 @@ MOST_GIVE = 0.05  # a weight known no better is not told
 PURE = 0.02  # of the difference between sources, at most, may a mixture that was trained on leave
 MOST_THERE = 0.9  # of the values are not 0, at least, where the few others are left out
 PER_LINE = 8  # lines, at least, before they are taken to have weights of their own
+HOPELESS = 2.0  # times what is allowed, at least, do so many lines leave where no other need be fitted
 LERP = 0.9995  # cosine from which on a slerp is computed as a linear blend, by those who make them
 
 Source = tuple[str, Sketch]  # a parent, and a tensor of it
@@ -176,8 +177,12 @@ def blend_by_rows(child: Sketch, sources: Sequence[Source]) -> Relation | None:
     if len(Y) < PER_LINE or Y.shape[1] < 4 * X.shape[2]:
         return None
     bits = min([digits(child), *(digits(one) for _, one in sources)])
-    fits = [least_squares(y, x, bits) for y, x in zip(Y, X, strict=True)]
-    left, least = (rms(np.array([getattr(f, name) for f in fits])) for name in ("left", "floor"))
+    fits = [least_squares(y, x, bits) for y, x in zip(Y[:PER_LINE], X[:PER_LINE], strict=True)]
+    left, least = unexplained(fits)
+    if left > HOPELESS * EXPLAINED * least:
+        return None
+    fits += [least_squares(y, x, bits) for y, x in zip(Y[PER_LINE:], X[PER_LINE:], strict=True)]
+    left, least = unexplained(fits)
     weights, give = np.stack([f.weights for f in fits]), np.stack([f.give for f in fits])
     if left > EXPLAINED * least or np.median(give) > MOST_GIVE or not used(weights, give):
         return None
@@ -187,6 +192,12 @@ def blend_by_rows(child: Sketch, sources: Sequence[Source]) -> Relation | None:
     ]
     found = mixture(shares, "rows", left / rms(Y), least / rms(Y))
     return slerp_by_rows(found, weights, X)
+
+
+def unexplained(fits: Sequence[Fit]) -> tuple[float, float]:
+    """What all of them leave, and what rounding leaves of them: RMS."""
+    left, least = (rms(np.array([getattr(fit, name) for fit in fits])) for name in ("left", "floor"))
+    return left, least
 
 
 def used(weights: np.ndarray, give: np.ndarray) -> bool:

@@ -67,13 +67,13 @@ class Relation:
     times: int = 1  # how often each of the source's lines is there
     axis: str = ""  # "rows" or "columns": what the blocks are made of
     spans: tuple[Span, ...] = ()
-    new: int = 0  # lines that are in no source
+    new: int = 0  # lines that are in no source; of a copy in which `how` is changed: that are not as they were
     error: float = 0.0  # RMS of what the fit leaves, against the tensor's own
     exact: bool = False  # byte for byte, by hash
     constant: float | None = None  # a fresh tensor whose values are all this one
     floor: float = 0.0  # what rounding alone would leave, in the measure of `error`; 0: not judged
     shares: tuple[Share, ...] = ()  # of a mixture
-    how: str = ""  # of a blend: linear, slerp, rows; of thinned: random, largest; of an edit: where its directions are
+    how: str = ""  # of a blend: linear, slerp, rows; of thinned: dare, ties, ...; of an edit: where its directions are
     t: float | None = None  # of a slerp: how far from the first share to the second
     rank: int = 0  # of an edit: how many directions
     size: float = 0.0  # of an edit: its RMS over the tensor's

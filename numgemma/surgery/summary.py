@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from numgemma.surgery.certain import ABOUT, LIKELY, SURE, confidence, give
 from numgemma.surgery.edits import highest
 from numgemma.surgery.findings import ranges
 from numgemma.surgery.homes import decoder_layer
@@ -20,13 +21,9 @@ from numgemma.surgery.mixture import EXPLAINED
 from numgemma.surgery.partners import scope
 from numgemma.surgery.relations import Relation
 
-SURE, LIKELY, ABOUT = "sure", "likely", "about"
 CLOSE = 6e-3  # by which weights may differ that are one
-FINEST = 1e-4  # no weight is known better
 MOST_KINDS = 5  # kinds of tensors that are named before their number is told
-FEW_ASKED = 0.045  # what a density is known to within, beyond which no rule is certain: below 500 numbers
 FEW = 3  # values that are listed
-GOOD, FAIR = 5e-3, 0.03  # relative error of what rounding was not judged for
 
 
 @dataclass(frozen=True)
@@ -42,21 +39,6 @@ class Line:
     weights: dict[str, float] = field(default_factory=dict)  # of a mixture: parent -> weight, where one holds for all
     densities: dict[str, float] = field(default_factory=dict)  # of thinned differences
     t: float | None = None  # of a slerp
-
-
-def confidence(r: Relation) -> str:
-    """sure: rounding explains what is left; likely: nearly; about: a good part of the tensor is not explained."""
-    if r.kind == "changed" or (r.kind, r.how) == ("fresh", "beside a mixture"):
-        return ABOUT
-    if r.kind == "thinned" and (r.how == "some" or give(r) > FEW_ASKED):
-        return LIKELY
-    if r.kind in ("copy", "scaled") and r.new:
-        return LIKELY
-    if r.exact or (r.kind == "fresh") or (r.floor and r.error <= EXPLAINED * r.floor):
-        return SURE
-    if r.error <= GOOD:
-        return SURE if not r.floor else LIKELY
-    return LIKELY if r.error <= FAIR else ABOUT
 
 
 def summary(found: Lineage, labels: dict[str, str]) -> list[Line]:
@@ -134,7 +116,12 @@ def way(r: Relation) -> tuple:
         return r.kind, r.how, parents
     if r.kind == "fresh":
         return r.kind, r.how, r.constant is None
-    return "one", described(r), tuple(sorted({*parents, *r.also})), confidence(r) == ABOUT
+    return "one", described(r), tuple(sorted({*parents, *r.also})), only_near(r)
+
+
+def only_near(r: Relation) -> bool:
+    """Whether rounding does not explain what is left of a copy: it is no copy, however near."""
+    return confidence(r) == ABOUT or bool(r.floor and r.error > EXPLAINED * r.floor)
 
 
 def values(r: Relation) -> np.ndarray:
@@ -143,10 +130,6 @@ def values(r: Relation) -> np.ndarray:
     if r.t is not None:
         return np.array([r.t])
     return np.array([x for share in r.shares for x in (share.weight, share.density)])
-
-
-def give(r: Relation) -> float:
-    return max([FINEST, *(share.give for share in r.shares)])
 
 
 def agreeing(relations: list[Relation]) -> list[list[int]]:
@@ -198,7 +181,7 @@ def single(relations: list[Relation], labels: dict[str, str]) -> str:
     text = described(r)
     if r.kind == "changed":
         return f"like {parents[0]}, and changed beyond telling"
-    if confidence(r) == ABOUT:
+    if only_near(r):
         least, most = (f(x.error for x in relations) for f in (min, max))
         return f"nearest to {' + '.join(parents)} ({text}), with {least:.0%} to {most:.0%} not explained"
     return " + ".join(parents) if text == "copy" else f"{text} {' + '.join(parents)}"

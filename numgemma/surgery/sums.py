@@ -20,6 +20,7 @@ ALIKE = 0.05  # by which the factors of a mean may differ
 FEW = 20  # numbers that hold two, at least, of which a mean's weights are fitted
 ROUNDS = 3  # of assigning numbers to sums, and fitting the weights on them
 STEPS = 60  # of the likeliest shares
+FAR = 1e-3  # how well, at least, some mask fits a number that is counted
 
 
 class Law(NamedTuple):
@@ -141,14 +142,32 @@ def likeliest(parts: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, float]:
     A number that is not there was dropped, or outvoted: each of the 2^k masks that leave what is seen is weighed.
     """
     sets = subsets(len(parts))
-    ahead = np.sign(sets @ parts)
-    stays = sets[:, :, None] & (np.sign(parts) == ahead[:, None])
-    left = (stays * (1 << np.arange(len(parts)))[:, None]).sum(1)
-    fits = left == which
-    able = fits.any(0)
-    shares = np.full(len(parts), 0.5)
-    for _ in range(STEPS if able.any() else 0):
-        likely = fits[:, able] * np.where(sets, shares, 1 - shares).prod(1)[:, None]
+    fits = (elected(parts) * (1 << np.arange(len(parts)))[:, None]).sum(1) == which
+    able, several = fits.any(0), sets[which].sum(1) > 1
+    return weighed(fits[:, able]), float(able[several].mean()) if several.any() else 0.0
+
+
+def likeliest_of_all(parts: np.ndarray, delta: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """The same shares from all numbers, also those of which it is not certain what is left in them.
+
+    noise: n, the standard deviation of delta: a mask counts by how near to delta is what it leaves.
+    """
+    off = (delta - (elected(parts) * parts).sum(1)) / noise
+    fits = np.exp(-0.5 * off**2)
+    return weighed(fits[:, fits.max(0) > FAR])
+
+
+def elected(parts: np.ndarray) -> np.ndarray:
+    """Who stays of each of the 2^k masks: those of the sign of the mask's sum.  k n -> 2^k k n, bool"""
+    sets = subsets(len(parts))
+    return sets[:, :, None] & (np.sign(parts) == np.sign(sets @ parts)[:, None])
+
+
+def weighed(fits: np.ndarray) -> np.ndarray:
+    """How often each of k is kept, from how well each of the 2^k masks fits each number.  fits: 2^k n -> k"""
+    sets = subsets(len(fits).bit_length() - 1)
+    shares = np.full(sets.shape[1], 0.5)
+    for _ in range(STEPS if fits.size else 0):
+        likely = fits * np.where(sets, shares, 1 - shares).prod(1)[:, None]
         shares = (sets.T @ (likely / likely.sum(0))).mean(1)
-    several = sets[which].sum(1) > 1
-    return shares, float(able[several].mean()) if several.any() else 0.0
+    return shares

@@ -22,7 +22,7 @@ from numgemma.surgery.mixture import Source, mixture
 from numgemma.surgery.relations import Relation, Share, rms
 from numgemma.surgery.rounding import digits, rounding
 from numgemma.surgery.sketch import Sketch
-from numgemma.surgery.sums import Law, added, averaged, explained, laws, likeliest, nearest, subsets
+from numgemma.surgery.sums import Law, added, averaged, explained, laws, likeliest, likeliest_of_all, nearest, subsets
 
 MOST = 3  # models, at most: of more, numbers lie so close to some sum that nothing is shown
 CLEAR = 6  # times what rounding does, at least, is a difference that is asked
@@ -47,7 +47,7 @@ def thinned(child: Sketch, base: Source, others: Sequence[Source]) -> Relation |
         return None
     y, b = child.values, base[1].values
     d = np.stack([one.values - b for _, one in others])
-    all_slack = slack_of(child, base, others)
+    all_slack = slack_of(y, child, base, others)
     clear = (np.abs(d) > CLEAR * all_slack).all(0)
     delta, d_clear, slack = (y - b)[clear], d[:, clear], all_slack[clear]
     if len(delta) < ENOUGH or (np.abs(delta) <= slack).mean() < NOTHING:
@@ -55,7 +55,9 @@ def thinned(child: Sketch, base: Source, others: Sequence[Source]) -> Relation |
     law = max(laws(delta, d_clear, slack), key=lambda one: explained(one, delta, d_clear, slack))
     if explained(law, delta, d_clear, slack) < EXPLAINED or by_chance(law, delta, d_clear, slack) > BY_CHANCE:
         return None
-    within = all_slack * min(4.0, APART * off_by(law, delta, d_clear, slack))
+    largest = np.abs(b + law.table @ d).max(0)  # whichever it is: else kept numbers, which are larger, are asked less
+    off = off_by(law, delta, d_clear, slack)
+    within = slack_of(largest, child, base, others) * min(4.0, APART * off)
     which, asked = masks(law, y - b, d, within)
     kept = subsets(len(d))[which[asked]]
     if asked.sum() < ENOUGH or kept.mean(0).min() > 1 - DROPPED:
@@ -67,14 +69,17 @@ def thinned(child: Sketch, base: Source, others: Sequence[Source]) -> Relation |
         found = found._replace(**densities(law, y - b, d, within, elected=found.how == "ties"))
     if found is not None and found.how == "dare":
         found = found._replace(**drawn(law, y - b, d, within))
+    if found is not None and found.how == "dare, elected":
+        shares = likeliest_of_all(law.weights[:, None] * d, y - b, all_slack * off / 2)
+        found = found._replace(densities=list(map(float, shares)), weights=list(map(float, law.weights * shares)))
     return None if found is None else related(found, base, others, rms(all_slack[clear]) / 2 / rms(y), int(asked.sum()))
 
 
-def slack_of(child: Sketch, base: Source, others: Sequence[Source]) -> np.ndarray:
-    """Twice what rounding does to each number of y - b - (some of the differences)."""
-    sketches = [child, base[1], *(one for _, one in others)]
-    bits = min(digits(one) for one in sketches)
-    return 2 * np.sqrt(sum(rounding(one.values, bits) ** 2 for one in sketches))
+def slack_of(y: np.ndarray, child: Sketch, base: Source, others: Sequence[Source]) -> np.ndarray:
+    """Twice what rounding does to each number of y - b - (some differences).  y: the child's, or what that can be"""
+    sources = [base[1], *(one for _, one in others)]
+    bits = min(digits(one) for one in (child, *sources))
+    return 2 * np.sqrt(sum(rounding(x, bits) ** 2 for x in (y, *(one.values for one in sources))))
 
 
 def off_by(law: Law, delta, d, slack) -> float:
@@ -110,7 +115,7 @@ def thinned_alike(child: Sketch, base: Source, others: Sequence[Source], like: R
     """A short vector as thinned in the way that the rest of its layer is; None where some number is not of that way."""
     y, b = child.values, base[1].values
     d = np.stack([one.values - b for _, one in others])
-    slack, law = slack_of(child, base, others), law_of(like)
+    slack, law = slack_of(y, child, base, others), law_of(like)
     left = np.abs(y - b - law.table @ d).min(0)
     most = slack * (1 + np.abs(law.table).max()) + LOOSE * np.abs(d).max(0)
     if (left > most).any():
