@@ -6,9 +6,6 @@ Pairs of runs that are both right, of every tiny checkpoint and precision, are c
 with one planted damage are.  Some checkpoints have tokens that vanish beside the others: their rounding is as large as
 they are.  Writes calibration.json and calibration.md beside this file.  --hf adds live runs of
 Transformers (needs the extra `hf`): float32, and bfloat16 with eager and with fused attention.
-
-The tables there were made before the vanishing tokens came in.  Those have one false alarm that is not mended: of the
-vanishing gates, 3 of 7 bfloat16 runs with another rounding are a FAULT at layers.7.per_layer_projection, 24 x floor.
 """
 
 import argparse
@@ -212,6 +209,8 @@ def page(tree):
         "FAULT above. The floor is where the errors of eight runs with perturbed rounding and summing end: their 95th",
         "percentile, and once more its distance from their median, since eight runs hardly ever meet a tail. Of the",
         "best-fit scale, which errs to both sides of 1, it is twice the 95th percentile of its distance from 1.",
+        "Where the reference rounds too, the error of the worst token is taken relative to the truth, as far as that",
+        "is known: a token may have come out small in the reference by chance.",
         "",
         "**Runs that are right:**",
         "",

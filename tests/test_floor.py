@@ -16,7 +16,7 @@ from numgemma.cli import main
 from numgemma.debug.blame.replay import replay
 from numgemma.debug.compare.diff import diff, render, verdict
 from numgemma.debug.compare.name_map import NameMap, parse_map
-from numgemma.debug.compare.scoring import bench
+from numgemma.debug.compare.scoring import bench, least_error
 from numgemma.debug.measure import metrics
 from numgemma.debug.measure.precision import EPS, TOLERANCES, of_run
 from numgemma.debug.noise import floor as floors
@@ -108,6 +108,10 @@ def test_the_calibration_has_tokens_that_vanish_beside_the_others_and_no_false_a
         for seed in (100, 101):
             found = diff(exact, calibration.record(model, ids, "float32", seed), floor=floor)
             assert found.count("FAULT") == 0, (name, found.first)
+    narrow, floor = calibration.record(model, ids, "bfloat16"), measure_floor(model, ids, "bfloat16")
+    for seed in (100, 104):
+        found = diff(narrow, calibration.record(model, ids, "bfloat16", seed), floor=floor)
+        assert found.count("FAULT") == 0, "a token of the reference that came out small by chance"
 
 
 @pytest.mark.hf
@@ -209,6 +213,52 @@ def test_a_lost_factor_of_1_05_shows_in_the_scale_where_the_noise_of_every_numbe
     assert "best-fit scale 1.05 at a relative error of " in verdict(
         diff(single(x), single(np.float32(1.05) * clean), floor=floor)
     )
+
+
+def one_token(size, seed):
+    """64 tokens with rounding of their own, and one whose size is one of few: `size` times the others'."""
+    y = normal(64, 256).astype(ml_dtypes.bfloat16).astype(np.float32) + 0.02 * normal(64, 256, seed=seed)
+    y[17] = size * normal(1, 256, seed=7)
+    return y.astype(ml_dtypes.bfloat16)
+
+
+def of_few_sizes(sizes):
+    """The floor of runs in which that token has these sizes; the truth's is 0.3."""
+    truth = one_token(0.3, 0).astype(np.float64)
+    found = [metrics.measure(truth, one_token(size, i + 1).astype(float), "T D", 0.1) for i, size in enumerate(sizes)]
+    return Floor("bfloat16", {"config": "c"}, list(range(64)), 8, {"x": floors.noise(map(metrics.gated, found))})
+
+
+def test_a_token_that_came_out_small_in_the_reference_by_chance_is_no_fault_of_the_candidate():
+    """The token is 30 times smaller in the reference than in the truth, which one of its few roundings makes of it."""
+    floor = of_few_sizes([0.3, 0.01, 0.3, 0.3, 0.01, 0.45, 0.3, 0.3])
+    a, b = (single(one_token(size, seed), "bfloat16") for size, seed in ((0.01, 20), (0.3, 21)))
+    assert state(a, b, "x", floor).worst_token > 20 * floor.points["x"].worst_token[1]
+    assert state(a, b, "x", floor).state == "NOISE"
+    assert state(b, a, "x", floor).state == "NOISE"
+    loud = single(one_token(6.0, 22), "bfloat16")
+    assert state(a, loud, "x", floor).state == "FAULT", "the tensor itself is off then"
+
+
+@pytest.mark.parametrize("size", [0.15, 0.45, 3.0])
+def test_a_token_of_another_size_is_a_fault_where_noise_is_small_beside_it_or_the_reference_exact(size):
+    wrong = single(one_token(size, 22), "bfloat16")
+    quiet = of_few_sizes([0.3] * 8)
+    p = state(single(one_token(0.3, 20), "bfloat16"), wrong, "x", quiet)
+    assert (p.state, p.by) == ("FAULT", "worst_token")
+    p = state(single(np.float32(1.0001) * one_token(0.3, 0).astype(np.float32)), wrong, "x", quiet)
+    assert (p.state, p.by, p.floor["reference"]) == ("FAULT", "worst_token", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("noise", "error", "least"), [(0.0, 9.0, 9.0), (0.1, 9.0, 8.1), (0.5, 0.2, 1 / 6), (1.3, 9.0, 0.9)]
+)
+def test_an_error_is_taken_relative_to_the_true_token_as_far_as_the_reference_tells_it(noise, error, least):
+    assert least_error(error, noise) == pytest.approx(least)
+
+
+def test_an_error_beside_nothing_at_all_is_no_nan():
+    assert [least_error(math.inf, noise) for noise in (0.0, 0.5, 1.0, 1.5)] == [math.inf, math.inf, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("name", ["dense", "moe", "ple"])

@@ -285,7 +285,7 @@ def floor_of(subject, floor, told) -> Floor:
 def inherited(subject, steps, floor, told):
     """The same steps; those that are locally right, but not what numgemma's own run has, are INHERITED."""
     told("numgemma's own run")
-    errors = global_errors(subject, bench([floor], [subject.precision]))
+    errors = global_errors(subject, bench([floor], ["float64", subject.precision]))
     return tuple(marked(step, *errors.get(step.name, (None, None))) for step in steps)
 
 
@@ -373,7 +373,7 @@ def grafted(subject, point, floor, told) -> Graft:
     if point not in dump or not overlap.whole(dump, point):
         raise InputError(f"The dump has no whole tensor '{point}' to graft; it has {', '.join(list(dump)[:4])}, ...")
     told(f"numgemma's own run, with {point} of the dump")
-    judge = bench([floor], [subject.precision])
+    judge = bench([floor], ["float64", subject.precision])
     put_in = Dump(dump.meta, {point: dump[point]}, dump.axes)
     before, after = global_errors(subject, judge), global_errors(subject, judge, put_in)
     names = list(after)

@@ -2,11 +2,18 @@
 
 Both sides of a comparison round, so the floor of their difference is that of both, as independent errors add up.
 The bands are calibrated: benchmarks/calibration.md has the data.
+
+A floor is relative to the truth, an error to the reference.  Where the reference rounds too, one of its tokens may have
+come out small by chance: with a few gates in GELU's tail, a token in bfloat16 is drawn from a few steps, one of them
+0.03 of the truth, and any other run is then 30 times that far from it.  So the error of the worst token is taken
+relative to the truth, as far as that is known (`least_error`).  It costs nothing where the reference is exact, or where
+its noise is small beside the token; where its noise is as large as the token, a loud token is told by the errors of the
+tensor and of its channels alone.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from numgemma.debug.compare.result import BIT_EXACT, FAULT, NOISE, SUSPECT
 from numgemma.debug.measure.metrics import Measure, gated
@@ -25,6 +32,7 @@ class Limits:
     worst_token: float
     worst_channel: float
     scale: float
+    reference: float = 0.0  # the part of worst_token that is the reference's own
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,7 @@ class Bench:
 
     floors: tuple[Floor, ...]
     precision: str
+    reference: Floor | None = None  # that of the reference, if it rounds noticeably
 
     def limits(self, name, rough=False) -> Limits | None:
         """The floor of the difference at a point, at least half a unit in the last place; None where none is known."""
@@ -41,7 +50,11 @@ class Bench:
             return None
         least = EPS[self.precision] / 2
         high = {key: math.hypot(*(upper(key, *getattr(noise, key)) for noise in found)) for key in KEYS}
-        return Limits(**{key: max(value, least) for key, value in high.items()})
+        own = noise_of(self.reference, name, rough) if self.reference else None
+        return Limits(
+            **{key: max(value, least) for key, value in high.items()},
+            reference=upper("worst_token", *own.worst_token) if own else 0.0,
+        )
 
     def sigmas(self, choice, token) -> float:
         """The margin of a choice in deviations of its noise; infinite where it is far from a tie."""
@@ -75,7 +88,7 @@ def noise_of(floor, name, rough):
 
 
 def bench(floors: Sequence[Floor], precisions: Sequence[str]) -> Bench:
-    """The floors of the sides of a comparison, by the precision of each.
+    """The floors of the sides of a comparison, by the precision of each: first the reference's.
 
     A side much finer than the other needs none: its errors do not count beside the other's.
     Raises InputError where the coarser side has no floor.
@@ -88,7 +101,7 @@ def bench(floors: Sequence[Floor], precisions: Sequence[str]) -> Bench:
             f"the floor is for {have}, but the dumps are {' and '.join(dict.fromkeys(precisions))}; "
             f"measure one with `numgemma floor --precision {coarse}`."
         )
-    return Bench(tuple(known[p] for p in precisions if p in known), coarse)
+    return Bench(tuple(known[p] for p in precisions if p in known), coarse, known.get(precisions[0]))
 
 
 def from_table(row: Tolerance) -> Limits:
@@ -103,11 +116,13 @@ def widened(limits: Limits, values: Sequence[int]) -> Limits:
     relative error.
     """
     whole, token, channel = (math.sqrt(max(1, n)) for n in values)
-    return Limits(
+    return replace(
+        limits,
         rel=limits.rel * (1 + 3 / whole),
         worst_token=limits.worst_token * (1 + 3 / token),
         worst_channel=limits.worst_channel * (1 + 3 / channel),
         scale=math.hypot(limits.scale, 2 * limits.rel / whole),
+        reference=limits.reference * (1 + 3 / token),
     )
 
 
@@ -118,14 +133,27 @@ def with_step(limits: Limits, m: Measure, step: float) -> Limits:
     sizes = (m.rms, m.rms_token or m.rms, m.rms_channel or m.rms, m.rms)
     most = (1.0, 3**0.5, 3**0.5, 1.0)  # an RMS over one value can be as large as the largest error
     errors = (step * factor / size for factor, size in zip(most, sizes, strict=True))
-    return Limits(*(math.hypot(getattr(limits, key), error) for key, error in zip(KEYS, errors, strict=True)))
+    wide = {key: math.hypot(getattr(limits, key), error) for key, error in zip(KEYS, errors, strict=True)}
+    return replace(limits, **wide)
 
 
 def score(m: Measure, limits: Limits) -> tuple[float, str]:
     """The largest of the errors in units of the floor, and which it is."""
-    found = {key: error / getattr(limits, key) for key, error in gated(m).items()}
+    errors = gated(m)
+    if "worst_token" in errors:
+        errors["worst_token"] = least_error(errors["worst_token"], limits.reference)
+    found = {key: error / getattr(limits, key) for key, error in errors.items()}
     by = max(found, key=found.__getitem__)
     return found[by], by
+
+
+def least_error(error, noise) -> float:
+    """How far a token is at least from the truth, relative to its true size.  error: relative to the reference's size
+
+    noise: of the reference, relative to the truth.  With it the true token is at most 1 / (1 - noise) times as large as
+    the reference's; and if the candidate is right, hardly larger than the reference's and the error together.
+    """
+    return max(1 - 1 / (1 + error), (1 - noise) * error) if noise else error
 
 
 def state_of(m: Measure, xfloor: float) -> str:

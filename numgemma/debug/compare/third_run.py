@@ -45,7 +45,7 @@ class Truth:
             return {"rel": None, "xfloor": math.inf}
         limits = None
         if any(floor.precision == precision for floor in self.floors):
-            limits = bench(self.floors, [precision]).limits(name)
+            limits = bench(self.floors, ["float64", precision]).limits(name)
         if limits is None:
             limits = from_table(row)
         return {"rel": m.rel, "xfloor": score(m, limits)[0]}
