@@ -231,7 +231,8 @@ def page(tree):
         lines.append(f"| {kind} | {' | '.join(map(str, counts))} | {sizes} |")
     lines += [
         "",
-        "**Runs with one damage**, at `layers.N.mlp.down_proj`:",
+        "**Runs with one damage**, at `layers.N.mlp.down_proj` (INHERITED: in a token that had chosen other experts",
+        "before that, for noise):",
         "",
         "| damage | states | least, times the floor | told by |",
         "|---|---|---|---|",

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import tiny
 
+from numgemma.debug.blame.other import alongside
+from numgemma.debug.blame.replay import subject_of
 from numgemma.debug.blame.spans import in_words
 from numgemma.debug.blame.whatif import whatif
-from numgemma.debug.faults import applied
+from numgemma.debug.faults import CATALOGUE, applied
 from numgemma.dump import Dump
+from numgemma.errors import InputError
 from numgemma.prompt.media import NO_MEDIA
 from numgemma.trace import Recorder
 
@@ -120,3 +123,111 @@ def test_spans_have_names():
     }
     for tokens, words in said.items():
         assert in_words(tokens, dump) == words
+
+
+# -- another sequence's rows: the engines are numgemma's own cache, handled wrongly
+
+
+def run_with(model, ids, ends, cache, position):
+    """A run in parts, each with the cache and at the position that it is given: cache(start), position(start)."""
+    dump = Dump(model.describe(ids, MODULES, prefill=ends[0] if len(ends) > 1 else None))
+    start = 0
+    for end in ends:
+        dump.start = start
+        tap = Recorder(dump.keep, model.dtype, MODULES)
+        model.forward(np.asarray(ids[start:end]), NO_MEDIA, model.run(cache(start), position(start)), tap)
+        start = end
+    return dump
+
+
+def kept(model, ids, kvs, start=0):
+    """The cache after these tokens."""
+    model.forward(np.asarray(ids), NO_MEDIA, model.run(kvs, start))
+    return kvs
+
+
+STEPS = [end for end, _ in CACHED]
+
+
+def draft_left(model, ids, other):
+    """Three drafted tokens were rejected, and nobody took their rows back."""
+    kvs: dict = {}
+    return run_with(
+        model,
+        ids,
+        STEPS,
+        lambda start: kept(model, other[11:], kvs, 11) if start == 11 else kvs,
+        lambda start: start if start < 11 else start + 3,
+    )
+
+
+def cache_of_another(model, ids, other):
+    """The cached steps look their earlier tokens up in another sequence's place."""
+    right: dict = {}
+    wrong = kept(model, other[:11], {})
+    return run_with(model, ids, STEPS, lambda start: right if start < 11 else wrong, lambda start: start)
+
+
+def turn_left(model, ids, other):
+    """The cache was not emptied after an earlier turn."""
+    kvs = kept(model, other, {})
+    return run_with(model, ids, [TOKENS], lambda start: kvs, lambda start: start + len(other))
+
+
+OTHERS = {"C03-counted": draft_left, "C04": cache_of_another, "C03-turn-counted": turn_left}
+
+
+@pytest.mark.parametrize(("fault", "variant"), [*((fault, "dense") for fault in OTHERS), ("C04", "ple")])
+def test_rows_of_another_sequence_are_named_where_its_ids_are_given(models, variant, fault):
+    model = models[variant]
+    ids = tiny.prompt(getattr(tiny, variant.upper()), TOKENS).tolist()
+    other = ids[:11] + tiny.prompt(tiny.DENSE, 3, seed=5).tolist()
+    if fault != "C03-counted":
+        other = tiny.prompt(tiny.DENSE, 14, seed=3).tolist()
+    dump = OTHERS[fault](model, ids, other)
+    best = whatif(model, dump, other=other).candidates[0]
+    assert (best.faults, best.explains, best.breaks) == ((fault,), best.of, 0)
+    assert best.tokens == (() if "turn" in fault else tuple(range(11, TOKENS)))
+
+
+FORMS = {"C03-stays": range(11, 18), "C03-ahead": range(11, 13), "C03-turn": None, "C04-all": None}
+
+
+@pytest.mark.parametrize("fault", FORMS)
+def test_each_form_of_reading_another_sequence_is_told_from_the_others(models, fault):
+    model, ids = models["dense"], tiny.prompt(tiny.DENSE, TOKENS).tolist()
+    other = ids[:11] + tiny.prompt(tiny.DENSE, 3, seed=5).tolist()
+    if fault in ("C03-turn", "C04-all"):
+        other = tiny.prompt(tiny.DENSE, 14, seed=3).tolist()
+    subject = subject_of(model, Dump(model.describe(ids)))
+    with alongside(subject, other):
+        dump = run_in_parts(model, ids, CACHED if FORMS[fault] else [(TOKENS, True)], fault)
+    best = whatif(model, dump, other=other).candidates[0]
+    assert (best.faults, best.explains, best.breaks) == ((fault,), best.of, 0)
+    assert best.tokens == tuple(FORMS[fault] or ())
+
+
+def test_without_the_other_sequence_its_rows_are_no_cause(models):
+    model, ids = models["dense"], tiny.prompt(tiny.DENSE, TOKENS).tolist()
+    assert not any(CATALOGUE[fault].places(model) for fault in (*OTHERS, *FORMS))
+    dump = cache_of_another(model, ids, tiny.prompt(tiny.DENSE, 14, seed=3).tolist())
+    found = whatif(model, dump)
+    assert not {f for c in found.candidates for f in c.faults} & {*OTHERS, *FORMS}
+    assert "give those ids with --other" in found.verdict
+
+
+def test_a_right_run_reads_no_other_sequence_and_a_fault_of_another_kind_keeps_its_name(models):
+    model, ids = models["dense"], tiny.prompt(tiny.DENSE, 12).tolist()
+    other = tiny.prompt(tiny.DENSE, 9, seed=3).tolist()
+    assert whatif(model, model.record(ids), other=other).candidates == ()
+    with applied(model, "T15-silu"):
+        dump = model.record(ids)
+    assert whatif(model, dump, other=other).candidates[0].faults == ("T15-silu",)
+
+
+def test_a_sequence_that_is_no_other_is_refused(models):
+    ids = tiny.prompt(tiny.DENSE, 12).tolist()
+    with applied(models["dense"], "T15-silu"):
+        dump = models["dense"].record(ids)
+    with pytest.raises(InputError, match="the beginning of the dump's own"):
+        whatif(models["dense"], dump, other=ids[:5])

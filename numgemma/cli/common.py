@@ -66,6 +66,15 @@ def add_ids(group, text):
     group.add_argument("--ids-file", type=Path, metavar="FILE", help="the same from a file; - is standard input")
 
 
+def add_other(parser):
+    parser.add_argument(
+        "--other",
+        metavar="2,105,7",
+        help="ids of what else the engine ran, whose keys it may have read: a rejected draft with all before it, an "
+        "earlier turn, another sequence of the batch",
+    )
+
+
 def add_chat(group):
     thinking = argparse.BooleanOptionalAction
     group.add_argument("--thinking", action=thinking, help="think first, or not (default: as the template decides)")

@@ -8,11 +8,12 @@ import sys
 import textwrap
 from pathlib import Path
 
-from numgemma.cli.common import Prompt, add_backend, add_ids, add_precision, use_backend
+from numgemma.cli.common import Prompt, add_backend, add_ids, add_other, add_precision, use_backend
 from numgemma.cli.numbers import finite
 from numgemma.cli.replay import progress, prompt_of
 from numgemma.cli.report import command_of as typed
 from numgemma.cli.report import spelled, words, write_json, written
+from numgemma.cli.whatif import other_ids
 from numgemma.debug.blame.doctor import Diagnosis, doctor
 from numgemma.debug.noise.rounding import as_run
 from numgemma.debug.readers import read_any, summary
@@ -38,6 +39,7 @@ def add_arguments(parser):
     parser.add_argument("--html", type=Path, metavar="FILE.html", help="write one report with all of it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     add_precision(parser)
+    add_other(parser)
     add_backend(parser, "numpy, the definition")
 
 
@@ -45,7 +47,8 @@ def run(args):
     use_backend(args)
     model = load(args.ckpt)
     dump, prompt = subject(args, model)
-    found = doctor(model, dump, ids=prompt.ids, media=prompt.media, budget=args.budget, say=say, told=progress())
+    given = {"ids": prompt.ids, "media": prompt.media, "budget": args.budget, "other": other_ids(args)}
+    found = doctor(model, dump, **given, say=say, told=progress())
     print("\n" + render(found, command_of(found, args)))
     if args.html:
         write_html(args.html, report(found, args, model, dump))
@@ -95,7 +98,7 @@ def command_of(found: Diagnosis, args) -> str:
     if not found.command or args.dump is None:
         return ""
     files = f"{shlex.quote(str(args.ckpt))} {shlex.quote(str(args.dump))}"
-    for option in ("ids", "map", "inputs", "precision"):
+    for option in ("ids", "map", "inputs", "precision", *(["other"] if found.command.startswith("whatif") else [])):
         value = getattr(args, option, None)
         files += f" --{option} {shlex.quote(str(value))}" if value is not None else ""
     return f"numgemma {found.command.replace('@', files)}"

@@ -65,6 +65,7 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         canvas     faults of DiffusionGemma
         ranks      faults of a model that is split over several devices
         chunks     faults of a pass that is not the first
+        sequences  faults of keys and values that are another sequence's
     blame      one step at a time: who made an error, and which mistake it is
         budget    a search that may have only so much time
         emulate   whether an engine that rounds its inputs is right: its own arithmetic, until it has its numbers
@@ -73,6 +74,7 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         wiring    whether a wrong step is right of other inputs
         replay    the first step that was computed wrongly; a graft: would the end be right without it
         spans     faults of some tokens alone: cached steps, one chunk, one picture
+        other     the keys and values of another sequence, which the engine may have read
         trial     known faults tried on the wrong steps: everywhere, in one layer, on some tokens, in pairs
         whatif    the simplest of them that makes the same wrong numbers
         words     all that as text

@@ -9,6 +9,7 @@ In reading order:
     wiring    whether a wrong step is right of other inputs
     replay    the first step that was computed wrongly; a graft: would the end be right without it
     spans     faults of some tokens alone: cached steps, one chunk, one picture
+    other     the keys and values of another sequence, which the engine may have read
     trial     known faults tried on the wrong steps: everywhere, in one layer, on some tokens, in pairs
     whatif    the simplest of them that makes the same wrong numbers
     words     all that as text

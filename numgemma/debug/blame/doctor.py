@@ -110,11 +110,12 @@ def nothing(*words) -> None:
     """Said to nobody."""
 
 
-def doctor(model, dump, *, ids=None, media=NO_MEDIA, budget=None, say=nothing, told=nothing) -> Diagnosis:
+def doctor(model, dump, *, ids=None, media=NO_MEDIA, budget=None, other=None, say=nothing, told=nothing) -> Diagnosis:
     """Precheck, floor, diff, replay, whatif, as far as they are needed.
 
-    ids: for a dump that carries none.  budget: seconds for the whole.  say(step, outcome): called after each step.
-    told(text): called before each run of the model.  Raises InputError where nothing can be compared at all.
+    ids: for a dump that carries none.  budget: seconds for the whole.  other: as `whatif` has it.  say(step, outcome):
+    called after each step.  told(text): called before each run of the model.  Raises InputError where nothing can be
+    compared at all.
     """
     ids = dump.meta.get("ids") if ids is None else ids
     if ids is None:
@@ -122,7 +123,7 @@ def doctor(model, dump, *, ids=None, media=NO_MEDIA, budget=None, say=nothing, t
     visit = Visit(budget, say, told)
     media = model.media_of(dump) if media is NO_MEDIA else media
     dump = last_token(as_run(dump, model), len(ids))
-    asked = Asked(model, dump, [int(i) for i in ids], media, precision_of(dump))
+    asked = Asked(model, dump, [int(i) for i in ids], media, precision_of(dump), other)
     return replace(examined(asked, visit), steps=tuple(visit.steps), left_out=tuple(visit.left_out))
 
 
@@ -135,6 +136,7 @@ class Asked:
     ids: list[int]
     media: Any
     precision: str
+    other: Any = None  # ids of what else the engine ran
 
     def truth(self, visit: Visit) -> Dump:
         """numgemma's own run in float64: the points that the dump has, and the logits."""
@@ -215,7 +217,7 @@ def blamed(asked: Asked, visit: Visit, known: Diagnosis, floor: Floor | None) ->
         return replace(known, kind=DUMP, says=not_what_it_seems(text))
     if not again.bad():
         return replace(known, says=no_step(known))
-    named = visit.do("whatif", lambda: whatif(model, dump, **given), lambda w: w.verdict)
+    named = visit.do("whatif", lambda: whatif(model, dump, other=asked.other, **given), lambda w: w.verdict)
     visit.left_out += named.not_tried if named else ()
     return concluded(replace(known, whatif=named), dump)
 

@@ -7,17 +7,19 @@ outcomes, so that a search that is stopped keeps what it has found.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 
 from numgemma.debug.blame.limits import size_of
 from numgemma.debug.blame.one_step import HEAD, RUNS, TOWERS, Local, Rerun, again, layers_of
+from numgemma.debug.blame.other import in_noisy_parts, reads_other
 from numgemma.debug.blame.replay import Step
-from numgemma.debug.blame.spans import closed, in_parts, mixed, parts, until, wrong_tokens
+from numgemma.debug.blame.spans import closed, mixed, parts, until, wrong_tokens
 from numgemma.debug.compare.scoring import NOISE_TO, SUSPECT_TO
 from numgemma.debug.faults import CATALOGUE, Fault, applied
+from numgemma.debug.faults.sequences import KNOWN
 from numgemma.debug.measure.discrete import layer_of
 from numgemma.prompt.media import is_empty
 
@@ -54,6 +56,7 @@ class Trial:
     base: Local
     bad: list[Step]
     told: Callable[[str], None] = lambda text: None  # called before each fault is tried
+    some: Callable[[Fault], bool] = lambda fault: True  # that are tried
 
     def possible(self, step) -> list[Fault]:
         """The faults that can show first at a step, or at an unrecorded point of it, in a run of one pass."""
@@ -62,7 +65,8 @@ class Trial:
     def possible_later(self, step) -> list[Fault]:
         """Those that show in passes after the first too."""
         names = (step.name, *step.between)
-        return [fault for fault in CATALOGUE.values() if any(self.can_show(fault, name) for name in names)]
+        tried = [fault for fault in CATALOGUE.values() if self.some(fault)]
+        return [fault for fault in tried if any(self.can_show(fault, name) for name in names)]
 
     def can_show(self, fault, name):
         model = self.subject.model
@@ -80,6 +84,17 @@ class Trial:
         after = again(self.subject, self.base, layers, lambda: acting(model, faults, hits), runs)
         measured = {name: m for name, m in after.errors.items() if name in self.base.errors}
         return Outcome(tuple(faults), {name: self.left(after, name, m) for name, m in measured.items()}, hits=hits)
+
+    @property
+    def other(self) -> bool:
+        """Whether the rows of another sequence are known."""
+        return bool(KNOWN)
+
+    def borrowed(self, step) -> Iterator[Outcome]:
+        """Faults that read the rows of another sequence: everywhere, or on some tokens."""
+        few = replace(self, some=reads_other)
+        yield from few.singles(step)
+        yield from few.spanned(step)
 
     def spanned(self, step) -> Iterator[Outcome]:
         """Single faults that fix a step if they act on the tokens alone that are wrong."""
@@ -115,7 +130,7 @@ class Trial:
         found = []
         for passes in parts(tokens, len(self.subject.ids), self.subject.dump):
             try:
-                some = in_parts(self.subject, self.base, after, passes, under)
+                some = in_noisy_parts(self.subject, self.base, after, passes, fault, under)
             except (ValueError, IndexError):  # a fault of a table or of a mask may not fit the cache of a right run
                 return quick if helps else None
             found.append(self.of_span(fault, some, tokens))
@@ -126,7 +141,7 @@ class Trial:
         if not fewer:
             return exact
         passes = parts(fewer, len(self.subject.ids), self.subject.dump)[0]
-        return self.of_span(fault, in_parts(self.subject, self.base, after, passes, under), fewer)
+        return self.of_span(fault, in_noisy_parts(self.subject, self.base, after, passes, fault, under), fewer)
 
     def of_span(self, fault, some, tokens) -> Outcome:
         return Outcome((fault,), {name: self.left(some, name, m) for name, m in some.errors.items()}, tokens)

@@ -13,6 +13,7 @@ import numpy as np
 from numgemma import ops
 from numgemma.debug.blame.budget import Clock, OutOfTime
 from numgemma.debug.blame.one_step import Rerun
+from numgemma.debug.blame.other import alongside
 from numgemma.debug.blame.replay import Replay, counted, locally, subject_of, wired
 from numgemma.debug.blame.spans import in_words
 from numgemma.debug.blame.trial import Outcome, Trial
@@ -27,6 +28,10 @@ from numgemma.prompt.media import NO_MEDIA
 
 SCHEMA = "numgemma.whatif/1"
 PAIRS = "pairs of faults"
+ASK = (
+    "If the engine ran other tokens too (a rejected draft, an earlier turn, others of a batch), it may have read their "
+    "keys: give those ids with --other."
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class WhatIf:
     candidates: tuple[Candidate, ...]
     hints: tuple[Hint, ...] = ()
     not_tried: tuple[str, ...] = ()  # for want of time
+    other: bool = False  # whether another sequence was given
 
     def to_json(self):
         head = {"schema": SCHEMA, "verdict": self.verdict, "first": self.replay.first}
@@ -73,23 +79,27 @@ class WhatIf:
             return f"Nothing to explain: {self.replay.verdict}."
         if self.not_tried:
             return f"No known fault was found in the time there was: {self.replay.verdict}."
+        ask = "" if self.other or ".self_attn." not in (self.replay.first or "") else f"  {ASK}"
         looks = f"  What {self.hints[0].point} looks like: {self.hints[0].says}." if self.hints else ""
-        return f"No known fault, and no pair, reproduces these numbers: {self.replay.verdict}.{looks}"
+        return f"No known fault, and no pair, reproduces these numbers: {self.replay.verdict}.{looks}{ask}"
 
 
 @ops.using("numpy")
-def whatif(model, dump, *, ids=None, media=NO_MEDIA, told=None, budget=None) -> WhatIf:
+def whatif(model, dump, *, ids=None, media=NO_MEDIA, told=None, budget=None, other=None) -> WhatIf:
     """Name the known faults that reproduce a dump.  Arguments as those of `replay`.
 
-    budget: seconds for the search; what it did not allow is in `not_tried`.
+    budget: seconds for the search; what it did not allow is in `not_tried`.  other: ids of another sequence that the
+    engine ran (a rejected draft after the tokens before it, an earlier turn, another of the batch), whose keys and
+    values may have been read: only so can those faults be tried.
     """
     clock = Clock(budget, told or (lambda text: None))
     subject = subject_of(model, dump, ids, media)
     found = locally(subject, told=clock.show)
-    candidates, left_out = explain(subject, found, clock.told)
+    with alongside(subject, other):
+        candidates, left_out = explain(subject, found, clock.told)
     if candidates or left_out:
         return WhatIf(found, candidates, not_tried=left_out)
-    return WhatIf(wired(subject, found, clock.show), (), tuple(looks(subject, found)))
+    return WhatIf(wired(subject, found, clock.show), (), tuple(looks(subject, found)), other=other is not None)
 
 
 def looks(subject: Rerun, found: Replay) -> list[Hint]:
@@ -120,7 +130,8 @@ def explain(subject: Rerun, found: Replay, told=lambda text: None) -> tuple[tupl
 def searched(trial: Trial, outcomes: list[Outcome]) -> tuple[str, ...]:
     """Fills the outcomes, the simplest way first, until one explains all.  -> what there was no time for"""
     first = trial.bad[0]
-    ways = {
+    ways = {"faults of the other sequence's rows": lambda: trial.borrowed(first)} if trial.other else {}
+    ways |= {
         f"each of {len(trial.possible(first))} faults that can show at {first.name}": lambda: trial.singles(first),
         "faults of some tokens alone": lambda: trial.spanned(first),
         "faults of one layer, or one kind of layer": lambda: trial.in_some_layers(first),

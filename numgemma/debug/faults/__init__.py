@@ -19,6 +19,7 @@ as T15-erf.
     canvas     faults of DiffusionGemma
     ranks      faults of a model that is split over several devices
     chunks     faults of a pass that is not the first
+    sequences  faults of keys and values that are another sequence's
 """
 
 from numgemma.debug.faults import (  # noqa: F401 - enter their faults
@@ -29,6 +30,7 @@ from numgemma.debug.faults import (  # noqa: F401 - enter their faults
     drafts,
     pictures,
     ranks,
+    sequences,
     sounds,
     streams,
     trunk,

@@ -1,8 +1,6 @@
 """Faults of a pass that is not the first: a later chunk of a prompt, a cached step, a pass after a rewind.
 
-In a run of one pass they change nothing; whatif tries them on the tokens that are wrong.  Left out, since their
-numbers come from tokens that no dump of this run holds: rows of rejected tokens that are still read, and the keys and
-values of another sequence of the batch.
+In a run of one pass they change nothing; whatif tries them on the tokens that are wrong.
 """
 
 import numpy as np
