@@ -84,7 +84,8 @@ def test_the_card_of_a_transplant_says_what_is_new(tmp_path):
     parents = ["--text", str(tmp_path / "text"), "--tower", str(tmp_path / "tower")]
     assert main(["transplant", *parents, "-o", str(tmp_path / "m")]) == 0
     text = (tmp_path / "m" / "README.md").read_text()
-    assert "| vision projection | 1 | 4,096 | new |" in text
+    assert "| vision projection | new | fresh, normal, std 0.02 | 1 | 4,096 |" in text
+    assert 'a["text<br>layers 0-17"]' in text
     assert "numgemma transplant --text text --tower tower -o m" in text
 
 

@@ -310,6 +310,25 @@ def test_pruned_experts_with_the_parents_router_are_one_finding(tmp_path):
     assert len(finding.tensors) == 12
 
 
+@pytest.mark.parametrize(
+    ("leaf", "counts"),
+    [
+        ("router.proj.weight", "gate_up_proj of 7, experts.down_proj of 7, router.proj.weight of 6, router.per_exp"),
+        ("router.per_expert_scale", "router.proj.weight of 7, router.per_expert_scale of 6"),
+        ("experts.gate_up_proj", "experts.gate_up_proj of 6, experts.down_proj of 7, router.proj.weight of 7"),
+        ("experts.down_proj", "experts.gate_up_proj of 7, experts.down_proj of 6, router.proj.weight of 7"),
+    ],
+)
+def test_each_of_router_rows_scales_and_matrices_that_disagrees_with_the_others_is_an_error(tmp_path, leaf, counts):
+    """In one layer, one of the four holds an expert less."""
+    name = f"layers.2.{leaf}"
+    path = checkpoint(tmp_path / "m", tiny.MOE, lambda tensors: tensors.update({name: tensors[name][:-1]}))
+    (finding,) = [f for f in lint(path) if f.severity == "error"]
+    assert (finding.rule, finding.tensors) == ("experts", (name,))
+    assert finding.text.startswith("Layers 2: router and experts are not of one number")
+    assert counts in finding.text
+
+
 def test_scales_of_experts_that_were_never_trained_are_named(tmp_path):
     path = checkpoint(tmp_path / "m", tiny.MOE, all_of("router.per_expert_scale", 1))
     assert "layers.{0-5}.router.per_expert_scale is 1 everywhere" in said(path, "initial")

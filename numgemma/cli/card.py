@@ -56,12 +56,12 @@ def write_transplant_card(child, parents: tuple[Path, Path], folder: Path, name:
         row = rows.setdefault((part.component, part.source, part.method), [0, 0])
         row[0], row[1] = row[0] + 1, row[1] + prod(part.tensor.shape)
     names = {"text": hub_name(str(text)), "tower": hub_name(str(tower))}
-    lines = [f"| {c} | {n} | {size:,} | {names.get(s, 'new')} | {m} |" for (c, s, m), (n, size) in rows.items()]
+    lines = [f"| {c} | {names.get(s, 'new')} | {m} | {n} | {size:,} |" for (c, s, m), (n, size) in rows.items()]
     blocks = [
         front([str(text), str(tower)], child.folders[0], child.raw, "transplant"),
         f"# {name}\n\n{NEWBORN.format(**names)}",
         "\n".join(
-            ["## Recipe", "", "| component | tensors | numbers | from | how |", "|---|---:|---:|---|---|", *lines]
+            ["## Recipe", "", "| component | from | how | tensors | numbers |", "|---|---|---|---:|---:|", *lines]
         ),
         "Left out: " + "; ".join(f"{what} ({why})" for what, why in child.left) + ".",
         f"## Layers\n\n{FENCE}mermaid\n{grafted(child, names, name)}\n{FENCE}",
@@ -85,7 +85,7 @@ def grafted(child, names, name: str) -> str:
     return "\n".join(
         [
             "flowchart BT",
-            f'  a["{quoted(names["text"])}<br>{layers} layers"] --> c["{quoted(name)}"]',
+            f'  a["{quoted(names["text"])}<br>layers 0-{layers - 1}"] --> c["{quoted(name)}"]',
             f'  b["{quoted(names["tower"])}<br>vision tower"] --> p["projection, random"] --> c',
         ]
     )
