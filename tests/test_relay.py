@@ -6,15 +6,18 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from numgemma import ops
-from numgemma.ops import kernels, relay, threads, twins
+from numgemma.ops import blocks, kernels, relay, threads, twins
 
 SHAPES = [(1, 70_000), (3, 40_000), (64, 1024), (301, 256), (2000, 100), (9001, 37)]
+
+BLOCKS = [("Q8_0", 32, 34), ("Q4_0", 32, 18), ("Q4_K", 256, 144), ("Q5_K", 256, 176), ("Q6_K", 256, 210)]  # bytes
 
 
 def drawn(shape, stored=np.float32, seed=0):
@@ -58,18 +61,33 @@ def test_a_product_has_the_bits_of_one_thread_whoever_is_awake(patient, shape, s
                 np.testing.assert_array_equal(ops.linear(x, w), alone(x, w))
 
 
+@pytest.mark.parametrize(("name", "size", "width"), BLOCKS)
+def test_codes_have_the_bits_of_one_thread_whoever_is_awake(patient, name, size, width):
+    rows, x = np.random.default_rng(0).integers(0, 64, (301, 4 * width), np.uint8), drawn(4 * size, seed=1)
+    sums, one, y = x.reshape(-1, blocks.SIXTEEN).sum(1), np.empty(301, np.float32), np.empty(301, np.float32)
+    blocks.KERNELS[name](rows, x, sums, one, 0, 301)
+    assert np.isfinite(one).all()
+    for number in (2, 3, 5):
+        with ops.using("numba", number):
+            for _ in range(3):
+                y[:] = np.nan
+                relay.times_codes(name, rows, x, sums, y)
+                np.testing.assert_array_equal(y, one)
+
+
 def test_a_thread_that_waits_takes_a_share_and_one_that_is_away_does_not(patient):
     w, x, y = drawn((512, 1024)), drawn(1024, seed=1), np.zeros(512, np.float32)
     relay.call_all(relay.boxes)
     assert until(lambda: waiting() == 0)
-    assert not relay.passed_on(w, x, y, relay.KINDS[w.dtype], relay.boxes, 1)
+    request = partial(relay.asked, relay.KINDS[w.dtype], w, x, x, y)
+    assert not relay.passed_on(request(), relay.boxes, 1)
     assert not y.any()
     with ops.using("numba", 2):
         ops.linear(x, w)
         assert until(lambda: waiting() == 1)
         shares = relay.boxes[:, relay.DONE].sum()
-        assert not relay.passed_on(w, x, y, relay.KINDS[w.dtype], relay.boxes, 2)  # one is there, and stays
-        assert relay.passed_on(w, x, y, relay.KINDS[w.dtype], relay.boxes, 1)
+        assert not relay.passed_on(request(), relay.boxes, 2)  # one is there, and stays
+        assert relay.passed_on(request(), relay.boxes, 1)
     np.testing.assert_array_equal(y, alone(x, w))
     assert relay.boxes[:, relay.DONE].sum() == shares + 1
 

@@ -17,8 +17,10 @@ context that makes it, and so in one thread; each call looks it up, which costs 
     canvas       the same for DiffusionGemma's decoder
     compiled     what numba has compiled, on disk
     kernels      compiled loops
+    lanes        thirty-two numbers at once, as a value in a kernel
+    blocks       one token's product with GGUF's blocks of codes
     relay        a matrix times one row, by threads that stay awake
-    coded        one token's product with codes of a few bits
+    coded        one token's product with any codes of a few bits
     twins        the slow operations once more, on those loops
 """
 

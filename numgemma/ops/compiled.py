@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 DIGEST = 32  # bytes
 in_llvm: Any = intrinsic  # a step in LLVM's own language; a kernel that takes it leaves out its first parameter
-KERNELS = Path(__file__).with_name("kernels.py")  # whose functions are compiled into those of other files
+SOURCES = [Path(__file__).with_name(f"{name}.py") for name in ("kernels", "lanes", "blocks")]  # compiled into others
 
 
 def kernel(order):
@@ -59,7 +59,7 @@ def remark(why):
 def check(kept):
     """Have one function's cache read and write its files with their digest.  kept: numba's FunctionCache"""
     file, save = kept._cache_file, kept.save_overload
-    file._source_stamp = (file._source_stamp, stamp(KERNELS))
+    file._source_stamp = (file._source_stamp, *map(stamp, SOURCES))
     file._load_index, file._save_index = partial(load_index, file), partial(save_index, file)
     file._load_data, file._save_data = partial(load_data, file), partial(save_data, file)
 

@@ -1,4 +1,4 @@
-"""A matrix times one row, by threads that stay awake for a moment after they have worked.
+"""A matrix of numbers or of GGUF's codes times one row, by threads that stay awake for a moment after they have worked.
 
 Decoding a token is a hundred such products, some shorter than the 100 us that it takes to wake a thread.  So a thread
 that has done a share looks out for the next one, in compiled code and without the interpreter, for PATIENCE looks; who
@@ -18,18 +18,21 @@ import numpy as np
 from llvmlite import ir
 from numba import carray, types
 
-from numgemma.ops import kernels, threads
+from numgemma.ops import blocks, kernels, threads
 from numgemma.ops.compiled import in_llvm, kernel
-from numgemma.ops.kernels import PLAIN, SUMS
+from numgemma.ops.kernels import PLAIN
 
 AWAY, WAITING, CLAIMED, POSTED = range(4)
-STATE, DONE, W, X, Y, STORED, INPUTS, FIRST, END = range(9)  # what is where in a box; done: how many shares so far
-KINDS = {np.dtype(np.uint16): 0, np.dtype(np.int16): 1, np.dtype(np.float32): 2}  # of W, as kernels are given it
+STATE, DONE = range(2)  # what is where in a box; done: how many shares so far
+KIND, W, ROW, X, INPUTS, SUMS, Y, FIRST, END = range(2, 11)  # and what is asked for; row: numbers or bytes of W's
+BOX = 16  # so long that no two share a line of the cache
+KINDS = {np.dtype(np.uint16): 0, np.dtype(np.int16): 1, np.dtype(np.float32): 2}  # of numbers, as kernels take them
+KINDS |= {name: 3 + n for n, name in enumerate(blocks.KERNELS)}
 PATIENCE = 1 << 20  # looks, at about a nanosecond each: some steps of a layer, not the time between two tokens
 SHARE = 1 << 15  # numbers of a matrix that are worth a share of their own
 WOKEN = 1 << 18  # the same where the thread must be woken
 
-boxes = np.zeros((256, 16), np.int64)  # one for each thread that ever waits; no two share a line of the cache
+boxes = np.zeros((256, BOX), np.int64)  # one for each thread that ever waits
 free = itertools.count()
 
 
@@ -110,25 +113,53 @@ def look_out(box, patience):
             break
 
 
-@kernel(SUMS)
+@kernel(PLAIN)
 def do(box):
-    """The share of y = W x that a box asks for."""
-    inputs, first, end = box[INPUTS], box[FIRST], box[END]
-    w, x, y = pointer(box[W]), carray(pointer(box[X]), inputs, np.float32), carray(pointer(box[Y]), end, np.float32)
-    if box[STORED] == 0:
-        kernels.times_one(carray(w, (end, inputs), np.uint16), x, y, first, end)
-    elif box[STORED] == 1:
-        kernels.times_one(carray(w, (end, inputs), np.int16), x, y, first, end)
+    """The share that a box asks for."""
+    kind, w, shape, first, end = box[KIND], pointer(box[W]), (box[END], box[ROW]), box[FIRST], box[END]
+    x, y = carray(pointer(box[X]), box[INPUTS], np.float32), carray(pointer(box[Y]), end, np.float32)
+    if kind < 3:
+        if kind == 0:
+            kernels.times_one(carray(w, shape, np.uint16), x, y, first, end)
+        elif kind == 1:
+            kernels.times_one(carray(w, shape, np.int16), x, y, first, end)
+        else:
+            kernels.times_one(carray(w, shape, np.float32), x, y, first, end)
+        return
+    rows, sums = carray(w, shape, np.uint8), carray(pointer(box[SUMS]), len(x) // blocks.SIXTEEN, np.float32)
+    if kind == 3:
+        blocks.q8_0(rows, x, sums, y, first, end)
+    elif kind == 4:
+        blocks.q4_0(rows, x, sums, y, first, end)
+    elif kind == 5:
+        blocks.q4_k(rows, x, sums, y, first, end)
+    elif kind == 6:
+        blocks.q5_k(rows, x, sums, y, first, end)
     else:
-        kernels.times_one(carray(w, (end, inputs), np.float32), x, y, first, end)
+        blocks.q6_k(rows, x, sums, y, first, end)
 
 
 # of the thread that has the product
 
 
-@kernel(SUMS)
-def passed_on(w, x, y, stored, boxes, helpers):
-    """y = W x with so many of the threads that wait; where fewer do, nothing is done, and False."""
+@kernel(PLAIN)
+def asked(kind, w, x, sums, y):
+    """What a box asks for where all rows are wanted."""
+    box = np.zeros(BOX, np.int64)
+    box[KIND], box[W], box[ROW], box[X], box[INPUTS] = (
+        kind,
+        address(w.reshape(w.size), 0),
+        w.shape[1],
+        address(x, 0),
+        len(x),
+    )
+    box[SUMS], box[Y], box[END] = address(sums, 0), address(y, 0), len(w)
+    return box
+
+
+@kernel(PLAIN)
+def passed_on(asked, boxes, helpers):
+    """What is asked for, with so many of the threads that wait; where fewer do, nothing is done, and False."""
     chosen, tickets, found = np.empty(helpers, np.intp), np.empty(helpers, np.int64), 0
     for n in range(len(boxes)):
         if found < helpers and exchanged(address(boxes[n], STATE), WAITING, CLAIMED):
@@ -137,14 +168,15 @@ def passed_on(w, x, y, stored, boxes, helpers):
         for n in chosen[:found]:
             put(address(boxes[n], STATE), WAITING)
         return False
+    rows = asked[END]
     for i in range(helpers):
         box = boxes[chosen[i]]
         tickets[i] = box[DONE] + 1
-        box[W], box[X], box[Y] = address(w.reshape(w.size), 0), address(x, 0), address(y, 0)
-        box[STORED], box[INPUTS] = stored, w.shape[1]
-        box[FIRST], box[END] = len(w) * (i + 1) // (helpers + 1), len(w) * (i + 2) // (helpers + 1)
+        box[KIND:] = asked[KIND:]
+        box[FIRST], box[END] = rows * (i + 1) // (helpers + 1), rows * (i + 2) // (helpers + 1)
         put(address(box, STATE), POSTED)
-    kernels.times_one(w, x, y, 0, len(w) // (helpers + 1))
+    asked[END] = rows // (helpers + 1)
+    do(asked)
     for i in range(helpers):
         done = address(boxes[chosen[i]], DONE)
         while seen(done) < tickets[i]:
@@ -163,9 +195,19 @@ def call_all(boxes):
 
 def times_one(w, x, y):
     """y = W x, by as many threads as there are shares worth it.  w: O I, as kernels take it   x: I   y: O"""
-    helpers = threads.shares(len(w), max(1, SHARE // w.shape[1])) - 1
-    if not helpers or not passed_on(w, x, y, KINDS[w.dtype], boxes, helpers):
-        threads.in_shares(partial(kernels.times_one, w, x, y), len(w), max(1, WOKEN // w.shape[1]), stay)
+    share_out(KINDS[w.dtype], w, x, x, y, partial(kernels.times_one, w, x, y))
+
+
+def times_codes(name, rows, x, sums, y):
+    """The same with blocks of codes of that name, and the sums of x by sixteens.  rows: O bytes"""
+    share_out(KINDS[name], rows, x, sums, y, partial(blocks.KERNELS[name], rows, x, sums, y))
+
+
+def share_out(kind, w, x, sums, y, share):
+    """share: what computes y[first:end]"""
+    helpers = threads.shares(len(w), max(1, SHARE // len(x))) - 1
+    if not helpers or not passed_on(asked(kind, w, x, sums, y), boxes, helpers):
+        threads.in_shares(share, len(w), max(1, WOKEN // len(x)), stay)
 
 
 def waited() -> bool:
