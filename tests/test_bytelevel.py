@@ -38,6 +38,12 @@ def test_it_names_every_token_as_the_package_does():
     assert {i: token.special for i, token in ours.items()} == {i: token.special for i, token in theirs.items()}
 
 
+@given(st.text("ande thlou", max_size=300), st.integers(1, 9))
+def test_it_joins_long_words_as_the_package_does(text, times):
+    text = text.replace(" ", "") * times
+    assert OURS.encode(text, False).ids == RUST.encode(text, add_special_tokens=False).ids
+
+
 def test_words_keep_the_space_before_them_and_all_others_stand_alone():
     assert list(words("Lily's  fox, 12\n\n")) == ["Lily", "'s", " ", " fox", ",", " 12", "\n\n"]
 

@@ -1,6 +1,8 @@
 """Text to ids and back: the bundled byte-level tokenizer, and a small one of Gemma 4's kind with byte fallback."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import tiny_tokenizer
@@ -188,3 +190,32 @@ def test_a_missing_tokenizer_is_one_sentence(tmp_path):
 def test_half_a_surrogate_pair_is_one_sentence(gemma):
     with pytest.raises(InputError, match="lone surrogates"):
         gemma.encode("a\ud800b")
+
+
+# -- long words -------------------------------------------------------------------------------------------------------
+
+LONG = """
+import resource, sys, time
+from pathlib import Path
+from numgemma.prompt.bytelevel import ByteLevel
+from numgemma.prompt.tokenizer import open_tokenizer
+folder, sign, ours = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "ours"
+file = folder / "tokenizer.json"
+encode = ByteLevel(file.read_bytes(), file).encode if ours else open_tokenizer(folder).rust.encode
+held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = encode(sign * 200_000, add_special_tokens=False).ids
+held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held
+print(len(found), time.process_time(), held * 1024)
+"""
+
+
+@pytest.mark.parametrize("sign", ["(", " ", "the"])
+@pytest.mark.parametrize("which", ["bundled", "ours", "gemma"])
+def test_a_word_of_200_000_signs_takes_neither_minutes_nor_gigabytes(gemma, which, sign):
+    folder = gemma.folder if which == "gemma" else BUNDLED.folder
+    command = [sys.executable, "-c", LONG, folder, sign, which]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    tokens, seconds, held = map(float, done.stdout.split())
+    assert tokens >= 200_000 * len(sign.encode()) / 16
+    assert seconds < 15
+    assert held < 0.5e9
