@@ -57,6 +57,13 @@ def test_every_declared_path_of_every_verb_may_be_too_long_or_not_there(run):
         assert len(err) < 300
 
 
+@pytest.mark.parametrize("option", ["--prompt", "--ids", "--chat", "--json", "-o"])
+def test_two_dashes_are_no_value_of_an_option(run, option):
+    code, _, err = run("generate", "tiny", f"{option}=--")
+    assert code == 2
+    assert err == f"numgemma: {option} is given -- alone, which is no value; put a text of that kind in a file.\n"
+
+
 def test_only_what_is_declared_as_a_path_is_one():
     words = ["dump", "tiny", "--prompt", "tests", "-o", "x.safetensors"]
     args = vars(parser(words).parse_args(words))

@@ -95,6 +95,14 @@ def check_outputs(args):
             raise InputError(f"{path}: is read and would be overwritten; choose another --{key}.")
 
 
+def check_values(words):
+    """argparse, before Python 3.13, makes an empty list of an option's value that is two dashes."""
+    for word in words:
+        option, _, value = word.partition("=")
+        if option.startswith("-") and value == "--":
+            raise InputError(f"{option:.40} is given -- alone, which is no value; put a text of that kind in a file.")
+
+
 def paths_of(value):
     return [path for path in (value if isinstance(value, list) else [value]) if isinstance(path, Path)]
 
@@ -160,6 +168,7 @@ def run(words):
     if "_ARGCOMPLETE" in os.environ:
         complete()
     check_verb(words)
+    check_values(words)
     with terminal.imports():
         args = parser(words).parse_args(words)
         from numgemma import ops

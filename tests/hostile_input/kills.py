@@ -8,6 +8,7 @@ end have left no partial, and a run that is let alone leaves what it always leav
 workers, every second kill is of a worker: then the run goes on and ends as it always does.  No process outlives a run.
 """
 
+import contextlib
 import os
 import random
 import shutil
@@ -63,9 +64,13 @@ class Writer:
             if victims and process.poll() is None:
                 os.kill(victims[(worker or 0) % len(victims)], number)
         try:
-            said = process.communicate(timeout=GONE if number else None)[1]  # all that it has begun hold that pipe
-        except subprocess.TimeoutExpired as error:
-            said = (error.stderr or b"") + b"\nnumgemma/ outlives the run: Traceback"
+            wait = GONE + (4 * self.seconds if worker is not None else 0)
+            said = process.communicate(timeout=wait if number else None)[1]  # all that it has begun hold that pipe
+        except subprocess.TimeoutExpired:
+            for pid in (*workers(process.pid), process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return "no end", f"it, or what it has begun, does not end in {wait:.0f} s"
         return process.returncode, said.decode(errors="replace")
 
     def killed(self, number, after, worker=None):
@@ -78,6 +83,8 @@ class Writer:
             return f"ends with {code} where a worker was killed: {said[-300:]}", ended
         if "numgemma/" in said and "Traceback" in said:  # without a line of ours Python itself was starting
             return f"a traceback: {said[-800:]}", ended
+        if code == "no end":
+            return said, ended
         if found := broken(self.out):
             return f"half: {found}", ended
         if not old <= now:
