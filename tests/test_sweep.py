@@ -9,6 +9,7 @@ import time
 from contextlib import nullcontext
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import tiny
 import numgemma
 from numgemma.cli import main
 from numgemma.debug.faults import applied
-from numgemma.debug.sweep import Order, Trends, sweep
+from numgemma.debug.sweep import Order, Trends, cluster, sweep
 from numgemma.debug.sweep.cluster import rows_of as rows_of_future
 from numgemma.debug.sweep.ledger import Ledger
 from numgemma.debug.sweep.page import to_html
@@ -375,6 +376,16 @@ class Future:
 
     def __init__(self, status, error=None):
         self.status, self.exception = status, lambda: error
+
+
+def test_a_worker_that_dies_at_its_start_is_one_sentence(monkeypatch):
+    def failing(**setting):
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr(cluster, "package", lambda *_: SimpleNamespace(LocalCluster=failing))
+    said = r"A worker died before it had started; begin again, or with --workers 0."
+    with pytest.raises(InputError, match=said), cluster.client_of(2, None):
+        pass
 
 
 def test_a_prompt_that_kills_worker_after_worker_is_a_row_and_a_cluster_that_goes_is_none():

@@ -40,13 +40,18 @@ def client_of(workers: int, scheduler: str | None):
             check_workers(client, scheduler)
             yield client
         return
+    with started(distributed, workers) as cluster, distributed.Client(cluster) as client:
+        yield client
+
+
+def started(distributed, workers):
+    """Workers on this machine.  Raises InputError where one dies before it is there: Dask begins only others again."""
     # memory is bounded by the worker itself (pair.bound): Dask would count the pages of mapped weights
     setting = {"threads_per_worker": 1, "processes": True, "memory_limit": 0, "dashboard_address": None}
-    with (
-        distributed.LocalCluster(n_workers=workers, silence_logs=logging.CRITICAL, **setting) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        yield client
+    try:
+        return distributed.LocalCluster(n_workers=workers, silence_logs=logging.CRITICAL, **setting)
+    except (RuntimeError, OSError):
+        raise InputError("A worker died before it had started; begin again, or with --workers 0.") from None
 
 
 def connected(distributed, scheduler):
