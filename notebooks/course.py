@@ -34,6 +34,7 @@ h1, h2, h3 { line-height: 1.25; }
 pre, code { font: 0.84rem/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
 pre { overflow-x: auto; margin: 0; }
 p code, li code, td code { background: var(--box); padding: 0.1em 0.25em; overflow-wrap: anywhere; }
+td code { white-space: nowrap; }
 table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1rem 0; }
 th, td { border: 1px solid var(--line); padding: 0.25rem 0.6rem; text-align: left; }
 math[display="block"] { overflow-x: auto; overflow-y: hidden; padding: 0.2rem 0; }
@@ -44,7 +45,8 @@ img { max-width: 100%; height: auto; background: #fff; }
 .celltag_exercise .highlight, .celltag_solution .highlight { border-color: #e69f00; }
 .celltag_check .highlight { border-color: #009e73; }
 summary { cursor: pointer; color: var(--link); padding: 0.2rem 0; }
-.output_area { padding: 0.5rem 0.8rem 0; }
+.output_area { padding: 0.5rem 0.8rem 0; overflow-x: auto; }
+.output_area img { max-width: max(100%, 40rem); }
 .cards { display: grid; gap: 1rem; padding: 0; }
 .cards { grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); }
 .cards li { list-style: none; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
