@@ -176,6 +176,32 @@ def test_an_adapter_of_a_rank_beyond_the_columns_of_a_sketch_is_told(tmp_path, r
     assert lines(found, {str(tmp_path / "a"): "a"})[0][0].startswith(f"a and a difference of rank {rank} (")
 
 
+@pytest.mark.parametrize("rank", [2, 5, 20])
+def test_an_adapter_of_each_expert_is_told_by_the_rank_of_one(tmp_path, rank):
+    """Six experts of rank 5 are of rank 30 together, which no sketch of 32 columns shows; one was never trained."""
+    rng = np.random.default_rng(rank)
+    a = rng.standard_normal((6, 80, 96))
+    change = rng.standard_normal((6, 80, rank)) @ rng.standard_normal((6, rank, 96)) / np.sqrt(rank)
+    change[0] = 0
+    matrices(tmp_path, a=a, child=a + 0.1 * change)
+    found = lineage(tmp_path / "child", [tmp_path / "a"])
+    (r,) = found.tensors.values()
+    assert (r.kind, r.rank) == ("edited", rank)
+    assert lines(found, {str(tmp_path / "a"): "a"})[0][0].startswith(
+        f"a and a difference of rank {rank} in each expert"
+    )
+
+
+def test_experts_of_which_one_was_changed_in_all_directions_are_not_told_as_edited(tmp_path):
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((6, 80, 96))
+    change = rng.standard_normal((6, 80, 3)) @ rng.standard_normal((6, 3, 96))
+    change[3] = rng.standard_normal((80, 96))
+    matrices(tmp_path, a=a, child=a + 0.1 * change)
+    (r,) = lineage(tmp_path / "child", [tmp_path / "a"]).tensors.values()
+    assert r.kind != "edited"
+
+
 def test_a_difference_of_too_high_a_rank_is_not_told_and_the_limit_is(tmp_path):
     rng = np.random.default_rng(0)
     a = rng.standard_normal((200, 240))

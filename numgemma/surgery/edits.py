@@ -5,7 +5,8 @@ alone has no singular value above f (sqrt(R) + sqrt(m)), where f is its RMS; tho
 direction u of what a matrix writes is D = -a u (u'x); of what it reads, D = -a (x v) v'.  a = 1 takes out all of it.
 
 A sketch has 32 columns, so it shows a rank of about 22 at most.  Where a difference is small and of no such rank, some
-rows of both files are read once more: 256 of them show a rank of up to 172, in a tenth of a second.
+rows of both files are read once more: 256 of them show a rank of up to 172, in a tenth of a second.  Experts stand in
+one stack, and each has directions of its own: of these three are looked at, each by itself.
 """
 
 import math
@@ -35,25 +36,31 @@ def edited(child: Sketch, source: Source) -> Relation | None:
     least = floor(Y.reshape(-1), X.reshape(-1, 1), np.ones(1), bits)
     if min(Y.shape) < 4 or not SHOWN * least < rms(Y - X) < MOST_SIZE * rms(X):
         return None
-    few = of_few(Y, X, bits)
-    if few is None and looks_again(child.shape):
-        few = of_few(some_rows(child, LOOK, WIDE), some_rows(one, LOOK, WIDE), bits)
+    few, stack = of_few(Y, X, bits), is_stack(child.shape)
+    each = of_each(child, one, bits) if looks_again(child.shape) and (few is None or stack) else None
+    few = each or few
     if few is None:
         return None
     rank, left, least = few
     removed, how = taken_out(child, one, least * rms(Y)) if rank == 1 and step == 1 else (None, "")
-    found = Relation("edited", parent, one.name, error=left, floor=least, rank=rank, how=how)
+    axis = "experts" if stack and each else ""
+    found = Relation("edited", parent, one.name, error=left, floor=least, rank=rank, how=how, axis=axis)
     return replace(found, size=rms(Y - X) / rms(Y), removed=removed)
 
 
 def looks_again(shape: tuple[int, ...]) -> bool:
-    """Whether whole rows tell more than the few columns of a sketch: of a matrix, not of one expert among others."""
-    return len(shape) == 2 and shape[1] > FEW
+    """Whether whole rows tell more than the few columns of a sketch; of experts, also their own rows."""
+    return is_stack(shape) or (len(shape) == 2 and shape[1] > FEW)
+
+
+def is_stack(shape: tuple[int, ...]) -> bool:
+    """Experts, each a matrix by itself; no convolution, whose last axes are a few taps."""
+    return len(shape) == 3 and min(shape[1:]) >= FEW // 2
 
 
 def highest(shape: tuple[int, ...]) -> int:
     """The highest rank of a difference that is told, for a tensor of that shape."""
-    height, width = math.prod(shape[:-1]), shape[-1]
+    height, width = shape[-2:] if looks_again(shape) else (math.prod(shape[:-1]), shape[-1])
     return most_rank(min(height, LOOK), min(width, WIDE)) if looks_again(shape) else most_rank(height, min(width, FEW))
 
 
@@ -72,6 +79,14 @@ def of_few(Y: np.ndarray, X: np.ndarray, bits: int) -> tuple[int, float, float] 
     if not 0 < rank <= most_rank(R, m) or left > EXPLAINED * least:
         return None
     return rank, left / rms(Y), least / rms(Y)
+
+
+def of_each(child: Sketch, source: Sketch, bits: int) -> tuple[int, float, float] | None:
+    """The same from whole rows, of a matrix or of some of a stack; None where one of them has no low rank."""
+    pairs = zip(some_rows(child, LOOK, WIDE), some_rows(source, LOOK, WIDE), strict=True)
+    found = [of_few(Y, X, bits) for Y, X in pairs if (Y != X).any()]  # an expert that was never trained is as it was
+    known = [few for few in found if few is not None]
+    return max(known, default=None) if len(known) == len(found) else None
 
 
 def taken_out(child: Sketch, source: Sketch, least: float) -> tuple[float | None, str]:

@@ -65,7 +65,7 @@ class Relation:
     scale: float = 1.0
     plus_one: bool = False  # the source's values plus one, before the scale
     times: int = 1  # how often each of the source's lines is there
-    axis: str = ""  # "rows" or "columns": what the blocks are made of
+    axis: str = ""  # "rows" or "columns": what the blocks are made of; of an edit "experts": its rank is that of each
     spans: tuple[Span, ...] = ()
     new: int = 0  # lines that are in no source; of a copy in which `how` is changed: that are not as they were
     error: float = 0.0  # RMS of what the fit leaves, against the tensor's own

@@ -77,12 +77,16 @@ def places(n: int) -> np.ndarray:
     return np.sort(np.random.default_rng(n).choice(n, min(n, FEW), replace=False))
 
 
-def some_rows(one: Sketch, most: int, wide: int) -> np.ndarray:
-    """Rows of a matrix from all over it, read once more.  -> at most `most` rows of at most `wide` numbers"""
-    lines = one.whole[:: max(1, len(one.whole) // most)][:most, :wide]
-    values = plain(lines)
+def some_rows(one: Sketch, most: int, wide: int) -> list[np.ndarray]:
+    """Rows from all over a matrix, read once more; of a stack, of its first, its middle and its last matrix.
+
+    -> at most `most` rows of at most `wide` numbers, of each
+    """
+    stack = one.whole.reshape(-1, *one.shape[-2:])
+    chosen = sorted({0, len(stack) // 2, len(stack) - 1})
+    found = [plain(stack[i, :: max(1, stack.shape[1] // most)][:most, :wide]) for i in chosen]
     release(one.whole)
-    return values
+    return found
 
 
 def as_matrix(x: np.ndarray) -> np.ndarray:

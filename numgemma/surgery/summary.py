@@ -113,7 +113,7 @@ def way(r: Relation) -> tuple:
     if r.kind == "experts":
         return r.kind, r.how, parents, r.experts
     if r.kind in MIXED:
-        return r.kind, r.how, parents
+        return r.kind, r.how, parents, r.axis
     if r.kind == "fresh":
         return r.kind, r.how, r.constant is None
     return "one", described(r), tuple(sorted({*parents, *r.also})), only_near(r)
@@ -276,7 +276,8 @@ def edit_told(relations: list[Relation], labels: dict[str, str]) -> str:
         amount = "all" if abs(mean - 1) < 5e-3 else short(mean)
         return f"{parent}, less {amount} of what it {what} along one direction ({size})"
     listed = ranges(ranks)
-    return f"{parent} and a difference of rank {listed} ({size}), as a merged adapter leaves it"
+    each = " in each expert" if first.axis else ""
+    return f"{parent} and a difference of rank {listed}{each} ({size}), as a merged adapter leaves it"
 
 
 # where
