@@ -115,6 +115,14 @@ def test_its_links_lead_somewhere(path):
             assert (FOLDER / target).exists(), target
 
 
+@each
+def test_the_files_that_it_names_are_there(path):
+    there = [f"/{file.relative_to(FOLDER.parent)}" for file in FOLDER.parent.glob("[nrt]*/**/*.py")]
+    for cell in course.read(path)["cells"]:
+        for name in re.findall(r"`([\w/]+\.py)`", course.source(cell)):
+            assert any(file.endswith(f"/{name}") for file in there), name
+
+
 def test_the_teachers_page_lists_every_notebook():
     listed = re.findall(r"\]\((\w+\.ipynb)\)", (FOLDER / "README.md").read_text())
     assert listed == [path.name for path in NOTEBOOKS]
