@@ -9,7 +9,7 @@ import pytest
 
 from numgemma import load
 from numgemma.cli import main
-from numgemma.debug.blame.emulate import DIFFERS, NOISE, PROVEN, emulate
+from numgemma.debug.blame.emulate import DIFFERS, NOISE, PROVEN, emulate, judged, point_of
 from numgemma.debug.noise.rounding import half_away, partner, q8_0, q8_k, rounded_as
 from numgemma.debug.readers import read_any
 from numgemma.dump import Dump
@@ -145,6 +145,32 @@ def test_a_dump_with_a_nan_is_proven_by_no_run():
     assert found.state == DIFFERS
     assert "norm" in found.verdict
     assert found.to_json()["points"][0]["nearest"] is None
+
+
+def point(tokens):
+    return Dump({"precision": "float32"}, {"norm": np.float32(tokens)}, {"norm": "T D"})
+
+
+def test_a_loud_first_token_hides_no_error_in_another():
+    tokens = np.random.default_rng(0).normal(size=(5, 64))
+    tokens[0] *= 1e4  # as the stream of a first token is
+    runs = [point(tokens * (1 + 1e-7 * i)) for i in range(3)]
+    assert judged("x", (point_of("norm", runs, point(tokens), 3),), runs).state == PROVEN
+    tokens[3] *= 1.001
+    found = judged("x", (point_of("norm", runs, point(tokens), 3),), runs)
+    assert found.points[0].nearest < 1e-6  # of the whole
+    assert found.state == DIFFERS
+    assert found.verdict.startswith("no run of 3 comes near at norm, in one token: 0.001, where right runs differ by")
+
+
+def test_decimals_that_a_quiet_token_does_not_have_are_no_error_of_it():
+    tokens = np.random.default_rng(0).normal(size=(5, 64))
+    tokens[2] *= 0.01
+    runs, printed = [point(tokens)], point(tokens.round(4))
+    printed.meta["fidelity"] = "rounded:4dp"
+    assert point_of("norm", runs, printed, 1).token_rel[0] < 0.2 * 1e-4 / 12**0.5 / 0.01
+    printed.arrays["norm"][2] *= 1.02
+    assert point_of("norm", runs, printed, 1).token_rel[0] > 5e-3
 
 
 def test_a_proof_says_how_far_it_goes_and_counts_no_point_of_too_few_digits():

@@ -188,10 +188,13 @@ def test_a_planted_fault_is_localised_and_named_under_the_rounding(model, truth,
     assert diff(truth, run, floor=floors[F32]).verdict == "differs"
 
 
-def test_doctor_says_of_a_planted_fault_what_it_is(model, cache):
-    found = doctor(model, engine_run(model, 1, "T12"))
+def test_doctor_says_of_a_planted_fault_what_it_is_and_asks_for_the_engines_own_runs_once(model, cache):
+    asked = []
+    found = doctor(model, engine_run(model, 1, "T12"), told=asked.append)
     assert found.kind == ENGINE
     assert "layer_scalar" in found.cause
+    runs = [text for text in asked if text and text.startswith(f"{F32}, run ")]
+    assert len(runs) == len(set(runs)) == 11
 
 
 def test_doctor_calls_a_right_run_noise_where_no_emulation_has_it(model, cache):

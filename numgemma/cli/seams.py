@@ -74,7 +74,7 @@ def from_diff(args):
 def prompts(args) -> list[list[int]]:
     """What was asked for; else texts of several kinds, or random tokens where there is no tokenizer."""
     model = load(args.child)
-    readable = (model.checkpoint.folder / "tokenizer.json").exists()
+    readable = model.checkpoint.tokenizer or (model.checkpoint.folder / "tokenizer.json").exists()
     texts = args.prompt + lines_of(args.prompts) or (TEXTS if readable and not args.ids else ())
     found = [begun(model.tokenizer.encode(text), model) for text in texts] + [parse_ids(ids) for ids in args.ids]
     if found:

@@ -41,6 +41,11 @@ class Lines:
         """How long a line is: lines of other lengths are not compared."""
         return self.sketch.width if self.axis == "rows" else self.sketch.height
 
+    @cached_property
+    def blur(self) -> float:
+        """How far a format of codes moves a number, against their size."""
+        return self.sketch.moved / max(rms(self.sketch.values), 1e-300)
+
     def values(self, start: int, stop: int, step: int = 1) -> np.ndarray:
         return plain(self.raw[start:stop:step]).astype(np.float32)
 
@@ -49,6 +54,11 @@ class Lines:
         """Makes all places count alike: a few large channels would make all lines look the same."""
         sizes = np.sqrt(np.mean(self.values(0, CHUNK).astype(np.float64) ** 2, axis=0))
         return (1 / np.maximum(sizes, 1e-3 * sizes.max() + 1e-30)).astype(np.float32)
+
+
+def alike(child: Lines, source: Lines) -> float:
+    """The least cosine of a line with itself: where its numbers are codes, 1 - e^2 / 2 for four times their blur."""
+    return min(ALIKE, 1 - 8 * (child.blur**2 + source.blur**2))
 
 
 def unit(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -88,7 +98,8 @@ def probe(children: list[Lines], pool: list[Lines]) -> Iterator[tuple[Lines, lis
         sources: list[list[Lines]] = [[] for _ in group]
         for source in pool:
             if source.across == across:
-                hits = (best(probes.reshape(-1, probes.shape[-1]), source)[0] >= ALIKE).reshape(len(group), PROBES)
+                likeness = best(probes.reshape(-1, probes.shape[-1]), source)[0].reshape(len(group), PROBES)
+                hits = likeness >= np.array([[alike(child, source)] for child in group])
                 for i in np.flatnonzero(hits.sum(1) >= 2):
                     sources[i].append(source)
         yield from ((child, some) for child, some in zip(group, sources, strict=True) if some)
@@ -135,7 +146,7 @@ def search(child: Lines, at: int, sources: list[Lines]) -> dict[int, tuple[Lines
     ranked = [(source, *best(values, source)) for source in sources]
     for i in range(len(values)):
         source, likeness, place = max(ranked, key=lambda one: one[1][i])
-        found[at + i] = (source, int(place[i])) if likeness[i] >= ALIKE else None
+        found[at + i] = (source, int(place[i])) if likeness[i] >= alike(child, source) else None
     return found
 
 
@@ -146,7 +157,7 @@ def follow(child: Lines, at: int, source: Lines, place: int, most: int) -> int:
         step = min(CHUNK, room - length)
         a = unit(child.values(at + length, at + length + step), source.weights)
         b = unit(source.values(place + length, place + length + step), source.weights)
-        same = (np.abs((a * b).sum(1)) >= ALIKE) | ~(a.any(1) | b.any(1))
+        same = (np.abs((a * b).sum(1)) >= alike(child, source)) | ~(a.any(1) | b.any(1))
         if not same.all():
             return length + int(same.argmin())
         length += step

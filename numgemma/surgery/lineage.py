@@ -92,8 +92,9 @@ def lineage(
     progress: Callable[[int, int], None] = lambda done, total: None,
     base: str | Path | None = None,
 ) -> Lineage:
-    """Where every tensor of the child is from.  Any safetensors checkpoint will do, of whatever model.
+    """Where every tensor of the child is from.  Any checkpoint will do, of whatever model and in whatever format.
 
+    Through codes copies, multiples and moved lines are told, and no mixtures: those need more digits.
     base: what the parents were trained from, if that is known; it may be among them.
     Raises InputError where a file cannot be read or a parent is named twice.
     """

@@ -19,6 +19,7 @@ from numgemma.surgery.sketch import Sketch
 # leave more than matrices: the rounding of values near 1 is large against a spread of a few hundredths.
 LEFT, LEFT_OF_VECTOR = 0.03, 0.2
 LOOSE = 0.25  # of a matrix that no blocks of lines explain either: a copy that was trained on, or is noisy
+CODES = 2.0  # times what a format moves numbers by may be left, where one of both is stored as codes
 WORTH = 0.9  # correlation from which on a fit is tried
 ENOUGH = 8  # different values, at least, before a likeness is looked for
 FOR_BYTES = 4  # different values that make equal bytes no accident
@@ -154,11 +155,12 @@ def relate(child: Sketch, parent: str, source: Sketch, most: float) -> Relation 
     """The child as s times the source, or s times one plus it; None where neither explains it."""
     y, x = child.values, source.values
     scale, plus_one, left = fit(y, x)
-    if left > allowed(child, most) * y.std():
+    moved = math.hypot(child.moved, scale * source.moved)
+    if left > max(allowed(child, most) * y.std(), CODES * moved):
         return None
     kind = "converted" if plus_one else "copy" if scale == 1 else "scaled"
     bits = min(rounding.digits(child), rounding.digits(source))
-    least = rounding.floor(y, (x + plus_one)[:, None], np.array([scale]), bits)
+    least = math.hypot(rounding.floor(y, (x + plus_one)[:, None], np.array([scale]), bits), moved)
     return Relation(kind, parent, source.name, scale, plus_one, error=left / rms(y), floor=least / rms(y))
 
 

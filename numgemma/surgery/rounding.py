@@ -20,7 +20,8 @@ def digits(sketch: Sketch) -> int:
 
 
 def is_float(sketch: Sketch) -> bool:
-    return sketch.dtype.kind not in "iub"
+    """Whether its numbers are told as finely as a mixture needs: no integers, and no codes."""
+    return sketch.dtype.kind not in "iub" and not sketch.moved
 
 
 def rounding(x: np.ndarray, bits: int) -> np.ndarray:

@@ -3,25 +3,32 @@
 A matrix is remembered by all of its rows in a few columns, and by all of its columns in a few rows.  Which few depends
 on the width alone, so two tensors of one width can be compared row by row although their heights differ.  One pass
 over a file makes the sketches of all its tensors; a checkpoint of 16 GB takes about 150 MB.
+
+What is stored as codes is sketched as the numbers that they mean, and remembers how far its format moved these.
 """
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 
-from numgemma.checkpoint import join_files, open_files
+from numgemma.checkpoint import gguf_file, join_files, open_checkpoint, open_files
+from numgemma.incoming import read_object
 from numgemma.opening import resolve
 from numgemma.ops import threads
+from numgemma.weights.packed import Packed, parts_of
+from numgemma.weights.quantised import unpacked
 from numgemma.weights.safetensors import release
 
 FEW = 32  # columns that stand for a row, rows that stand for a column
 SAMPLE = 4096  # values, at most, from all over a tensor
 PIECE = 1 << 24  # bytes read at a time by each thread
+PLAIN = {name: np.dtype(name) for name in ("bfloat16", "float16", "float32")}  # of floats that lie in several tensors
+UNKNOWN = 0.2  # of its size a number may have moved, where the format does not tell its steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +41,8 @@ class Sketch:
     digest: bytes
     rows: np.ndarray  # [R, few]: every row
     columns: np.ndarray  # [few, C]: every column; empty for a vector
-    whole: np.ndarray  # the tensor itself, on disk where it is from a file: for a second look at a part of it
+    whole: np.ndarray | Packed  # the tensor itself, on disk where it is from a file: for a second look at a part of it
+    moved: float = 0.0  # RMS of how far codes lie from the numbers that they were made of; 0 of floats
 
     @property
     def size(self) -> int:
@@ -82,35 +90,52 @@ def some_rows(one: Sketch, most: int, wide: int) -> list[np.ndarray]:
 
     -> at most `most` rows of at most `wide` numbers, of each
     """
-    stack = one.whole.reshape(-1, *one.shape[-2:])
-    chosen = sorted({0, len(stack) // 2, len(stack) - 1})
-    found = [plain(stack[i, :: max(1, stack.shape[1] // most)][:most, :wide]) for i in chosen]
-    release(one.whole)
+    stack = one.whole if len(one.shape) == 3 else [one.whole]
+    chosen = [stack[i] for i in sorted({0, len(stack) // 2, len(stack) - 1})]
+    found = [plain(matrix[:: max(1, len(matrix) // most)][:most, :wide]) for matrix in chosen]
+    let_go(one.whole)
     return found
 
 
-def as_matrix(x: np.ndarray) -> np.ndarray:
-    return x.reshape(-1, x.shape[-1] if x.ndim > 1 else 1)
+def as_matrix(x):
+    if isinstance(x, Packed) and x.ndim > 1:
+        return x.lines()
+    return np.asarray(x).reshape(-1, x.shape[-1] if x.ndim > 1 else 1)
 
 
-def sketch(name: str, x: np.ndarray, progress: Callable[[int], None] = lambda size: None) -> Sketch:
+def sketch(name: str, x: np.ndarray | Packed, progress: Callable[[int], None] = lambda size: None) -> Sketch:
     """One pass over a tensor.  Memory holds one piece of it."""
-    m = as_matrix(x)
+    m, dtype = as_matrix(x), PLAIN.get(x.dtype, np.dtype("f4")) if isinstance(x, Packed) else x.dtype
     if not x.size:
-        return Sketch(name, x.shape, x.dtype, b"", np.empty((0, 1)), np.empty((0, 0)), x)
+        return Sketch(name, x.shape, dtype, b"", np.empty((0, 1)), np.empty((0, 0)), x)
     kept = places(m.shape[1])
-    rows = np.empty((len(m), len(kept)), x.dtype)
+    rows = np.empty((len(m), len(kept)), dtype)
     digest = hashlib.blake2b(digest_size=16)
-    step = max(1, PIECE // (m.shape[1] * x.dtype.itemsize))
+    step = max(1, PIECE // (m.shape[1] * dtype.itemsize))
     for start in range(0, len(m), step):
-        piece = m[start : start + step]
+        piece = m[start : start + step].astype(dtype, copy=False)
         digest.update(piece.reshape(-1).view(np.uint8).data)
-        rows[start : start + step] = bits(piece)[:, kept].view(x.dtype)
-        release(piece)
-        progress(piece.nbytes)
-    columns = m[places(len(m))] if m.shape[1] > 1 else np.empty((0, 1), x.dtype)
-    release(m)  # a page that is touched brings its neighbours along
-    return Sketch(name, x.shape, x.dtype, digest.digest(), rows, columns, x)
+        rows[start : start + step] = bits(piece)[:, kept].view(dtype)
+        let_go(m if isinstance(m, Packed) else piece)
+        progress(x.nbytes * len(piece) // len(m))
+    columns = m[places(len(m))].astype(dtype, copy=False) if m.shape[1] > 1 else np.empty((0, 1), dtype)
+    let_go(m)  # a page that is touched brings its neighbours along
+    return Sketch(name, x.shape, dtype, digest.digest(), rows, columns, x, moved(m))
+
+
+def moved(m) -> float:
+    """How far a format moves the numbers that it stores: rounding by s moves one by s / sqrt(12)."""
+    if not isinstance(m, Packed) or m.dtype in PLAIN:
+        return 0.0
+    some = places(len(m))
+    steps = m.steps(some)
+    sizes = UNKNOWN * plain(m[some]) if steps is None else plain(np.asarray(steps)) / math.sqrt(12)
+    return float(np.sqrt(np.mean(sizes * sizes)))
+
+
+def let_go(x) -> None:
+    for part in parts_of(x):
+        release(part)
 
 
 def bits(x: np.ndarray) -> np.ndarray:
@@ -118,13 +143,23 @@ def bits(x: np.ndarray) -> np.ndarray:
     return x.view(f"u{x.dtype.itemsize}")
 
 
+def stored(path: str | Path) -> Mapping[str, np.ndarray | Packed]:
+    """Short name -> tensor, of a checkpoint of whatever model: codes need the config.json beside them, floats none."""
+    path = resolve(path)
+    if gguf_file(path):
+        return open_checkpoint(path).weights.tensors
+    tensors = join_files(path, open_files(path)).tensors
+    config = (path if path.is_dir() else path.parent) / "config.json"
+    return unpacked(path, tensors, read_object(config, "correct it") if config.exists() else {})
+
+
 def read_sketches(path: str | Path, progress: Callable[[int], None] = lambda size: None) -> dict[str, Sketch]:
     """Short name -> sketch of every tensor of a checkpoint, of whatever model.  Two threads share the work."""
-    weights = join_files(Path(path), open_files(resolve(path)))
-    made = threads.in_turn(lambda name: sketch(name, weights[name], progress), weights, 2)
+    tensors = stored(path)
+    made = threads.in_turn(lambda name: sketch(name, tensors[name], progress), tensors, 2)
     return {one.name: one for one in made}
 
 
 def total_bytes(path: str | Path) -> int:
     """Of all tensors of a checkpoint."""
-    return sum(file.tensors[name].nbytes for file in open_files(resolve(path)).values() for name in file.tensors)
+    return sum(tensor.nbytes for tensor in stored(path).values())

@@ -17,6 +17,6 @@ def claims(leaves) -> bool:
 def read(where, leaves, settings) -> Packed:
     """One module's weight: blocks as large as the config says."""
     scale = leaves["weight_scale_inv"]
-    blocks = scale.ndim == 2 and scale.shape[1] > 1
+    blocks = scale.ndim == 2 and (scale.shape[1] > 1 or len(scale) not in (1, len(leaves["weight"])))
     size = settings.get("weight_block_size", (128, 128))
     return scaled(where, leaves["weight"], scale, size if blocks and is_block(size) else None)

@@ -69,6 +69,10 @@ class Packed:
             raise IndexError(f"rows {ids} of a matrix of {len(self)}")
         return self.decode(self.first + ids.reshape(-1)).reshape(*ids.shape, self.shape[1])
 
+    def lines(self):
+        """A stack of matrices as one, E O I -> EO I; a matrix as it is."""
+        return replace(self, shape=(math.prod(self.shape[:-1]), self.shape[-1]))
+
     def columns(self, rows, some):
         """The matrix with some of its columns; all rows."""
         if rows != slice(None) or self.ndim != 2:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from numgemma.debug.blame.budget import Clock, OutOfTime
-from numgemma.debug.blame.emulate import PROVEN, Emulation, own_arithmetic
+from numgemma.debug.blame.emulate import PROVEN, Emulation, answered, own_arithmetic
 from numgemma.debug.blame.replay import Replay, counted, precision_of, replay
 from numgemma.debug.blame.whatif import WhatIf, whatif
 from numgemma.debug.compare.diff import diff, verdict
@@ -162,8 +162,9 @@ def examined(asked: Asked, visit: Visit) -> Diagnosis:
     checked = visit.do("precheck", lambda: precheck(truth, asked.dump), told_of_precheck)
     if checked is not None and not checked.comparable:
         return Diagnosis(kind=DUMP, says=not_what_it_seems(checked.reason), truth=truth)
+    own: Emulation | None = None
     if rounding_of(asked.precision):
-        own = visit.do("emulation", lambda: asked.own_arithmetic(visit), lambda e: e.verdict)
+        own = visit.do("emulation", lambda: asked.own_arithmetic(visit), told_of_emulation)
         if own is not None and own.state == PROVEN:
             found = diff(own.record, as_run(asked.dump, precision=dtype_of(asked.precision).name))
             if found.verdict == "same":  # what could not be compared is no proof
@@ -178,12 +179,17 @@ def examined(asked: Asked, visit: Visit) -> Diagnosis:
         return replace(known, kind=DUMP)
     if found.verdict == "same":
         return all_is_well(known)
-    return blamed(asked, visit, known, floor)
+    with answered(own):
+        return blamed(asked, visit, known, floor)
 
 
 def told_of_precheck(found) -> str:
     off = [f.says for f in found.findings if f.state == "differs"]
     return found.reason or ("; ".join(off[:2]) if off else "nothing speaks against comparing")
+
+
+def told_of_emulation(found) -> str:
+    return found.verdict if found else "no point that a run of that arithmetic could be held to"
 
 
 def not_what_it_seems(reason) -> str:
