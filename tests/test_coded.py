@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from numgemma.ops import coded, definitions, threads, twins
+from numgemma.ops import coded, columns, definitions, threads, twins
 from numgemma.weights.gguf import tensor
 from numgemma.weights.quantised import unpacked
 
@@ -38,8 +38,31 @@ def mlx(O, I, group, scale, seed=0):
     return unpacked("f", leaves, {"quantization": {"group_size": group, "bits": 4}})["m.weight"]
 
 
+def asymmetric(O, I, group, scale, seed=0):
+    """compressed-tensors' codes with zero points, which lie along the rows."""
+    rng = np.random.default_rng(seed)
+    words, zeros = (rng.integers(-(2**31), 2**31, n).astype(np.int32) for n in ((O, I // 8), (-(-O // 8), I // group)))
+    leaves = {"m.weight_packed": words, "m.weight_scale": rng.normal(0, 0.01, (O, I // group)).astype(scale)}
+    leaves |= {"m.weight_zero_point": zeros, "m.weight_shape": np.array([O, I])}
+    return unpacked("f", leaves, {"quantization_config": {"quant_method": "compressed-tensors"}})["m.weight"]
+
+
+def transposed(kind, O, I, group, scale, seed=0, order=None):
+    """Random words of GPTQ or AWQ."""
+    rng = np.random.default_rng(seed)
+    shapes = ((I // 8, O), (I // group, O // 8)) if kind == "gptq" else ((I, O // 8), (I // group, O // 8))
+    words, zeros = (rng.integers(-(2**31), 2**31, n).astype(np.int32) for n in shapes)
+    leaves = {"m.qweight": words, "m.qzeros": zeros, "m.scales": rng.normal(0, 0.01, (I // group, O)).astype(scale)}
+    if kind == "gptq":
+        leaves["m.g_idx"] = (np.arange(I) // group if order is None else order).astype(np.int32)
+    return unpacked("f", leaves, {"quantization_config": {"bits": 4}})["m.weight"]
+
+
 MATRICES = {kind: lambda kind=kind: blocks(kind, (37, 768)) for kind in TYPES}
-for make in (compressed, mlx):
+for kind in ("gptq", "awq"):
+    MATRICES[kind] = lambda kind=kind: transposed(kind, 40, 768, 64, np.float16)
+    MATRICES[f"{kind} wider than a tile"] = lambda kind=kind: transposed(kind, 2088, 768, 128, ml_dtypes.bfloat16)
+for make in (compressed, asymmetric, mlx):
     for scale in (np.float32, np.float16, ml_dtypes.bfloat16):
         MATRICES[f"{make.__name__} {np.dtype(scale)}"] = lambda make=make, scale=scale: make(37, 768, 64, scale)
 
@@ -77,10 +100,13 @@ def test_of_a_stack_each_matrix_is_multiplied_by_its_own_rows(kind):
         assert_near(coded.times(x, matrix), x, matrix)
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "mlx bfloat16"])
+@pytest.mark.parametrize(
+    "name", ["Q4_K", "mlx bfloat16", "asymmetric float16", *(name for name in MATRICES if "wider" in name)]
+)
 def test_any_number_of_threads_gives_the_same_bits(name, monkeypatch):
     w, x = MATRICES[name](), np.random.default_rng(1).normal(size=768).astype(np.float32)
-    monkeypatch.setattr(coded, "SHARE", 1)
+    for file in (coded, columns):
+        monkeypatch.setattr(file, "SHARE", 1)
     found = set()
     for count in (1, 2, 5):
         monkeypatch.setattr(threads, "allowed", lambda count=count: count)
@@ -96,3 +122,10 @@ def test_what_is_not_the_file_s_own_codes_any_more_is_decoded():
     x[3] = np.inf
     assert coded.times(x, w) is None
     assert not np.isfinite(twins.linear(x[None], w)).any()
+
+
+def test_columns_whose_groups_stand_in_an_order_of_their_own_are_decoded():
+    order = np.random.default_rng(0).permutation(768) // 64
+    w, x = transposed("gptq", 40, 768, 64, np.float16, order=order), np.ones(768, np.float32)
+    assert coded.times(x, w) is None
+    np.testing.assert_allclose(twins.linear(x[None], w)[0], np.asarray(w).sum(1), rtol=1e-4, atol=1e-4)

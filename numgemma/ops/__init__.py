@@ -20,6 +20,7 @@ context that makes it, and so in one thread; each call looks it up, which costs 
     lanes        thirty-two numbers at once, as a value in a kernel
     blocks       one token's product with GGUF's blocks of codes
     relay        a matrix times one row, by threads that stay awake
+    columns      one token's product with codes that lie transposed
     coded        one token's product with any codes of a few bits
     twins        the slow operations once more, on those loops
 """

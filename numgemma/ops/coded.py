@@ -12,9 +12,10 @@ from functools import partial
 
 import numpy as np
 
-from numgemma.ops import blocks, relay
+from numgemma.ops import blocks, columns, relay
+from numgemma.ops.columns import as_float
 from numgemma.ops.compiled import kernel
-from numgemma.ops.kernels import PLAIN, SUMS, number
+from numgemma.ops.kernels import SUMS, number
 from numgemma.ops.threads import in_shares
 
 SHARE = 1 << 16  # numbers of a matrix that are worth waking a thread for
@@ -23,7 +24,7 @@ SHARE = 1 << 16  # numbers of a matrix that are worth waking a thread for
 def times(x, w):
     """W x, or None where no kernel knows how W lies.  x: I, float32   w: Packed, O I  ->  O"""
     kind, *arrays = w.raw or ("",)
-    known = kind in KERNELS or kind in blocks.KERNELS
+    known = kind in KERNELS or kind in blocks.KERNELS or kind in columns.KERNELS
     if not known or not np.isfinite(x).all():  # infinity would meet its like in the two sums
         return None
     y = np.empty(len(w), np.float32)
@@ -31,6 +32,8 @@ def times(x, w):
     rows = codes[w.first : w.first + len(w)]
     if kind in blocks.KERNELS:
         relay.times_codes(kind, rows, x, x.reshape(-1, blocks.SIXTEEN).sum(1, dtype=np.float32), y)
+    elif kind in columns.KERNELS:
+        columns.times(kind, (codes, *scales), x, y)
     else:
         share = partial(KERNELS[kind], rows, *scales, *by_groups(x, len(scales[0][0])), y)
         in_shares(share, len(w), max(1, SHARE // len(x)))
@@ -48,12 +51,6 @@ def as_bits(x):
     x = x.view(kinds.get(x.dtype.name, x.dtype))
     x.flags.writeable = False
     return x
-
-
-@kernel(PLAIN)
-def as_float(code):
-    """By way of 32 bits: numba's own whole numbers have 64, which no processor makes floats in many lanes at once."""
-    return np.float32(np.int32(code))
 
 
 @kernel(SUMS)
@@ -82,6 +79,19 @@ def centred(codes, scales, centre, pairs, sums, y, first, end):
 
 
 @kernel(SUMS)
+def zeroed(codes, scales, zeros, pairs, sums, y, first, end):
+    """w = (q - z) s"""
+    (even, odd), width = (pairs[0], pairs[1]), pairs.shape[1] // len(sums)
+    for o in range(first, end):
+        total = np.float32(0)
+        for g in range(len(sums)):
+            at = slice(g * width, (g + 1) * width)
+            s = of_nibbles(codes[o, at], even[at], odd[at])
+            total += number(scales[o, g]) * (s - zeros[o, g] * sums[g])
+        y[o] = total
+
+
+@kernel(SUMS)
 def biased(codes, scales, biases, pairs, sums, y, first, end):
     """w = q s + b"""
     (even, odd), width = (pairs[0], pairs[1]), pairs.shape[1] // len(sums)
@@ -94,4 +104,4 @@ def biased(codes, scales, biases, pairs, sums, y, first, end):
         y[o] = total
 
 
-KERNELS = {"centred": centred, "biased": biased}
+KERNELS = {"centred": centred, "zeroed": zeroed, "biased": biased}

@@ -96,8 +96,10 @@ def integers(where, leaves, bits):
         return s[:, order] if order is not None else spread(s, I)
 
     parts = tuple(leaves[name] for name in ("weight_packed", "weight_scale", "weight_zero_point") if name in leaves)
-    by_groups = bits == 4 and z is None and order is None and I % (2 * scale.shape[1]) == 0
-    raw = ("centred", as_nibbles(packed, I), scale, np.array([half], np.float32)) if by_groups else ()
+    raw: tuple = ()
+    if bits == 4 and order is None and I % (2 * groups) == 0:
+        kind, centre = ("centred", np.array([half], np.float32)) if z is None else ("zeroed", z + half)
+        raw = (kind, as_nibbles(packed, I), scale, centre)
     return Packed((O, I), f"int{bits}", decode, parts, step, raw=raw)
 
 

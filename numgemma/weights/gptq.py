@@ -48,7 +48,8 @@ def read_awq(where, leaves, I, O):
     def step(at):
         return np.abs(scales[:, np.arange(O)[at]].astype(np.float32)[group].T)
 
-    return Packed((O, I), "awq-int4", decode, (words, zeros, scales), step)
+    raw = ("awq", words, scales, zeros) if I % (4 * len(scales)) == 0 else ()
+    return Packed((O, I), "awq-int4", decode, (words, zeros, scales), step, raw=raw)
 
 
 def read_gptq(where, leaves, settings, O):
@@ -68,7 +69,9 @@ def read_gptq(where, leaves, settings, O):
     def step(at):
         return np.abs(scales[:, at].astype(np.float32).T[:, order])
 
-    return Packed((O, I), f"gptq-int{bits}", decode, (words, zeros, scales), step)
+    in_turn = I % (8 * len(scales)) == 0 and (order == np.arange(I) // (I // len(scales))).all()
+    raw = ("gptq", words, scales, z.astype(np.float32)) if bits == 4 and in_turn else ()
+    return Packed((O, I), f"gptq-int{bits}", decode, (words, zeros, scales), step, raw=raw)
 
 
 def zero_points(codes, bits, settings):
