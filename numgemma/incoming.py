@@ -125,12 +125,17 @@ def pattern_of(pattern: str, what: str) -> re.Pattern[str]:
 
 @contextmanager
 def by_library(sentence: str, advice: str):
-    """What a library raises on a file that is not of its format: anything at all, which becomes one sentence."""
+    """What a library raises on a file that is not of its format: anything at all, which becomes one sentence.
+
+    A library in Rust may panic, and that is no Exception: it would pass through all that answers one.
+    """
     try:
         yield
     except InputError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # Ctrl-C, and the like
         raise InputError(f"{sentence} ({first_line(error)}); {advice}.") from None
 
 

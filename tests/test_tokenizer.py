@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tiny_tokenizer
@@ -190,6 +191,36 @@ def test_a_missing_tokenizer_is_one_sentence(tmp_path):
 def test_half_a_surrogate_pair_is_one_sentence(gemma):
     with pytest.raises(InputError, match="lone surrogates"):
         gemma.encode("a\ud800b")
+
+
+# -- what the library does not survive
+
+
+def test_a_prefix_of_pieces_is_refused_before_the_library_panics_on_it(tmp_path):
+    table = json.loads((BUNDLED.folder / "tokenizer.json").read_text())
+    table["model"]["continuing_subword_prefix"] = "abc"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table))
+    with pytest.raises(InputError, match=r"tokenizer.json: is no tokenizer.json \(its pieces have a prefix\); copy it"):
+        open_tokenizer(tmp_path)
+
+
+def test_a_panic_of_the_library_is_one_sentence_and_an_interrupt_stays_one(monkeypatch):
+    class PanicException(BaseException):
+        """As pyo3_runtime's: no Exception."""
+
+    def failing(error):
+        def encode(text, add_special_tokens):
+            raise error
+
+        return SimpleNamespace(encode=encode)
+
+    tokenizer = open_tokenizer(BUNDLED.folder)
+    monkeypatch.setattr(tokenizer, "rust", failing(PanicException("slice index starts at 3 but ends at 1")))
+    with pytest.raises(InputError, match=r"fails on a text \(slice index starts at 3 but ends at 1\); copy it"):
+        tokenizer.encode("x")
+    monkeypatch.setattr(tokenizer, "rust", failing(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.encode("x")
 
 
 # -- long words -------------------------------------------------------------------------------------------------------

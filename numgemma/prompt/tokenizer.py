@@ -11,6 +11,7 @@ from numgemma.prompt.bytelevel import ByteLevel
 from numgemma.prompt.chat import render_chat
 
 HALF = "�"  # what stands for bytes that are no whole character
+PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')  # no Gemma has one; `tokenizers` panics on a wrong one
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # a token that stands for one byte
 
 
@@ -40,10 +41,11 @@ class Tokenizer:
         return self.encode_rendered(render_chat(self.folder, messages, **choices))
 
     def ids(self, text, add_special_tokens):
-        try:
-            return self.rust.encode(text, add_special_tokens=add_special_tokens).ids
-        except TypeError:
-            raise InputError("A text to tokenise should be a str without lone surrogates; remove them.") from None
+        with by_library(f"{self.folder}/tokenizer.json: fails on a text", "copy it from the model's repository"):
+            try:
+                return self.rust.encode(text, add_special_tokens=add_special_tokens).ids
+            except TypeError:
+                raise InputError("A text to tokenise should be a str without lone surrogates; remove them.") from None
 
     def decode(self, ids, special=False) -> str:
         """The text of token ids; special: with <bos>, <turn|> and the like."""
@@ -66,6 +68,8 @@ def opened(raw: bytes, path):
         from tokenizers import Tokenizer as Rust
     except ModuleNotFoundError:
         return ByteLevel(raw, path)
+    if PREFIX.search(raw):
+        raise ValueError("its pieces have a prefix")
     rust = Rust.from_buffer(raw)
     rust.no_truncation()  # what training left in the file would cut a prompt in silence
     rust.no_padding()
