@@ -65,8 +65,8 @@ class Writer:
             if victims and process.poll() is None:
                 os.kill(victims[(worker or 0) % len(victims)], number)
         try:
-            wait = GONE + (4 * self.seconds if worker is not None else 0)
-            said = process.communicate(timeout=wait if number else None)[1]  # all that it has begun hold that pipe
+            wait = GONE + 4 * self.seconds if number else None
+            said = process.communicate(timeout=wait)[1]  # all that it has begun hold that pipe
         except subprocess.TimeoutExpired:
             for pid in (*workers(process.pid), process.pid):
                 with contextlib.suppress(ProcessLookupError):
@@ -144,6 +144,7 @@ def run(kills, seed, chosen, told=lambda line: None):
 
 
 def main(asked):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has its background jobs ignore
     numbers = [int(word) for word in asked if word.isdigit()]
     kills = numbers[0] if numbers else 200
     seed = numbers[1] if len(numbers) > 1 else random.randrange(10**6)
