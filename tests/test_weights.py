@@ -232,8 +232,11 @@ def spoiled(leaves, rng):
 def test_leaves_that_do_not_fit_each_other_are_refused_before_a_row_is_asked_for(name):
     """What is not refused decodes as a whole, each row by itself too."""
     sound, refused, usual = (SOUND | MADE)[name], [], {"num_bits": 4, "sym": False}
-    for seed in range(150):
-        leaves = spoiled(sound, random.Random(f"{name} {seed}"))
+    for seed in range(250):
+        rng = random.Random(f"{name} {seed}")
+        leaves = spoiled(sound, rng)
+        if seed % 3 == 0 and leaves:
+            leaves = spoiled(leaves, rng)
         try:
             with np.errstate(all="ignore"):
                 found = unpacked("f", leaves, {"quantization_config": SETTINGS.get(name, usual)})
@@ -242,7 +245,7 @@ def test_leaves_that_do_not_fit_each_other_are_refused_before_a_row_is_asked_for
             continue
         for w in (w for w in found.values() if isinstance(w, Packed)):
             with np.errstate(all="ignore"):
-                assert w[:].shape == w.shape
+                assert np.asarray(w).shape == w.shape
                 assert w[-1].shape == w.shape[1:]
                 w.steps(slice(None))
     assert len(refused) > 30

@@ -16,6 +16,7 @@ from numgemma.errors import InputError
 from numgemma.weights.packed import Packed, agree
 
 STATE = "weight.quant_state.bitsandbytes__"
+TABLES = {"weight.quant_map", "weight.absmax"}
 UNREAD = ("weight_format",)
 
 
@@ -25,6 +26,7 @@ def claims(leaves) -> bool:
 
 def read(where, leaves, settings) -> Packed:
     """One module's weight."""
+    agree(where, "weight" in leaves)
     if "SCB" in leaves:
         q, scale = leaves["weight"], leaves["SCB"]
         agree(where, q.dtype == np.int8, q.ndim == 2, scale.shape == q.shape[:1])
@@ -61,7 +63,7 @@ def read_state(where, leaves):
         state = json.loads(found[0].tobytes())
         good = len(state["shape"]) == 2 and all(type(n) is int and n > 0 for n in [*state["shape"], state["blocksize"]])
         kind = state["quant_type"] in ("nf4", "fp4")
-        if not good or not kind or math.prod(state["shape"]) >= 2**62 or "weight.quant_map" not in leaves:
+        if not good or not kind or math.prod(state["shape"]) >= 2**62 or not leaves.keys() >= TABLES:
             raise ValueError
     except (IndexError, ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{where}: has no readable quantisation state beside its codes; save it again.") from None

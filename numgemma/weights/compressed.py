@@ -33,6 +33,7 @@ def claims(leaves) -> bool:
 def read(where, leaves, settings) -> Packed:
     """One module's weight.  leaves: leaf -> array; settings: the file's quantization_config"""
     packed = leaves.get("weight_packed", leaves.get("weight"))
+    agree(where, "weight_scale" in leaves, packed.ndim == 2)
     if packed.dtype == np.uint8:
         return fp4(where, leaves, packed)
     if "weight_packed" in leaves:
@@ -81,7 +82,8 @@ def integers(where, leaves, bits):
     half, zeros, order = 2 ** (bits - 1), leaves.get("weight_zero_point"), leaves.get("weight_g_idx")
     groups = scale.shape[-1]
     agree(where, packed.dtype in (np.int32, np.uint32), scale.ndim == 2, order is None or is_order(order, I, groups))
-    agree(where, zeros is None or zeros.shape == (-(-O * bits // 32), groups))
+    if zeros is not None:
+        agree(where, zeros.dtype in (np.int32, np.uint32), zeros.shape == (-(-O * bits // 32), groups))
     z = None if zeros is None else (stream(zeros.T, bits, O).T - half).astype(np.float32)  # packed along O
 
     def decode(at):
@@ -113,6 +115,7 @@ def scaled(where, q, scale, block) -> Packed:
 
     block: rows and columns that share a scale, where somebody says so; else what the shapes imply.
     """
+    agree(where, q.ndim == 2)
     (O, I), s = q.shape, scale.reshape(len(scale) if scale.ndim else 1, -1)
     tall, wide = block or (-(-O // len(s)), -(-I // s.shape[1]))
     rows_alone = s.shape[1] == 1 and len(s) in (1, O)

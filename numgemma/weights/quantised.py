@@ -11,7 +11,6 @@ from typing import Any
 
 from numgemma.config import section
 from numgemma.errors import InputError
-from numgemma.incoming import by_library
 from numgemma.weights import bnb, compressed, fp8, gptq, mlx, mobile
 from numgemma.weights.packed import Packed, agree, format_of, joined, stacked
 
@@ -51,8 +50,7 @@ def unpacked(path, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> dic
     for module, leaves in modules.items():
         found |= decoded(path, module, leaves, of_module(settings, module))
     for module, leaves in stacks.items():
-        with by_library(f"{path}: {module}: its codes cannot be read", ORIGINAL):
-            found[module] = of_experts(f"{path}: {module}", leaves, of_module(settings, module))
+        found[module] = of_experts(f"{path}: {module}", leaves, of_module(settings, module))
     found = with_experts(path, found)
     return {name: found[name] for name in tensors if name in found} | found  # in the file's order
 
@@ -70,8 +68,7 @@ def decoded(path, module, leaves, settings):
         if form.claims(leaves):
             check_shapes(where, leaves)
             bias = {f"{module}.bias": leaves["bias"]} if "bias" in leaves else {}
-            with by_library(f"{where}: its codes cannot be read", ORIGINAL):
-                return {f"{module}.weight": form.read(where, leaves, settings)} | bias
+            return {f"{module}.weight": form.read(where, leaves, settings)} | bias
     weight = leaves.get("weight")
     if weight is not None and (weight.dtype.kind in "iu" or weight.dtype.itemsize == 1):
         raise InputError(
@@ -92,7 +89,8 @@ UNREAD = frozenset(name for form in FORMATS for name in form.UNREAD)
 
 def check_shapes(where, leaves):
     """Codes and scales have axes at all: what they are to each other the format checks."""
-    least = {"weight": 2, "weight_packed": 2, "qweight": 2, "qzeros": 2, "scales": 2, "biases": 2, "weight_scale": 0}
+    least = {"weight": 2, "weight_packed": 2, "qweight": 2, "qzeros": 2, "scales": 2, "biases": 2}
+    least |= {"weight_scale": 0, "weight_scale_inv": 0}
     for leaf, axes in least.items():
         if leaf in leaves and (leaves[leaf].size == 0 or leaves[leaf].ndim < axes):
             raise InputError(f"{where}.{leaf} has the shape {list(leaves[leaf].shape)}; download it again.")
