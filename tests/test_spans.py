@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import tiny
 
+import numgemma
 from numgemma.debug.blame.other import alongside
 from numgemma.debug.blame.replay import subject_of
-from numgemma.debug.blame.spans import in_words
+from numgemma.debug.blame.spans import in_words, numbered
 from numgemma.debug.blame.whatif import whatif
-from numgemma.debug.faults import CATALOGUE, applied
+from numgemma.debug.faults import CATALOGUE, applied, swapped
 from numgemma.dump import Dump
 from numgemma.errors import InputError
-from numgemma.prompt.media import NO_MEDIA
+from numgemma.prompt.media import NO_MEDIA, read_media
 from numgemma.trace import Recorder
 
 TOKENS = 18
@@ -231,3 +232,51 @@ def test_a_sequence_that_is_no_other_is_refused(models):
         dump = models["dense"].record(ids)
     with pytest.raises(InputError, match="the beginning of the dump's own"):
         whatif(models["dense"], dump, other=ids[:5])
+
+
+# -- one of several pictures, and chunks whose first token is right by chance
+
+
+@pytest.mark.parametrize("fault", ["V04"])
+def test_a_fault_of_one_picture_is_named_with_its_tokens(multimodal_folders, fault):
+    """Right at the first of two, wrong at the second: a position that is counted on, a buffer that is not reset."""
+    model = numgemma.load(multimodal_folders["26b"])
+    ids, arrays = tiny.multimodal_prompt("26b")
+    media = read_media(arrays)
+
+    def see(original, suffix):
+        with applied(model, fault) if suffix == "@1" else nullcontext():
+            return original()
+
+    with swapped("families.gemma4.multimodal.see", see):
+        dump = model.record(ids, MODULES, media=media)
+    picture = [span for span in dump.meta["media"] if span["kind"] == "image"][1]
+    first, last = picture["first"], picture["first"] + picture["count"] - 1
+    found = whatif(model, dump, media=media)
+    best = found.candidates[0]
+    assert (best.faults, best.explains, best.breaks) == ((fault,), best.of, 0)
+    assert best.tokens == tuple(range(first, last + 1))
+    assert f"at the image of tokens {first} to {last} alone" in found.verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("vision_tower@1.patch_embedder.input_proj", "vision@1"),
+        ("embed_vision@0.embedding_projection", "vision@0"),
+        ("encoder.audio_tower@2.out", "audio@2"),
+        ("vision_tower.patch_embedder.input_proj", ""),
+        ("layers.1.out", ""),
+    ],
+)
+def test_a_point_of_one_of_several_pictures_has_its_number(name, number):
+    assert numbered(name) == number
+
+
+@pytest.mark.parametrize("fault", ["T20"])
+def test_a_chunk_whose_first_token_is_right_by_chance_is_found(models, fault):
+    """A window that is too long: the first query of a chunk finds no older key in the cache, and so is right."""
+    model, ids = models["dense"], tiny.prompt(tiny.DENSE, TOKENS).tolist()
+    best = whatif(model, run_in_parts(model, ids, CHUNK, fault)).candidates[0]
+    assert (best.faults, best.explains, best.breaks) == ((fault,), best.of, 0)
+    assert best.tokens == tuple(range(6, 12))

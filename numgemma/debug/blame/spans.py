@@ -60,6 +60,23 @@ def errors_of_tokens(subject: Rerun, base: Local, name):
     return np.sqrt((d * d).sum(others) / np.maximum(metrics.token_sizes((x * x).sum(others)), 1e-300))
 
 
+def numbered(name) -> str:
+    """Which of several pictures or sounds a point of a tower is of: "vision@1", "audio@0"; "" where there is one."""
+    found = re.match(r"(?:\w+\.)?(?:embed_)?(vision|audio)\w*(@\d+)\.", name)
+    return found[1] + found[2] if found else ""
+
+
+def tokens_of(some: Iterable[str], dump) -> tuple[int, ...]:
+    """The tokens that stand for one picture or sound, by `numbered`; () for more of them, or where it is not said."""
+    (kind, _, number), *more = (which.partition("@") for which in some)
+    kinds = ("audio",) if kind == "audio" else ("image", "video")
+    spans = [span for k in kinds for span in dump.meta.get("media") or () if span.get("kind") == k]
+    if more or int(number) >= len(spans):
+        return ()
+    first, count = (int(spans[int(number)][key]) for key in ("first", "count"))
+    return tuple(range(first, first + count))
+
+
 def closed(tokens: tuple[int, ...]) -> tuple[int, ...]:
     """All from the first of them to the last: a row in between may be right by chance, as where nothing is masked."""
     return tuple(range(tokens[0], tokens[-1] + 1)) if len(tokens) > 1 else tokens

@@ -16,7 +16,7 @@ from numgemma.debug.blame.limits import size_of
 from numgemma.debug.blame.one_step import HEAD, RUNS, TOWERS, Local, Rerun, again, layers_of
 from numgemma.debug.blame.other import in_noisy_parts, reads_other
 from numgemma.debug.blame.replay import Step
-from numgemma.debug.blame.spans import closed, mixed, parts, until, wrong_tokens
+from numgemma.debug.blame.spans import closed, mixed, numbered, parts, tokens_of, until, wrong_tokens
 from numgemma.debug.compare.scoring import NOISE_TO, SUSPECT_TO
 from numgemma.debug.faults import CATALOGUE, Fault, applied
 from numgemma.debug.faults.sequences import KNOWN
@@ -103,6 +103,7 @@ class Trial:
         first = wrong_tokens(self.subject, self.base, limits.keys() & {step.name}, limits)
         spans = {closed(t): None for t in (every, first) if t} | {t: None for t in (every, first) if t}
         spans |= {(*t, t[-1] + 1): None for t in list(spans)[:1] if t[-1] + 1 < len(self.subject.ids)}  # a mask's last
+        spans |= {(t[0] - 1, *t): None for t in list(spans)[:1] if t[0] > 0}  # its first, right by chance
         for tokens in spans:
             found = (self.on_span(fault, step, tokens, limits) for fault in self.possible_later(step))
             fits = False
@@ -154,6 +155,16 @@ class Trial:
         """Faults that fix a step, wherever they can act."""
         tried = (self.tried([fault], step) for fault in self.possible(step))
         return (self.everywhere(o.faults) for o in tried if self.fixes(o, step))
+
+    def of_one_picture(self, found: list[Outcome]) -> Iterator[Outcome]:
+        """Faults that fix all, if they act on some of several pictures or sounds alone: those with bad steps."""
+        hit = {numbered(step.name) for step in self.bad} - {""}
+        for outcome in [o for o in found if hit and not o.tokens and self.breaks(o)]:
+            left = {
+                name: self.left(self.base, name, self.base.errors[name]) if numbered(name) not in {*hit, ""} else size
+                for name, size in outcome.left.items()
+            }
+            yield replace(outcome, left=left, tokens=tokens_of(sorted(hit), self.subject.dump))
 
     def in_some_layers(self, step) -> Iterator[Outcome]:
         """Faults that fix a step over several layers, if they act in those of one kind, or in one of them."""

@@ -133,6 +133,7 @@ def searched(trial: Trial, outcomes: list[Outcome]) -> tuple[str, ...]:
     ways = {"faults of the other sequence's rows": lambda: trial.borrowed(first)} if trial.other else {}
     ways |= {
         f"each of {len(trial.possible(first))} faults that can show at {first.name}": lambda: trial.singles(first),
+        "faults of one picture or sound alone": lambda: trial.of_one_picture(list(outcomes)),
         "faults of some tokens alone": lambda: trial.spanned(first),
         "faults of one layer, or one kind of layer": lambda: trial.in_some_layers(first),
         "a fault of its own in each layer": trial.apart,
