@@ -33,7 +33,7 @@ def recipes():
 
 def test_every_recipe_compiles_and_is_short():
     found = recipes()
-    assert len(found) == 5
+    assert len(found) == 7
     for name, text in found.items():
         ast.parse(text)
         assert text.count("\n") <= 14, name
@@ -41,7 +41,7 @@ def test_every_recipe_compiles_and_is_short():
 
 def test_the_sections_name_every_engine():
     text = PAGE.read_text()
-    for engine in ("vLLM", "sglang", "llama.cpp", "MLX", "JAX"):
+    for engine in ("TransformerLens", "nnsight", "vLLM", "sglang", "llama.cpp", "MLX", "JAX"):
         assert re.search(rf"^## .*{re.escape(engine)}", text, re.MULTILINE), engine
 
 

@@ -25,6 +25,7 @@ from numgemma.debug.measure.precision import TOLERANCES
 from numgemma.debug.noise.floor import Floor, Noise, measure_floor
 from numgemma.debug.readers import read_any, summary
 from numgemma.debug.readers.names import axes_of, ours
+from numgemma.debug.readers.tensors import named_tensors
 from numgemma.dump import Dump
 from numgemma.errors import InputError
 
@@ -409,6 +410,49 @@ def test_layers_of_the_max_recipe_are_layer_outputs(models, tmp_path):
     dump = read_any(tmp_path, map="max")
     assert list(dump) == list(reference)
     assert dump.meta["ids"] == [0, 9, 8, 7]
+
+
+LENS = {
+    "self_attn.q_proj": "attn.q",
+    "self_attn.k_norm": "attn.k_norm",
+    "self_attn.o_proj": "attn.o",
+    "input_layernorm": "ln1",
+    "post_attention_layernorm": "ln1_post",
+    "pre_feedforward_layernorm": "ln2",
+    "mlp.up_proj": "mlp.in",
+    "mlp.down_proj": "mlp.out",
+    "post_feedforward_layernorm": "ln2_post",
+}
+
+
+def test_a_cache_of_transformerlens_is_read_without_a_map(models, tmp_path):
+    reference = models["ple"].record([0, 9, 8, 7])
+    theirs = {"embed.hook_out": "embed_tokens", "ln_final.hook_out": "norm", "unembed.hook_out": "lm_head"}
+    for i in range(len(models["ple"].outline.layers)):
+        there = {point: f"{name}.hook_out" for point, name in LENS.items() if f"layers.{i}.{point}" in reference}
+        theirs |= {f"blocks.{i}.{name}": f"layers.{i}.{point}" for point, name in (there | {"out": "hook_out"}).items()}
+    arrays = {name: reference[point][None] for name, point in theirs.items()}
+    joined = {n: x.reshape(*x.shape[:2], -1) if n.endswith("attn.q.hook_out") else x for n, x in arrays.items()}
+    others = {"blocks.0.attn.hook_pattern": np.zeros((1, 2, 4, 4)), "blocks.0.hook_in": arrays["embed.hook_out"]}
+    np.savez(tmp_path / "lens.npz", input_ids=[0, 9, 8, 7], **joined, **others)
+    dump = read_any(tmp_path / "lens.npz", config=models["ple"].outline)
+    assert set(dump) == set(theirs.values())
+    assert dump.meta["ids"] == [0, 9, 8, 7]
+    for name in dump:
+        assert np.array_equal(dump[name], reference[name]), name
+        assert dump.axes[name] == reference.axes[name]
+
+
+def test_a_cache_of_nnsight_is_read_by_its_outputs(models):
+    reference = models["ple"].record([0, 9, 8, 7], ["layers.0.*", "norm"])
+    entries = {f"model.model.{name.removesuffix('.out')}": x[None] for name, x in reference.items()}
+    value = {name: {"inputs": [[x * 2], {}], "output": x} for name, x in entries.items()}
+    value["model.model.layers.0"]["output"] = [reference["layers.0.out"][None], None]  # a module that returned a tuple
+    found = dict(named_tensors(Path("cache.pt"), value | {"input_ids": np.array([0, 9, 8, 7])}))
+    assert set(found) == {*entries, "input_ids"}
+    for name in entries:
+        assert np.array_equal(found[name], entries[name])
+        assert ours(name) in reference
 
 
 def test_bfloat16_survives_npy(tmp_path):

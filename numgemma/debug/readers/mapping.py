@@ -44,8 +44,42 @@ PRESETS = {
         }.items()
         for call in (".__call__", "")
     },
+    # a cache of TransformerLens' bridge to Transformers; left out is what it calls otherwise than the module computes
+    "transformerlens": {
+        f"{theirs}.hook_out": ours
+        for theirs, ours in {
+            "embed": "embed_tokens",
+            "blocks.{i}": "layers.{i}.out",
+            "blocks.{i}.ln1": "layers.{i}.input_layernorm",
+            "blocks.{i}.attn.q": "layers.{i}.self_attn.q_proj",
+            "blocks.{i}.attn.k": "layers.{i}.self_attn.k_proj",
+            "blocks.{i}.attn.v": "layers.{i}.self_attn.v_proj",
+            "blocks.{i}.attn.q_norm": "layers.{i}.self_attn.q_norm",
+            "blocks.{i}.attn.k_norm": "layers.{i}.self_attn.k_norm",
+            "blocks.{i}.attn.v_norm": "layers.{i}.self_attn.v_norm",
+            "blocks.{i}.attn.o": "layers.{i}.self_attn.o_proj",
+            "blocks.{i}.ln1_post": "layers.{i}.post_attention_layernorm",
+            "blocks.{i}.ln2": "layers.{i}.pre_feedforward_layernorm",
+            "blocks.{i}.mlp.gate": "layers.{i}.mlp.gate_proj",
+            "blocks.{i}.mlp.in": "layers.{i}.mlp.up_proj",
+            "blocks.{i}.mlp.out": "layers.{i}.mlp.down_proj",
+            "blocks.{i}.ln2_post_moe_1": "layers.{i}.post_feedforward_layernorm_1",
+            "blocks.{i}.ln2_pre_moe_2": "layers.{i}.pre_feedforward_layernorm_2",
+            "blocks.{i}.ln2_post_moe_2": "layers.{i}.post_feedforward_layernorm_2",
+            "blocks.{i}.ln2_post": "layers.{i}.post_feedforward_layernorm",
+            "ln_final": "norm",
+            "unembed": "lm_head",
+        }.items()
+    }
+    | {"hook_embed": "embed_tokens", "blocks.{i}.hook_resid_post": "layers.{i}.out"},
 }
+HOOKED = re.compile(r"blocks\.\d+\..*\bhook_\w+")
 KEYS = {"point", "axes", "transpose"}
+
+
+def by_itself(labels) -> str | None:
+    """The preset that names speak for, where nobody has given a map."""
+    return "transformerlens" if any(HOOKED.fullmatch(label) for label in labels) else None
 
 
 class Mapping:

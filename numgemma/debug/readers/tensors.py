@@ -12,7 +12,7 @@ from io import BytesIO
 import numpy as np
 
 from numgemma.debug.readers.common import Haul, make_dump, token_ids
-from numgemma.debug.readers.mapping import Mapping
+from numgemma.debug.readers.mapping import Mapping, by_itself
 from numgemma.debug.readers.names import Unfit, fit, is_batched, sizes_for
 from numgemma.debug.readers.states import STACK, states, unstacked
 from numgemma.debug.readers.torch_file import read_torch, stored
@@ -34,7 +34,7 @@ def read_tensors(path, kind, table=None, config=None):
     named = list(LISTED[kind](path))
     named = list(unstacked(named)) if table is None else named
     ids = next((token_ids(x, path) for name, x in named if are_ids(name, x)), None)
-    mapping = Mapping(table, path)
+    mapping = Mapping(table or by_itself(label for label, _ in named), path)
     listed = states({n: x for n, x in named if not are_ids(n, x)}, config, path) if table is None else {}
     found, unused = [], {}
     for label, x in named:
@@ -159,6 +159,8 @@ def named_tensors(file, value):
         if isinstance(x, list) and STACK.fullmatch(str(key)):
             yield from ((f"hidden_states.{i}", y) for i, y in enumerate(x) if isinstance(y, np.ndarray))
             continue
+        if isinstance(x, dict):  # an entry of nnsight's cache
+            x = x.get("output")
         if isinstance(x, list):  # a module that returned several: the first is its output
             x = next((y for y in x if isinstance(y, np.ndarray)), None)
         if isinstance(x, np.ndarray):
