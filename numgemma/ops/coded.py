@@ -27,12 +27,12 @@ def times(x, w):
     known = kind in KERNELS or kind in blocks.KERNELS or kind in columns.KERNELS
     if not known or not np.isfinite(x).all():  # infinity would meet its like in the two sums
         return None
-    y = np.empty(len(w), np.float32)
     codes, *scales = (as_bits(array) for array in arrays)
     rows = codes[w.first : w.first + len(w)]
     if kind in blocks.KERNELS:
-        relay.times_codes(kind, rows, x, x.reshape(-1, blocks.SIXTEEN).sum(1, dtype=np.float32), y)
-    elif kind in columns.KERNELS:
+        return relay.times_codes(kind, rows, x, x.reshape(-1, blocks.SIXTEEN).sum(1, dtype=np.float32))
+    y = np.empty(len(w), np.float32)
+    if kind in columns.KERNELS:
         columns.times(kind, (codes, *scales), x, y)
     else:
         share = partial(KERNELS[kind], rows, *scales, *by_groups(x, len(scales[0][0])), y)

@@ -111,6 +111,7 @@ def times_drafts(w, x, y, first, end):
     A row of the upper half goes with one of the lower, so that memory is read in two runs without a jump; the two share
     what is loaded of X, and all their sums stay in registers.  first, end: of the pairs
     """
+    apart()
     half, T = (len(w) + 1) // 2, len(x)
     most = T if T <= 5 else (T + 1) // 2  # the sums of more do not fit the sixteen registers that some processors have
     for o in range(first, end):

@@ -24,7 +24,9 @@ from numgemma.ops.kernels import PLAIN
 
 AWAY, WAITING, CLAIMED, POSTED = range(4)
 STATE, DONE = range(2)  # what is where in a box; done: how many shares so far
-KIND, W, ROW, X, INPUTS, SUMS, Y, FIRST, END = range(2, 11)  # and what is asked for; row: numbers or bytes of W's
+KIND, W, ROWS, ROW, X, TOKENS, INPUTS, SUMS, Y, FIRST, END = range(
+    2, 13
+)  # and what is asked for; row: numbers or bytes
 BOX = 16  # so long that no two share a line of the cache
 KINDS = {np.dtype(np.uint16): 0, np.dtype(np.int16): 1, np.dtype(np.float32): 2}  # of numbers, as kernels take them
 KINDS |= {name: 3 + n for n, name in enumerate(blocks.KERNELS)}
@@ -116,17 +118,30 @@ def look_out(box, patience):
 @kernel(PLAIN)
 def do(box):
     """The share that a box asks for."""
-    kind, w, shape, first, end = box[KIND], pointer(box[W]), (box[END], box[ROW]), box[FIRST], box[END]
-    x, y = carray(pointer(box[X]), box[INPUTS], np.float32), carray(pointer(box[Y]), end, np.float32)
-    if kind < 3:
-        if kind == 0:
-            kernels.times_one(carray(w, shape, np.uint16), x, y, first, end)
-        elif kind == 1:
-            kernels.times_one(carray(w, shape, np.int16), x, y, first, end)
-        else:
-            kernels.times_one(carray(w, shape, np.float32), x, y, first, end)
-        return
-    rows, sums = carray(w, shape, np.uint8), carray(pointer(box[SUMS]), len(x) // blocks.SIXTEEN, np.float32)
+    kind, w, shape, first, end = box[KIND], pointer(box[W]), (box[ROWS], box[ROW]), box[FIRST], box[END]
+    x = carray(pointer(box[X]), (box[TOKENS], box[INPUTS]), np.float32)
+    y = carray(pointer(box[Y]), (box[TOKENS], box[ROWS]), np.float32)
+    if kind == 0:
+        of_numbers(carray(w, shape, np.uint16), x, y, first, end)
+    elif kind == 1:
+        of_numbers(carray(w, shape, np.int16), x, y, first, end)
+    elif kind == 2:
+        of_numbers(carray(w, shape, np.float32), x, y, first, end)
+    else:
+        sums = carray(pointer(box[SUMS]), box[INPUTS] // blocks.SIXTEEN, np.float32)
+        of_codes(kind, carray(w, shape, np.uint8), x[0], sums, y[0], first, end)
+
+
+@kernel(PLAIN)
+def of_numbers(w, x, y, first, end):
+    if len(x) == 1:
+        kernels.times_one(w, x[0], y[0], first, end)
+    else:
+        kernels.times_drafts(w, x, y, first, end)
+
+
+@kernel(PLAIN)
+def of_codes(kind, rows, x, sums, y, first, end):
     if kind == 3:
         blocks.q8_0(rows, x, sums, y, first, end)
     elif kind == 4:
@@ -143,17 +158,12 @@ def do(box):
 
 
 @kernel(PLAIN)
-def asked(kind, w, x, sums, y):
-    """What a box asks for where all rows are wanted."""
+def asked(kind, w, x, sums, y, shares):
+    """What a box asks for where everything is wanted."""
     box = np.zeros(BOX, np.int64)
-    box[KIND], box[W], box[ROW], box[X], box[INPUTS] = (
-        kind,
-        address(w.reshape(w.size), 0),
-        w.shape[1],
-        address(x, 0),
-        len(x),
-    )
-    box[SUMS], box[Y], box[END] = address(sums, 0), address(y, 0), len(w)
+    box[KIND], box[W], (box[ROWS], box[ROW]) = kind, address(w.reshape(w.size), 0), w.shape
+    box[X], (box[TOKENS], box[INPUTS]) = address(x.reshape(x.size), 0), x.shape
+    box[SUMS], box[Y], box[END] = address(sums, 0), address(y.reshape(y.size), 0), shares
     return box
 
 
@@ -168,14 +178,14 @@ def passed_on(asked, boxes, helpers):
         for n in chosen[:found]:
             put(address(boxes[n], STATE), WAITING)
         return False
-    rows = asked[END]
+    shares = asked[END]
     for i in range(helpers):
         box = boxes[chosen[i]]
         tickets[i] = box[DONE] + 1
         box[KIND:] = asked[KIND:]
-        box[FIRST], box[END] = rows * (i + 1) // (helpers + 1), rows * (i + 2) // (helpers + 1)
+        box[FIRST], box[END] = shares * (i + 1) // (helpers + 1), shares * (i + 2) // (helpers + 1)
         put(address(box, STATE), POSTED)
-    asked[END] = rows // (helpers + 1)
+    asked[END] = shares // (helpers + 1)
     do(asked)
     for i in range(helpers):
         done = address(boxes[chosen[i]], DONE)
@@ -193,21 +203,30 @@ def call_all(boxes):
             exchanged(state, WAITING, AWAY)
 
 
-def times_one(w, x, y):
-    """y = W x, by as many threads as there are shares worth it.  w: O I, as kernels take it   x: I   y: O"""
-    share_out(KINDS[w.dtype], w, x, x, y, partial(kernels.times_one, w, x, y))
+def times(w, x):
+    """X W^T for one token, or for as many as a drafter guesses.  w: O I, as kernels take it   x: T I  ->  T O"""
+    y = np.empty((len(x), len(w)), np.float32)
+    if len(x) == 1:
+        share_out(KINDS[w.dtype], w, x, x[0], y, len(w), partial(kernels.times_one, w, x[0], y[0]))
+    else:
+        share_out(KINDS[w.dtype], w, x, x[0], y, (len(w) + 1) // 2, partial(kernels.times_drafts, w, x, y))
+    return y
 
 
-def times_codes(name, rows, x, sums, y):
-    """The same with blocks of codes of that name, and the sums of x by sixteens.  rows: O bytes"""
-    share_out(KINDS[name], rows, x, sums, y, partial(blocks.KERNELS[name], rows, x, sums, y))
+def times_codes(name, rows, x, sums):
+    """W x with blocks of codes of that name, and the sums of x by sixteens.  rows: O bytes   x: I  ->  O"""
+    y = np.empty(len(rows), np.float32)
+    share = partial(blocks.KERNELS[name], rows, x, sums, y)
+    share_out(KINDS[name], rows, x[None], sums, y[None], len(rows), share)
+    return y
 
 
-def share_out(kind, w, x, sums, y, share):
-    """share: what computes y[first:end]"""
-    helpers = threads.shares(len(w), max(1, SHARE // len(x))) - 1
-    if not helpers or not passed_on(asked(kind, w, x, sums, y), boxes, helpers):
-        threads.in_shares(share, len(w), max(1, WOKEN // len(x)), stay)
+def share_out(kind, w, x, sums, y, shares, share):
+    """Everything that `share` computes, from 0 to `shares`, by as many threads as it is worth."""
+    work = max(1, w.shape[0] // shares * x.size)  # in products, of the smallest share
+    helpers = threads.shares(shares, -(-SHARE // work)) - 1
+    if not helpers or not passed_on(asked(kind, w, x, sums, y, shares), boxes, helpers):
+        threads.in_shares(share, shares, -(-WOKEN // work), stay)
 
 
 def waited() -> bool:

@@ -87,16 +87,10 @@ def of_codes(a, w):
 
 def few(a, w):
     """A W^T for one token, or for some: bound by reading W, as long as they are few."""
-    if len(a) == 1 or len(w) < 4:
-        y = np.empty((len(a), len(w)), np.float32)
-        for t in range(len(a)):
-            relay.times_one(w, a[t], y[t])
-        return y
+    if len(w) < 4:
+        return np.concatenate([relay.times(w, one[None]) for one in a])
     if len(a) <= DRAFTS:
-        y = np.empty((len(a), len(w)), np.float32)
-        pairs, least = (len(w) + 1) // 2, max(1, SHARE // (w.shape[1] * len(a)))
-        in_shares(partial(kernels.times_drafts, w, a, y), pairs, least)
-        return y
+        return relay.times(w, a)
     by_fours = np.zeros((len(a) + -len(a) % 4, a.shape[1]), np.float32)
     by_fours[: len(a)] = a
     y = np.empty((len(by_fours), len(w)), np.float32)
