@@ -32,7 +32,7 @@ def main(argv=None):
     parser.add_argument("kinds", nargs="*", help="only these recipes")
     args = parser.parse_args(argv)
     kinds = args.kinds or list(merges.RECIPES)
-    rows, start = defaultdict(list), time.monotonic()
+    rows, start = defaultdict(list), time.process_time()
     for i in range(args.n):
         kind = kinds[i % len(kinds)]
         verdict = one(kind, args.seed, i)
@@ -41,7 +41,7 @@ def main(argv=None):
             print(f"{kind} {i}: recovered {verdict.recovered}, off by {verdict.off:.3f}", file=sys.stderr)
             for name, truth, r in verdict.wrong[:3]:
                 print(f"    {name} {truth}: {r.kind} {r.how} {r.error:.2g} {r.floor:.2g}", file=sys.stderr)
-    text = page(rows, args, time.monotonic() - start)
+    text = page(rows, args, time.process_time() - start)
     print(text)
     if args.o:
         args.o.write_text(text)
@@ -69,7 +69,7 @@ def page(rows, args, seconds):
         f"- the largest error among these of a weight or an angle: {max(v.off for v in kept):.4f}",
         f"- and of a density: {max(v.thin for v in kept):.4f}",
         f"- confident wrong answers: {wrong} tensors",
-        f"- {1000 * seconds / len(every):.0f} ms a child, made, written and traced",
+        f"- {1000 * seconds / len(every):.0f} ms of one core a child, made, written and traced",
         "",
         "| recipe | children | recovered | worst weight or angle | worst density | confident and wrong |",
         "|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""The README says of the debugger what the measurements in benchmarks/ say."""
+"""The README says of the debugger and of lineage what the measurements in benchmarks/ say."""
 
 import json
 import re
@@ -33,3 +33,15 @@ def test_the_readme_has_the_numbers_of_the_calibration():
     assert f"Over {total['pairs']} clean pairs of runs, {points:,} points, no fault was reported" in README
     touched = total["pairs with a SUSPECT or FAULT"]
     assert f"{suspects} points ({100 * suspects / points:.2g} %) of {touched} pairs are SUSPECT" in README
+
+
+def test_the_readme_has_the_numbers_of_the_score_of_lineage():
+    page = (ROOT / "benchmarks" / "lineage_score.md").read_text()
+    children, recipes, share = re.search(
+        r"(\d+) children of (\d+) recipes; recovered: \d+ \(([\d.]+)%\)", page
+    ).groups()
+    assert f"Of {children} tiny merges by {recipes} recipes it tells {share} %" in README
+    wrong = int(re.search(r"confident wrong answers: (\d+) tensors", page)[1])
+    assert (f"and {wrong} tensors wrong with confidence" if wrong else "and none wrong with confidence") in README
+    assert float(re.search(r"of a weight or an angle: ([\d.]+)", page)[1]) <= 0.01
+    assert "weights to within 0.01" in README
