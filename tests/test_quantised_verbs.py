@@ -318,3 +318,20 @@ def test_a_matrix_of_another_checkpoint_among_codes_is_told(form, cases, tmp_pat
 def test_the_same_codes_are_the_same_bytes(cases):
     path = cases("gguf").path
     assert all(r.exact for r in lineage(path, [path]).tensors.values())
+
+
+def test_experts_that_lie_one_by_one_are_the_same_bytes_as_in_one_stack(tmp_path):
+    parent = tiny.write(tmp_path / "parent", tiny.MOE)
+    shutil.copytree(parent, tmp_path / "child")
+    found = {}
+    for name, x in load_file(parent / "model.safetensors").items():
+        scope, _, leaf = name.rpartition(".experts.")
+        parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(leaf, ()) if scope else ()
+        for e, matrix in enumerate(x if parts else ()):
+            for part, rows in zip(parts, np.split(matrix, len(parts)), strict=True):
+                found[f"{scope}.experts.{e}.{part}.weight"] = rows.copy()
+        found |= {} if parts else {name: x}
+    save_file(found, tmp_path / "child/model.safetensors", {"format": "pt"})
+    tensors = lineage(tmp_path / "child", [parent]).tensors
+    assert "layers.0.experts.gate_up_proj" in tensors
+    assert all(r.exact for r in tensors.values())

@@ -25,6 +25,7 @@ from numgemma.debug.noise.rounding import as_run, fp8_token, int8_token, nearest
 from numgemma.debug.readers import read_any
 from numgemma.dump import Dump
 from numgemma.errors import InputError
+from numgemma.weights.safetensors import open_safetensors
 
 FOLDER = Path(__file__).parent / "fixtures/gguf"
 FILE = FOLDER / "ple-Q4_K_M.gguf"
@@ -261,6 +262,31 @@ def test_codes_times_codes_are_their_own_integers(coded, dtype):
     assert y.dtype == x.dtype
     want = rounded @ np.asarray(w, np.float64).T
     np.testing.assert_allclose(y.astype(np.float64), want, rtol=0, atol=float(EPS[dtype]) * 4 * np.abs(want).max())
+
+
+def test_a_scale_that_the_file_has_for_all_tokens_takes_the_place_of_each_token_s_own(coded, tmp_path, cache):
+    model, rounding = coded
+    folder, name = model.checkpoint.folder, "layers.0.mlp.gate_proj"
+    stored = {key: np.array(x) for key, x in open_safetensors(folder / "model.safetensors").tensors.items()}
+    key = next(key for key in stored if key.endswith(f"{name}.weight"))
+    save_file(stored | {key.replace("weight", "input_scale"): np.float32([0.01])}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    static = load(tmp_path)
+    w = static.weights[f"{name}.weight"]
+    x = np.random.default_rng(2).normal(size=(5, w.shape[1])).astype(np.float32)
+    x[1] *= 100  # beyond all codes
+    want = np.empty_like(x)
+    for t, i in np.ndindex(*x.shape):
+        code = x[t, i] / np.float32(0.01)
+        if rounding == "int8":
+            want[t, i] = max(-128, min(127, round(float(code)))) * np.float32(0.01)
+        else:
+            want[t, i] = np.float32(ml_dtypes.float8_e4m3fn(max(-448, min(448, code)))) * np.float32(0.01)
+    with rounded_as(rounding):
+        y, own = ops.linear(x, w), ops.linear(x, model.weights[f"{name}.weight"])
+    np.testing.assert_allclose(y, want @ np.asarray(w).T, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    assert np.abs(y - own).max() > 1e-3
+    np.testing.assert_array_equal(ops.linear(x, w), ops.linear(x, model.weights[f"{name}.weight"]))  # elsewhere nothing
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

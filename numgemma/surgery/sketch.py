@@ -20,6 +20,7 @@ from numgemma.checkpoint import gguf_file, join_files, open_checkpoint, open_fil
 from numgemma.incoming import read_object
 from numgemma.opening import resolve
 from numgemma.ops import threads
+from numgemma.smallfloats import BFLOAT16, cast
 from numgemma.weights.packed import Packed, parts_of
 from numgemma.weights.quantised import unpacked
 from numgemma.weights.safetensors import release
@@ -27,7 +28,7 @@ from numgemma.weights.safetensors import release
 FEW = 32  # columns that stand for a row, rows that stand for a column
 SAMPLE = 4096  # values, at most, from all over a tensor
 PIECE = 1 << 24  # bytes read at a time by each thread
-PLAIN = {name: np.dtype(name) for name in ("bfloat16", "float16", "float32")}  # of floats that lie in several tensors
+PLAIN = {"bfloat16": BFLOAT16, "float16": np.dtype("f2"), "float32": np.dtype("f4")}  # floats in several tensors
 UNKNOWN = 0.2  # of its size a number may have moved, where the format does not tell its steps
 
 
@@ -113,12 +114,12 @@ def sketch(name: str, x: np.ndarray | Packed, progress: Callable[[int], None] = 
     digest = hashlib.blake2b(digest_size=16)
     step = max(1, PIECE // (m.shape[1] * dtype.itemsize))
     for start in range(0, len(m), step):
-        piece = m[start : start + step].astype(dtype, copy=False)
+        piece = cast(m[start : start + step], dtype) if isinstance(m, Packed) else m[start : start + step]
         digest.update(piece.reshape(-1).view(np.uint8).data)
         rows[start : start + step] = bits(piece)[:, kept].view(dtype)
         let_go(m if isinstance(m, Packed) else piece)
         progress(x.nbytes * len(piece) // len(m))
-    columns = m[places(len(m))].astype(dtype, copy=False) if m.shape[1] > 1 else np.empty((0, 1), dtype)
+    columns = m[places(len(m))] if m.shape[1] > 1 else np.empty((0, 1), dtype)
     let_go(m)  # a page that is touched brings its neighbours along
     return Sketch(name, x.shape, dtype, digest.digest(), rows, columns, x, moved(m))
 

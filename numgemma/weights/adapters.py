@@ -47,6 +47,7 @@ class Adapted:
     ndim = property(lambda self: len(self.base.shape))
     size = property(lambda self: math.prod(self.base.shape))
     dtype = property(lambda self: self.base.dtype)
+    enters = property(lambda self: self.base.enters)  # of codes alone
     nbytes = property(lambda self: sum(part.nbytes for part in self.parts))
     parts = property(lambda self: (*parts_of(self.base), self.A, self.B))
 

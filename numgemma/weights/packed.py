@@ -41,6 +41,7 @@ class Packed:
     step: Callable[[slice | np.ndarray], np.ndarray] | None = None
     first: int = 0  # this matrix's first row among those that decode knows
     raw: tuple[Any, ...] = ()  # how it lies, and the arrays, where ops/coded.py can multiply with that
+    enters: float | None = None  # the scale of codes that what enters is rounded to, where a file has one for all
 
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: math.prod(self.shape))

@@ -7,7 +7,10 @@ explains is refused by name: eight-bit numbers without their scales would run, a
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from numgemma.config import section
 from numgemma.errors import InputError
@@ -68,13 +71,22 @@ def decoded(path, module, leaves, settings):
         if form.claims(leaves):
             check_shapes(where, leaves)
             bias = {f"{module}.bias": leaves["bias"]} if "bias" in leaves else {}
-            return {f"{module}.weight": form.read(where, leaves, settings)} | bias
+            return {f"{module}.weight": replace(form.read(where, leaves, settings), enters=entering(leaves))} | bias
     weight = leaves.get("weight")
     if weight is not None and (weight.dtype.kind in "iu" or weight.dtype.itemsize == 1):
         raise InputError(
             f"{where}.weight is {format_of(weight)} without scales, and codes mean nothing without them; {ORIGINAL}."
         )
     return {f"{module}.{leaf}": tensor for leaf, tensor in leaves.items() if leaf not in UNREAD}
+
+
+def entering(leaves) -> float | None:
+    """The scale that a file has for what enters a module, of all tokens; None where each token has its own."""
+    scale = leaves.get("input_scale", leaves.get("activation_scale"))
+    if scale is None or scale.size != 1 or "input_zero_point" in leaves:
+        return None
+    value = float(np.asarray(scale, np.float32).reshape(()))
+    return value if 0 < value < np.inf else None
 
 
 def of_experts(where, leaves, settings):

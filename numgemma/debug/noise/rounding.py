@@ -1,7 +1,7 @@
 """Engines that round what enters a product: their own arithmetic, on the definitions.
 
 Engines on graphics cards multiply codes by codes where a file has int8 or FP8 weights: each token's x is rounded to the
-same kind of code, under a scale of its own.
+same kind of code, under a scale of its own, or under the module's where the file has measured one (static scales).
 
 llama.cpp on the CPU rounds each row of x to the partner of the weight's type, multiplies integers, and adds up in
 float32; its GELU goes through half precision.  On such a run plain float32 is off by percents, and so is another run
@@ -59,14 +59,22 @@ def half_away(x):
 
 def int8_token(x):
     """Codes of eight bits from the largest of a token.  x: ... I  ->  ... I   (vLLM's dynamic int8)"""
-    scale = np.abs(x).max(-1, keepdims=True) / np.float32(127)
+    return int8(x, np.abs(x).max(-1, keepdims=True) / np.float32(127))
+
+
+def int8(x, scale):
+    """Codes of eight bits under a scale; what is beyond them becomes the last one."""
     codes = np.rint(np.divide(x, scale, out=np.zeros_like(x), where=scale > 0))
     return np.clip(codes, -128, 127) * scale
 
 
 def fp8_token(x):
     """E4M3 numbers, of which a token's largest is the largest there is.  x: ... I  ->  ... I   (vLLM's per token)"""
-    scale = np.maximum(np.abs(x).max(-1, keepdims=True) / np.float32(448), np.float32(1 / (448 * 512)))
+    return fp8(x, np.maximum(np.abs(x).max(-1, keepdims=True) / np.float32(448), np.float32(1 / (448 * 512))))
+
+
+def fp8(x, scale):
+    """E4M3 numbers under a scale; what is beyond them becomes the last one."""
     return np.clip(x / scale, -448, 448).astype("float8_e4m3fn").astype(np.float32) * scale
 
 
@@ -173,12 +181,16 @@ def attend_of_llama(original, ways, q, k, v, mask, tap=Tap()):
 # -- products of codes
 
 
-def linear_of_codes(form, rounded, original, ways, x, w):
-    """Codes times codes, in numbers that hold both exactly enough; only the result is rounded to the stream's dtype."""
+def linear_of_codes(form, by_token, under, original, ways, x, w):
+    """Codes times codes, in numbers that hold both exactly enough; only the result is rounded to the stream's dtype.
+
+    by_token, under: what is made of x with a scale for each token, and with the file's own where it has one for all.
+    """
     if format_of(w) != form:
         return original(x, w)
-    wide = x.dtype if x.dtype.itemsize > 4 else np.dtype(np.float32)
-    return original(ways(x, rounded(x.astype(np.float32)).astype(wide)), w).astype(x.dtype)
+    narrow, wide = x.astype(np.float32), x.dtype if x.dtype.itemsize > 4 else np.dtype(np.float32)
+    rounded = by_token(narrow) if w.enters is None else under(narrow, np.float32(w.enters))
+    return original(ways(x, rounded.astype(wide)), w).astype(x.dtype)
 
 
 def clipped(original, ways, x, w, inner, outer):
@@ -191,8 +203,8 @@ CHANGES: dict[str, dict[str, Callable]] = {
     "": {},
     "llama.cpp-f32": F32,
     "llama.cpp": F32 | {"attend": attend_of_llama},
-    "int8": {"linear": partial(linear_of_codes, "int8", int8_token), "clipped_linear": clipped},
-    "fp8": {"linear": partial(linear_of_codes, "float8_e4m3fn", fp8_token), "clipped_linear": clipped},
+    "int8": {"linear": partial(linear_of_codes, "int8", int8_token, int8), "clipped_linear": clipped},
+    "fp8": {"linear": partial(linear_of_codes, "float8_e4m3fn", fp8_token, fp8), "clipped_linear": clipped},
 }
 
 
