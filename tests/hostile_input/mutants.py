@@ -124,6 +124,6 @@ def changed(value, path, rng):
             above[key] = above[key] * rng.choice([-1, 2, 1000, 10**9, 10**18]) + rng.choice([-1, 0, 1, 0.5])
         else:
             above[key] = copy.deepcopy(rng.choice(ODD))
-    except (KeyError, IndexError, TypeError):
-        pass  # an earlier change has taken it away
+    except (KeyError, IndexError, TypeError, OverflowError):
+        pass  # an earlier change has taken it away, or made it larger than a float can be
     return value
