@@ -45,3 +45,15 @@ def test_the_readme_has_the_numbers_of_the_score_of_lineage():
     assert (f"and {wrong} tensors wrong with confidence" if wrong else "and none wrong with confidence") in README
     assert float(re.search(r"of a weight or an angle: ([\d.]+)", page)[1]) <= 0.01
     assert "weights to within 0.01" in README
+
+
+def test_the_readme_has_the_numbers_of_the_faults_of_some_tokens():
+    page = (ROOT / "benchmarks" / "span_score.md").read_text()
+    counts = r"(\d+) cases; localised: (\d+), named: \d+, span right: (\d+)"
+    total, localised, right = re.search(counts, page).groups()
+    assert f"{localised} of {total} cases are localised and {right} are named with their span" in README
+    assert int(total) >= 60
+    assert int(localised) == int(total)
+    assert int(right) >= 0.95 * int(total)
+    for kind in ("cached steps", "middle chunk", "one layer", "one picture"):
+        assert f"| {kind} |" in page
