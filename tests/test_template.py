@@ -48,6 +48,12 @@ def test_values_lose_what_a_template_could_call():
     assert [type(value) for value in seen.values()] == [str, bool, int, str, list]
 
 
+def test_a_template_may_write_many_times_what_it_is_given_and_no_more():
+    assert len(spelled("{{ said * 10 }}", said="word " * 50_000)) == 2_500_000
+    for source in ("{{ strftime_now('%Y' * 10**6) }}", "{{ said * 10**6 }}"):
+        assert "writes more than" in complaint(spelled, source, said="word")
+
+
 # -- what a template does wrong ---------------------------------------------------------------------------------------
 
 

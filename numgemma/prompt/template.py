@@ -27,6 +27,7 @@ from numgemma.errors import InputError
 
 MAX_SECONDS = 12  # of computing; a chat of seven hundred messages takes seven: templates look back and forth
 MAX_SIZE = 10_000_000  # characters of the text; the longest context holds a tenth
+ROOM, TIMES = 100_000, 20  # of them a template may write so many, and so many times what it is given
 PATIENCE = 5  # times as long may it take by the clock, on a machine that has other work
 
 
@@ -42,7 +43,8 @@ def render(template: Template, variables: Mapping) -> str:
     """The text of a template.  Raises InputError with the line where it does not compile, or fails, or refuses."""
     try:
         job = {"source": template.text, "variables": plain(variables), "now": datetime.now().isoformat()}
-        sent = marshal.dumps(job | {"seconds": MAX_SECONDS, "size": MAX_SIZE})
+        size = min(MAX_SIZE, ROOM + TIMES * len(marshal.dumps(job)))
+        sent = marshal.dumps(job | {"seconds": MAX_SECONDS, "size": size})
     except (RecursionError, ValueError):
         raise InputError(f"{template.origin}: the messages are nested too deep for a template; flatten them.") from None
     answer = worker.asked(sent, MAX_SECONDS * PATIENCE)
