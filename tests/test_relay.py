@@ -115,6 +115,12 @@ def test_who_waits_comes_for_other_work(monkeypatch):
     assert done
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 9])
+def test_a_matrix_without_rows_gives_nothing(tokens):
+    with ops.using("numba", 2):
+        assert ops.linear(drawn((tokens, 64)), np.empty((0, 64), np.float32)).shape == (tokens, 0)
+
+
 def test_many_runs_at_once_do_not_mix_their_products():
     """Twenty threads, each with its own matrix and its own number of helpers, among other work that is shared."""
 

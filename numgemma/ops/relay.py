@@ -223,7 +223,7 @@ def times_codes(name, rows, x, sums):
 
 def share_out(kind, w, x, sums, y, shares, share):
     """Everything that `share` computes, from 0 to `shares`, by as many threads as it is worth."""
-    work = max(1, w.shape[0] // shares * x.size)  # in products, of the smallest share
+    work = max(1, len(w) * x.size // max(1, shares))  # in products, of the smallest share
     helpers = threads.shares(shares, -(-SHARE // work)) - 1
     if not helpers or not passed_on(asked(kind, w, x, sums, y, shares), boxes, helpers):
         threads.in_shares(share, shares, -(-WOKEN // work), stay)
