@@ -8,7 +8,7 @@ def token_half(ids, table, L):
     return (table[ids] * np.sqrt(P)).reshape(T, L, P)
 
 
-# exercise 5.2: the context half, and the mean of both
+# exercise 5.2: the context half, and the sum of both by the root of two
 def per_layer_inputs(x, token, projection, norm, eps=1e-6):
     """x: T D   token: T L P   projection: LP D   norm: P  ->  T L P"""
     context = (x @ projection.T / np.sqrt(x.shape[1])).reshape(token.shape)
