@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -140,7 +141,8 @@ def test_a_signal_at_any_moment_is_no_traceback(seed, number):
     time.sleep(random.Random(seed).uniform(0.02, 0.8))
     process.send_signal(number)
     _, err = process.communicate()
-    assert b"numgemma/" not in err
+    read = set(re.findall(rb"numgemma/([\w/]+)\.py", err))  # three files are imported before a line of ours can answer
+    assert read <= {b"__init__", b"errors", b"version"}
     assert process.returncode in (0, 1, 128 + number, -number)  # 1: while Python itself was starting
 
 

@@ -9,7 +9,7 @@ context that makes it, and so in one thread; each call looks it up, which costs 
     blas         the library that multiplies matrices, and how many threads it may have
     choice       who computes, context by context
     cores        how many processors this process may use
-    threads      a pool for work that is cut into parts, beside the threads of BLAS
+    threads      a crew for work that is cut into parts, beside the threads of BLAS
     definitions  the operations in NumPy: what they are
     streams      the same for Gemma 3n's decoder
     maps         the same for maps of a picture, and for its sound
@@ -19,7 +19,7 @@ context that makes it, and so in one thread; each call looks it up, which costs 
     kernels      compiled loops
     lanes        thirty-two numbers at once, as a value in a kernel
     blocks       one token's product with GGUF's blocks of codes
-    relay        a matrix times one row, by threads that stay awake
+    relay        a matrix times a few rows, by threads that stay awake
     columns      one token's product with codes that lie transposed
     coded        one token's product with any codes of a few bits
     twins        the slow operations once more, on those loops

@@ -1,13 +1,14 @@
-"""A matrix of numbers or of GGUF's codes times one row, by threads that stay awake for a moment after they have worked.
+"""A matrix of numbers or of GGUF's codes times a few rows, by threads that stay awake for a moment after their work.
 
 Decoding a token is a hundred such products, some shorter than the 100 us that it takes to wake a thread.  So a thread
 that has done a share looks out for the next one, in compiled code and without the interpreter, for PATIENCE looks; who
-has a product puts the next share into its box, a row of whole numbers:
+has a product puts the next share into its box, a row of whole numbers.  Its state:
 
     away -> waiting -> claimed -> posted -> waiting -> ... -> away
 
-Only who exchanges `waiting` for another state, in one atomic step, goes on from there: two runs at once never have the
-same thread.  Who is away is woken as for any other work (threads.py), and waits from then on.
+Who has the product claims and posts; who waits does the rest.  Only who exchanges `waiting` for another state, in one
+atomic step, goes on from there: two runs at once never have the same thread.  Who is away is woken as for any other
+work (threads.py), and waits from then on; who waits goes away when any other work is handed out.
 """
 
 import itertools
@@ -18,7 +19,7 @@ import numpy as np
 from llvmlite import ir
 from numba import carray, types
 
-from numgemma.ops import blocks, kernels, threads
+from numgemma.ops import blocks, cores, kernels, threads
 from numgemma.ops.compiled import in_llvm, kernel
 from numgemma.ops.kernels import PLAIN
 
@@ -27,15 +28,15 @@ STATE, DONE = range(2)  # what is where in a box; done: how many shares so far
 KIND, W, ROWS, ROW, X, TOKENS, INPUTS, SUMS, Y, FIRST, END = range(
     2, 13
 )  # and what is asked for; row: numbers or bytes
-BOX = 16  # so long that no two share a line of the cache
+BOX = 32  # so long that no two share a line of the cache, wherever the first one begins
 KINDS = {np.dtype(np.uint16): 0, np.dtype(np.int16): 1, np.dtype(np.float32): 2}  # of numbers, as kernels take them
 KINDS |= {name: 3 + n for n, name in enumerate(blocks.KERNELS)}
-PATIENCE = 1 << 20  # looks, at about a nanosecond each: some steps of a layer, not the time between two tokens
-SHARE = 1 << 15  # numbers of a matrix that are worth a share of their own
+PATIENCE = 1 << 20  # looks, which are some milliseconds: longer than any step of a layer without products
+SHARE = 1 << 15  # products of numbers that are worth a share of their own
 WOKEN = 1 << 18  # the same where the thread must be woken
 
 boxes = np.zeros((256, BOX), np.int64)  # one for each thread that ever waits
-free = itertools.count()
+next_box = itertools.count()
 
 
 # atomic steps
@@ -99,20 +100,19 @@ def exchanged(typing, where, old, new):
 
 
 @kernel(PLAIN)
-def look_out(box, patience):
-    """Do what is posted in this box, until there was nothing for so many looks."""
+def look_out(box, handed_out, before, patience):
+    """Do what is posted in this box, until other work has been handed out, or True: nothing came for so many looks."""
     state, looks = address(box, STATE), 0
     put(state, WAITING)
-    while looks < patience or not exchanged(state, WAITING, AWAY):
-        looks += 1
-        now = seen(state)
-        if now == POSTED:
+    while True:
+        if seen(state) == POSTED:
             do(box)
             put(address(box, DONE), box[DONE] + 1)
             put(state, WAITING)
             looks = 0
-        elif now == AWAY:  # called to other work
-            break
+        elif (looks > patience or seen(address(handed_out, 0)) != before) and exchanged(state, WAITING, AWAY):
+            return looks > patience
+        looks += 1
 
 
 @kernel(PLAIN)
@@ -150,7 +150,7 @@ def of_codes(kind, rows, x, sums, y, first, end):
         blocks.q4_k(rows, x, sums, y, first, end)
     elif kind == 6:
         blocks.q5_k(rows, x, sums, y, first, end)
-    else:
+    elif kind == 7:
         blocks.q6_k(rows, x, sums, y, first, end)
 
 
@@ -169,38 +169,28 @@ def asked(kind, w, x, sums, y, shares):
 
 @kernel(PLAIN)
 def passed_on(asked, boxes, helpers):
-    """What is asked for, with so many of the threads that wait; where fewer do, nothing is done, and False."""
+    """What is asked for, with at most so many of the threads that wait; where none does, nothing is done, and False."""
     chosen, tickets, found = np.empty(helpers, np.intp), np.empty(helpers, np.int64), 0
     for n in range(len(boxes)):
-        if found < helpers and exchanged(address(boxes[n], STATE), WAITING, CLAIMED):
+        state = address(boxes[n], STATE)
+        if found < helpers and seen(state) == WAITING and exchanged(state, WAITING, CLAIMED):
             chosen[found], found = n, found + 1
-    if found < helpers:
-        for n in chosen[:found]:
-            put(address(boxes[n], STATE), WAITING)
+    if not found:
         return False
     shares = asked[END]
-    for i in range(helpers):
+    for i in range(found):
         box = boxes[chosen[i]]
         tickets[i] = box[DONE] + 1
         box[KIND:] = asked[KIND:]
-        box[FIRST], box[END] = shares * (i + 1) // (helpers + 1), shares * (i + 2) // (helpers + 1)
+        box[FIRST], box[END] = shares * (i + 1) // (found + 1), shares * (i + 2) // (found + 1)
         put(address(box, STATE), POSTED)
-    asked[END] = shares // (helpers + 1)
+    asked[END] = shares // (found + 1)
     do(asked)
-    for i in range(helpers):
+    for i in range(found):
         done = address(boxes[chosen[i]], DONE)
         while seen(done) < tickets[i]:
             pass
     return True
-
-
-@kernel(PLAIN)
-def call_all(boxes):
-    """Whoever waits goes back to where other work is handed out."""
-    for n in range(len(boxes)):
-        state = address(boxes[n], STATE)
-        if seen(state) == WAITING:
-            exchanged(state, WAITING, AWAY)
 
 
 def times(w, x):
@@ -222,11 +212,20 @@ def times_codes(name, rows, x, sums):
 
 
 def share_out(kind, w, x, sums, y, shares, share):
-    """Everything that `share` computes, from 0 to `shares`, by as many threads as it is worth."""
-    work = max(1, len(w) * x.size // max(1, shares))  # in products, of the smallest share
-    helpers = threads.shares(shares, -(-SHARE // work)) - 1
+    """Everything that `share` computes, from 0 to `shares`, by as many threads as it is worth.
+
+    Where there are more threads than processors nobody waits awake: it would be in another's time.
+    """
+    if threads.allowed() > cores.usable() or not w.flags.aligned:
+        return threads.in_shares(share, shares, least(WOKEN, w, x, shares))
+    helpers = threads.shares(shares, least(SHARE, w, x, shares)) - 1
     if not helpers or not passed_on(asked(kind, w, x, sums, y, shares), boxes, helpers):
-        threads.in_shares(share, shares, -(-WOKEN // work), stay)
+        threads.in_shares(share, shares, least(WOKEN, w, x, shares), stay)
+
+
+def least(work, w, x, shares):
+    """How many of the shares are so much work, in products of numbers."""
+    return max(1, -(-work * shares // max(1, len(w) * x.size)))
 
 
 def waited() -> bool:
@@ -235,21 +234,23 @@ def waited() -> bool:
 
 
 def stay():
-    """What a thread does after its share: wait at a box of its own."""
-    box = getattr(threads.busy, "box", None)
-    if box is None:
-        box = threads.busy.box = next(free)
-    if box < len(boxes):
-        look_out(boxes[box], PATIENCE)
+    """What a thread does after its share: wait at a box of its own, unless its crew has more to do."""
+    busy, over = threads.busy, False
+    if busy.box is None:
+        busy.box = next(next_box)
+    while busy.box < len(boxes) and not over:
+        before = int(
+            threads.handed_out[0]
+        )  # what is handed out from here on is seen from the box; before, in the queue
+        over = not busy.crew.empty() or look_out(boxes[busy.box], threads.handed_out, before, PATIENCE)
 
 
 def forget() -> None:
     """A child process has none of its parent's threads."""
-    global free
-    free = itertools.count()
+    global next_box
+    next_box = itertools.count()
     boxes[:] = 0
 
 
-threads.called.append(partial(call_all, boxes))
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=forget)

@@ -11,9 +11,12 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from functools import cache, partial
 from queue import SimpleQueue
+
+import numpy as np
 
 from numgemma.errors import InputError
 from numgemma.extras import BROWSER
@@ -29,6 +32,8 @@ class Busy(threading.local):
     """Whether this thread does a part of something now."""
 
     here = False
+    crew: SimpleQueue = SimpleQueue()  # whose it is, where it is of one
+    box: int | None = None  # where it waits, in relay.py
 
 
 busy = Busy()
@@ -75,7 +80,7 @@ def shares(n: int, least: int) -> int:
 def in_shares(run: Callable[[int, int], None], n: int, least: int, after: Callable[[], None] | None = None):
     """run(first, end) over shares of range(n), one for each thread; no share is smaller than `least`.
 
-    after: what another thread does when its share is done, and nobody waits for.
+    after: as in `together`.
     """
     count = shares(n, least)
     if count == 1:
@@ -86,14 +91,18 @@ def in_shares(run: Callable[[int, int], None], n: int, least: int, after: Callab
 
 
 def together(runs: Sequence[Callable[[], None]], after: Callable[[], None] | None = None):
-    """All of these at once: the first here, each of the others in a thread of its own.  What fails there fails here."""
+    """All of these, the first here, the others by the crew; returns when all are done.  What fails there fails here.
+
+    after: what a thread of the crew does when it has done one, and nobody waits for.
+    """
     mine, *theirs = runs
-    handed = [Errand(run, after) for run in theirs]
-    for errand in handed:
-        crew(allowed() - 1).put(errand)
-    for call in called:
-        call()
+    handed: list[Errand] = []
     try:
+        for run in theirs:
+            errand = Errand(run, after)
+            crew(allowed() - 1).put(errand)
+            handed.append(errand)
+        handed_out[0] += bool(handed)
         mine()
     finally:
         for errand in handed:
@@ -103,7 +112,7 @@ def together(runs: Sequence[Callable[[], None]], after: Callable[[], None] | Non
             raise errand.failed
 
 
-called: list[Callable[[], None]] = []  # how those are called who wait elsewhere, when something is handed out here
+handed_out = np.zeros(1, np.int64)  # another number whenever something has been: whoever waits elsewhere looks at it
 
 
 class Errand:
@@ -125,7 +134,8 @@ class Errand:
         finally:
             self.done.release()
         if self.after:
-            self.after()
+            with suppress(Exception):  # a thread that cannot do that goes on as any other
+                self.after()
 
 
 @cache
@@ -134,7 +144,7 @@ def crew(threads: int) -> SimpleQueue:
     shares: SimpleQueue = SimpleQueue()
 
     def work():
-        busy.here = True
+        busy.here, busy.crew = True, shares
         while True:
             shares.get().take()
 

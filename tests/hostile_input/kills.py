@@ -12,6 +12,7 @@ one died before it had started.  No process outlives a run.
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,13 @@ from hostile_input.writers import broken, environment, holds, journal, prepare, 
 
 GONE = 60  # seconds in which whatever a killed run has begun is to end
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+
+def ours(said):
+    """Whether a traceback has a line of the program.  Without one Python itself was starting; so it is, for some ten
+    milliseconds, while the package is imported before `__main__`, whose lines can answer a signal.
+    """
+    return bool(set(re.findall(r"numgemma/([\w/]+)\.py", said)) - {"__init__", "errors", "version"})
 
 
 class Writer:
@@ -82,7 +90,7 @@ class Writer:
         ended = code == self.code and worker is None
         if worker is not None and code != self.code and "before it had started" not in said:
             return f"ends with {code} where a worker was killed: {said[-300:]}", ended
-        if "numgemma/" in said and "Traceback" in said:  # without a line of ours Python itself was starting
+        if "Traceback" in said and ours(said):
             return f"a traceback: {said[-800:]}", ended
         if code == "no end":
             return said, ended
