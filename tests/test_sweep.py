@@ -20,7 +20,7 @@ from numgemma.cli import main
 from numgemma.debug.faults import applied
 from numgemma.debug.sweep import Order, Trends, cluster, sweep
 from numgemma.debug.sweep.cluster import rows_of as rows_of_future
-from numgemma.debug.sweep.ledger import Ledger
+from numgemma.debug.sweep.ledger import SCHEMA, Ledger
 from numgemma.debug.sweep.page import to_html
 from numgemma.debug.sweep.pair import NOT_RUN, Seat, Way, Work, judged
 from numgemma.debug.sweep.prompts import random_questions, read_questions
@@ -281,6 +281,15 @@ def test_the_page_escapes_what_comes_from_outside():
     reader.handle_data = seen.append
     reader.feed(text)
     assert sum(EVIL in data for data in seen) >= 5
+
+
+def test_a_row_whose_worst_point_has_no_error_is_read_and_drawn(tmp_path):
+    (row,) = made([{"worst": {"point": "x"}}])
+    (tmp_path / "o").write_text(json.dumps(row | {"schema": SCHEMA, "key": "k"}) + "\n")
+    with Ledger(tmp_path / "o") as ledger:
+        page = to_html(Trends.of(list(ledger.rows.values())), "title", "command")
+    assert page.startswith("<!doctype html>")
+    assert page.rstrip().endswith("</html>")
 
 
 def test_growth_is_told_from_chance():

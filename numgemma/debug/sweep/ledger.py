@@ -74,7 +74,7 @@ class Ledger:
             raise InputError(f"{where}: is no row of a sweep ({SCHEMA}); {again}.")
         row = all_typed(row, ROW, f"{where}: ", ROW)
         if row["worst"] is not None:
-            all_typed(row["worst"], POINT, f"{where}: worst: ", POINT)
+            row["worst"] = all_typed(row["worst"], POINT, f"{where}: worst: ", POINT)
         row["layers"] = {str(layer): rel for layer, rel in row["layers"].items()}
         self.rows.setdefault(row["key"], row)
 
