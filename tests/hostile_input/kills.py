@@ -84,7 +84,8 @@ class Writer:
 
     def killed(self, number, after, worker=None):
         """What a kill did wrong, or nothing; and whether it came before the run had ended."""
-        old = {name for name in holds(self.out) if not name.startswith(".")}  # a partial may be swept up
+        old = {name for name in holds(self.out) if not Path(name).name.startswith(".")}  # a partial may be swept up
+        partial = set(self.out.rglob(".*"))  # of a run that was killed before
         code, said = self.run(number, after, worker)
         now = set(holds(self.out))
         ended = code == self.code and worker is None
@@ -98,7 +99,7 @@ class Writer:
             return f"half: {found}", ended
         if not old <= now:
             return f"lost {sorted(old - now)}", ended
-        left = [path for path in self.out.rglob(".*") if number != signal.SIGKILL]
+        left = [path for path in self.out.rglob(".*") if number != signal.SIGKILL and path not in partial]
         return (f"{number.name} left {left}" if left else ""), ended
 
     def after(self):
