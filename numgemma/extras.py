@@ -3,7 +3,9 @@
 A package is imported where it is used, with one sentence where it is missing.
 """
 
+import signal
 import sys
+import threading
 from importlib import import_module
 
 from numgemma.errors import InputError
@@ -19,3 +21,22 @@ def package(name: str, extra: str):
         top = name.partition(".")[0]
         install = f"pip install 'numgemma[{extra}]'"
         raise InputError(f"{top} is needed here ({error}); install it with `{install}`.") from None
+
+
+def drawing() -> None:
+    """Import what draws, whole: a signal waits for that, as a module that is interrupted half-way can raise anything."""
+    name = "matplotlib.backends.backend_agg"
+    if name in sys.modules or threading.current_thread() is not threading.main_thread():
+        return
+    numbers = [getattr(signal, number) for number in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, number)]
+    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    came: list[int] = []
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        import_module(name)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in came[:1]:
+        signal.raise_signal(number)

@@ -9,6 +9,7 @@ from numgemma.cli.numbers import whole_number
 from numgemma.denoise import denoised
 from numgemma.dump import read_dump
 from numgemma.errors import InputError
+from numgemma.extras import drawing
 from numgemma.graph import Graph, graph_of, graph_of_dumps
 from numgemma.incoming import parse_object
 from numgemma.model import load
@@ -106,6 +107,7 @@ def run(args):
 
 def draw_run(args):
     """One of the figures of numgemma.plots, to a file."""
+    drawing()
     import matplotlib
 
     matplotlib.use("agg")  # a file, whatever windows there could be

@@ -10,6 +10,7 @@ import numpy as np
 from numgemma.atomic import whole
 from numgemma.colours import HEAT, RED, WHITE
 from numgemma.dump import Dump
+from numgemma.extras import drawing
 from numgemma.plots.soft_tokens import USUAL, attention, chosen, files, fitting, strength
 from numgemma.prompt import audio, images
 from numgemma.prompt.processors import Processor, unified
@@ -91,6 +92,7 @@ def canvas(views, aspect):
 
 def panels(down, across, width, height, **more):
     """A Figure that belongs to no window, and its axes row by row; sizes in inches."""
+    drawing()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from numgemma.atomic import whole
 from numgemma.colours import BLUE, GREEN, ORANGE, RED
+from numgemma.extras import drawing
 from numgemma.surgery.homes import decoder_layer
 from numgemma.surgery.lineage import Lineage
 from numgemma.surgery.partners import scope
@@ -14,6 +15,7 @@ GREY = "#C8C8C8"  # lines that should not stand out
 
 def new_figure(width: float, height: float):
     """A matplotlib Figure that belongs to no window and no global state."""
+    drawing()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -12,6 +12,7 @@ from numgemma.debug.compare.words import verdict
 from numgemma.debug.measure.discrete import leaf_of
 from numgemma.debug.report import chart
 from numgemma.errors import InputError
+from numgemma.extras import drawing
 
 SHADE, BAND = "#E8E8E8", "#BFDDEE"
 
@@ -49,6 +50,7 @@ def draw(found: Any, title: str | None = None, whole_error=lambda p: None):
 
 def new_figure(height):
     """A figure that belongs to no window and no global state, and its axes."""
+    drawing()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
