@@ -24,7 +24,7 @@ def package(name: str, extra: str):
 
 
 def drawing() -> None:
-    """Import what draws, whole: a signal waits for that, as a module that is interrupted half-way can raise anything."""
+    """Import what draws, whole: a signal waits for that, as a module that is interrupted can raise anything."""
     name = "matplotlib.backends.backend_agg"
     if name in sys.modules or threading.current_thread() is not threading.main_thread():
         return
