@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from numgemma.ops import coded, columns, definitions, threads, twins
+from numgemma.ops import coded, columns, definitions, relay, threads, twins
 from numgemma.weights.gguf import tensor
 from numgemma.weights.quantised import unpacked
 
@@ -105,8 +105,8 @@ def test_of_a_stack_each_matrix_is_multiplied_by_its_own_rows(kind):
 )
 def test_any_number_of_threads_gives_the_same_bits(name, monkeypatch):
     w, x = MATRICES[name](), np.random.default_rng(1).normal(size=768).astype(np.float32)
-    for file in (coded, columns):
-        monkeypatch.setattr(file, "SHARE", 1)
+    for file, share in ((coded, "SHARE"), (columns, "SHARE"), (relay, "SHARE"), (relay, "WOKEN")):
+        monkeypatch.setattr(file, share, 1)
     found = set()
     for count in (1, 2, 5):
         monkeypatch.setattr(threads, "allowed", lambda count=count: count)

@@ -25,9 +25,7 @@ from numgemma.ops.kernels import PLAIN
 
 AWAY, WAITING, CLAIMED, POSTED = range(4)
 STATE, DONE = range(2)  # what is where in a box; done: how many shares so far
-KIND, W, ROWS, ROW, X, TOKENS, INPUTS, SUMS, Y, FIRST, END = range(
-    2, 13
-)  # and what is asked for; row: numbers or bytes
+KIND, W, ROWS, ROW, X, TOKENS, INPUTS, SUMS, Y, FIRST, END = range(2, 13)  # what is asked for; ROW: how long one is
 BOX = 32  # so long that no two share a line of the cache, wherever the first one begins
 KINDS = {np.dtype(np.uint16): 0, np.dtype(np.int16): 1, np.dtype(np.float32): 2}  # of numbers, as kernels take them
 KINDS |= {name: 3 + n for n, name in enumerate(blocks.KERNELS)}
@@ -239,9 +237,7 @@ def stay():
     if busy.box is None:
         busy.box = next(next_box)
     while busy.box < len(boxes) and not over:
-        before = int(
-            threads.handed_out[0]
-        )  # what is handed out from here on is seen from the box; before, in the queue
+        before = int(threads.handed_out[0])  # what is handed out later is seen from the box, earlier in the queue
         over = not busy.crew.empty() or look_out(boxes[busy.box], threads.handed_out, before, PATIENCE)
 
 
