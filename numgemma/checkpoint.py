@@ -19,7 +19,7 @@ from numgemma.smallfloats import BFLOAT16, cast
 from numgemma.weights import gguf_gemma, gguf_gemma3n, gguf_towers
 from numgemma.weights.gguf import open_gguf
 from numgemma.weights.gguf_gemma import check_architecture
-from numgemma.weights.gguf_tokenizer import tokenizer_of
+from numgemma.weights.gguf_tokenizer import holds_tokenizer, tokenizer_of
 from numgemma.weights.quantised import unpacked
 from numgemma.weights.safetensors import TensorFile, open_safetensors
 
@@ -188,7 +188,8 @@ def open_gguf_file(path: Path) -> Checkpoint:
         config = gguf_towers.config_of(where, more, config, file.keys.get("tokenizer.ggml.tokens"))
         hashes[where.name] = more.header_hash
     weights = Weights(MappingProxyType(tensors), path)
-    return Checkpoint(path.parent, config, weights, hashes, tokenizer=lambda: tokenizer_of(path, file))
+    tokenizer = (lambda: tokenizer_of(file)) if holds_tokenizer(file) else None
+    return Checkpoint(path.parent, config, weights, hashes, tokenizer=tokenizer)
 
 
 def open_folder(path: Path) -> Checkpoint:

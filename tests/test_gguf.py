@@ -125,6 +125,18 @@ def test_text_is_generated_with_the_tokenizer_that_is_in_it(capsys):
     assert "hello" in capsys.readouterr().out
 
 
+def test_a_file_whose_tokenizer_has_no_merges_takes_ids_alone(tmp_path, capsys):
+    path = tmp_path / "pieces.gguf"
+    path.write_bytes(FILES[0].read_bytes().replace(b"tokenizer.ggml.merges", b"tokenizer.ggml.losses"))
+    asked = ["--ids", "5,6,7", "--max-new-tokens", "2", "--ignore-eos"]
+    assert main(["generate", str(path), *asked, "--print-ids"]) == 0
+    assert len(capsys.readouterr().out.strip().split(",")) == 2
+    assert main(["generate", str(path), *asked]) == 2
+    assert "add --print-ids" in capsys.readouterr().err
+    assert main(["generate", str(path), "--prompt", "hello"]) == 2
+    assert "tokenizer.json: no such file" in capsys.readouterr().err
+
+
 # damaged files
 
 

@@ -6,21 +6,21 @@ into letters here too.  So a tokenizer.json beside the file is used before this.
 
 from typing import Any
 
-from numgemma.errors import InputError
 from numgemma.weights.gguf import Gguf, Texts
 
+PIECES, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 CONTROL, USER_DEFINED = 3, 4  # kinds of token that are found before the text is cut
 SPACE = "▁"
 
 
-def tokenizer_of(path, file: Gguf) -> dict[str, Any]:
-    """What `tokenizers` reads.  Raises InputError where the file has no pieces or no merges."""
-    pieces, merges = (file.keys.get(f"tokenizer.ggml.{key}") for key in ("tokens", "merges"))
-    if not isinstance(pieces, Texts) or not isinstance(merges, Texts):
-        raise InputError(
-            f"{path}: has no tokenizer of pieces and merges; copy tokenizer.json beside it, or give --ids."
-        )
-    vocabulary = list(pieces)
+def holds_tokenizer(file: Gguf) -> bool:
+    """Whether both are there: pieces alone, as a converter writes them that found no merges, cut no text."""
+    return all(isinstance(file.keys.get(key), Texts) for key in (PIECES, MERGES))
+
+
+def tokenizer_of(file: Gguf) -> dict[str, Any]:
+    """What `tokenizers` reads, from a file that holds it."""
+    vocabulary, merges = list(file.keys[PIECES]), file.keys[MERGES]
     kinds = file.keys.get("tokenizer.ggml.token_type", ())
     added = [i for i, kind in enumerate(kinds) if kind in (CONTROL, USER_DEFINED)]
     return {
