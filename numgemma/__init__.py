@@ -1,20 +1,20 @@
 """numgemma: every Gemma 4 as a readable forward pass in NumPy, with every activation on record.
 
-The files, in the order in which they read best:
+Its files: each imports only what stands above it.  To read, begin with families/gemma4/gemma4.py:
 
     errors       what a user is told, in one sentence
-    version      of the package
+    version      the version's number
     data         the bundled checkpoint, the official configs
     atomic       files written whole or not at all
-    incoming     files that come in, and JSON read strictly
+    incoming     files that come in, opened with care, and JSON parsed
     extras       packages that only some users need
     smallfloats  bfloat16 and float8, which NumPy has not
-    config       JSON objects read strictly
+    config       JSON to dataclasses: an unknown key is an error
     weights      files of weights, one module a storage format
     checkpoint   the files of a checkpoint as one tree of weights
     streaming    weights that stay on disk until they are needed
     prompt       messages, pictures, sound and clips to the arrays that enter the model
-    trace        the seam that watches, records and edits every tensor
+    trace        where every tensor passes by: watched, recorded, edited
     masks        who attends to whom
     cache        what a run keeps of earlier tokens
     ops          the operations: their names, their definitions in NumPy, their compiled twins
@@ -33,10 +33,10 @@ The files, in the order in which they read best:
     model        what `load` returns
     score        how likely a model finds a given text
     machine      what this machine can do at most
-    colours      of all figures
+    colours      the colours of all figures
     debug        capture, read other engines' dumps, compare, measure the noise, replay, name the fault, report
     plots        what a run looks like: the course's figures, what the model sees of a picture
-    exercise     what the course's checks say of a blank
+    exercise     what the course answers to an exercise that was left blank
     surgery      checkpoints made (random, stacked, transplanted), checked and traced to their parents
     cli          the command line
 """

@@ -149,9 +149,8 @@ class DumpWriter:
         with writing(self.path):
             self.partial, self.lock, self.file = opened(self.path)
         layers = len(self.meta.get("model", {}).get("layer_kinds", ()))
-        self.room = (
-            1 << 16 | 24 * len(self.meta.get("ids") or ()) + 16384 * layers
-        )  # for the header; `finish` copes when it is too small
+        # for the header; `finish` copes when it is too small
+        self.room = 1 << 16 | 24 * len(self.meta.get("ids") or ()) + 16384 * layers
         self.end = self.room = -(-self.room // 64) * 64
         return self
 

@@ -45,8 +45,7 @@ def is_blank(answer: object) -> bool:
         tree = ast.parse(textwrap.dedent(inspect.getsource(answer)))
     except OSError:  # typed where Python keeps no source
         return ... in answer.__code__.co_consts
-    indexed = {
-        id(inner) for node in ast.walk(tree) if isinstance(node, ast.Subscript) for inner in ast.walk(node.slice)
-    }  # x[..., 0] is no blank
+    slices = [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]  # x[..., 0] is no blank
+    indexed = {id(inner) for part in slices for inner in ast.walk(part)}
     dots = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value is ...]
     return any(id(node) not in indexed for node in dots)

@@ -1,6 +1,6 @@
 """The rooms of the package, as their docstrings list them: what a folder holds, in the order in which it reads best.
 
-`python tests/rooms.py` writes anew what is told from these maps: the picture in the README, the files in debug's page.
+`python tests/rooms.py` writes anew what these maps tell: the picture in CONTRIBUTING, the files in debug's page.
 """
 
 import ast
@@ -11,7 +11,7 @@ from pathlib import Path
 import numgemma
 
 PACKAGE = Path(numgemma.__file__).parent
-README = PACKAGE.parent / "README.md"
+PAGE = PACKAGE.parent / "CONTRIBUTING.md"
 PICTURE = re.compile(r"(?P<before><!-- the rooms[^\n]*-->\n```text\n)(?P<picture>.*?)(?P<after>```\n)", re.DOTALL)
 LINE = re.compile(r"    (\w+(?: \w+)*)(?:  +(\S.*))?")
 FILE = re.compile(r" {8}\w.*\n")
@@ -79,4 +79,4 @@ def debug_page(text):
 if __name__ == "__main__":
     page = PACKAGE / "debug" / "__init__.py"
     page.write_text(debug_page(page.read_text()))
-    README.write_text(PICTURE.sub(lambda match: match["before"] + picture() + match["after"], README.read_text()))
+    PAGE.write_text(PICTURE.sub(lambda match: match["before"] + picture() + match["after"], PAGE.read_text()))

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import rooms
-from rooms import PACKAGE, README
+from rooms import PACKAGE
 
 import numgemma
 
@@ -85,8 +85,8 @@ def test_the_order_is_broken_by_an_import_that_goes_up():
     assert not climbs(("debug", "compare", "diff"), ("ops",))
 
 
-def test_the_picture_of_the_rooms_in_the_readme_is_the_tree_on_disk():
-    assert rooms.PICTURE.search(README.read_text())["picture"] == rooms.picture(), "run python tests/rooms.py"
+def test_the_picture_of_the_rooms_is_the_tree_on_disk():
+    assert rooms.PICTURE.search(rooms.PAGE.read_text())["picture"] == rooms.picture(), "run python tests/rooms.py"
 
 
 def test_debugs_page_says_of_each_file_what_its_folder_says():
@@ -96,7 +96,7 @@ def test_debugs_page_says_of_each_file_what_its_folder_says():
 
 
 def test_the_reading_list_of_the_readme_goes_down_the_order():
-    table = README.read_text().partition("## Read it")[2].partition("Where everything is")[0]
+    table = (PACKAGE.parent / "README.md").read_text().partition("| file | |")[2].partition("\n\n")[0]
     links = [Path(link).with_suffix("").parts for link in re.findall(r"\]\(numgemma/([^)]+)\)", table)]
     links = [link[:-1] if link[-1] == "__init__" else link for link in links]
     assert len(links) > 20

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import numgemma
 from numgemma.cli import main
+from numgemma.debug.faults import applied
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -45,6 +47,19 @@ def test_the_demo_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys):
     assert main(["demo"]) == 0
     (shown,) = (block for block in blocks("text") if "bundled Gemma 4" in block)
     assert plain(shown) == plain(capsys.readouterr().out)
+
+
+def test_doctor_says_of_a_wrong_port_what_the_readme_shows(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    model = numgemma.load("tiny")
+    unseen = [f"!*.{name}" for name in ("scores", "probs", "context", "q_rope", "k_rope", "after_attention")]
+    with applied(model, "T04"):
+        model.record(model.tokenizer.encode("Once upon a time"), ("*", *unseen)).save("port.safetensors")
+    (shown,) = (block for block in blocks("text") if "$ numgemma doctor" in block)
+    command, _, said = shown.partition("\n")
+    assert main(shlex.split(command)[2:]) == 1
+    assert plain(said) == plain(capsys.readouterr().out)
 
 
 def plain(text):

@@ -3,13 +3,13 @@
 In reading order:
 
     terminal numbers files common report building denoising  what prints, and what several verbs share
-    inspect generate embed preprocess dump      verbs that run a model
-    capture precheck floor                      before two runs are compared
-    seams diff replay whatif emulate            where they part, whose fault it is, which
-    doctor                                      all of that in one
-    sweep                                       for many prompts at once
-    show score bench demo                             pictures, speed, all of it on the bundled checkpoint
-    synth card stack transplant lint lineage audit         checkpoints made and examined
+    inspect generate embed preprocess dump          verbs that run a model
+    capture precheck floor                          before two runs are compared
+    seams diff replay whatif emulate                where they part, whose fault it is, which
+    doctor                                          all of that in one
+    sweep                                           for many prompts at once
+    show score bench demo                           pictures, speed, all of it on the bundled checkpoint
+    synth card stack transplant lint lineage audit  checkpoints made and examined; card is no verb, stack writes it
 """
 
 import argparse

@@ -12,7 +12,7 @@ from numgemma.surgery.summary import Account, summary
 
 
 def add_arguments(parser):
-    parser.add_argument("ckpt", type=Path, metavar="CKPT", help="the child: any checkpoint in safetensors")
+    parser.add_argument("ckpt", type=Path, metavar="CKPT", help="the child: a checkpoint in safetensors or GGUF")
     parser.add_argument(
         "--parents",
         type=Path,

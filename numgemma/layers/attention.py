@@ -1,7 +1,7 @@
 """Self-attention.
 
 The axis key of the whole package (a letter means the same everywhere, unless a docstring says otherwise; joined axes
-are written together, `NH`; of a convolution B and C are the channels that go in and come out):
+are written together, `NH`; of a matrix I and O are what goes in and comes out, of a convolution B and C):
 
     T  tokens being computed (queries)       D  model width
     S  tokens attended to (keys, values)     F  feed-forward width

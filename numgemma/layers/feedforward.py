@@ -28,7 +28,7 @@ def sparse_mlp(x, w, sparsity, tap=Tap()):
 def clipped_linear(x, w):
     """x W^T; where the checkpoint has bounds, x and the result are held within them.  (Gemma4ClippableLinear)
 
-    E2B and E4B were trained with these bounds, so they are data like the weight.
+    The towers of E2B and E4B were trained with these bounds, so they are data like the weight.
     """
     if "input_min" not in w:
         return ops.linear(x, w["linear.weight"])
@@ -61,8 +61,7 @@ def experts(x, weights, ids, w):
         return t, (weights[t, j, None] * out).astype(x.dtype)
 
     y = np.zeros_like(x)
-    for t, out in ops.each(
-        expert, np.unique(ids)
-    ):  # side by side, where the backend can; a token chooses an expert at most once
+    # side by side, where the backend can; a token chooses an expert at most once
+    for t, out in ops.each(expert, np.unique(ids)):
         y[t] += out
     return y

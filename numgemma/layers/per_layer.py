@@ -1,7 +1,7 @@
 """Per-layer embeddings (PLE): every layer gets a small vector of its own for every token.
 
-It has two halves, both of the token alone: a second embedding table, L slices of width P per row, and a projection of
-its scaled embedding to all layers at once, which Transformers calls its context.
+It has two halves, which know nothing of other tokens: a row of a second embedding table, L slices of width P, and a
+projection of the stream as it enters the first layer to all layers at once, which Transformers calls its context.
 """
 
 import math
@@ -12,7 +12,7 @@ from numgemma.trace import Tap
 
 
 def per_layer_inputs(ids, x, w, config, tap=Tap()):
-    """One input per token and layer.  ids: T   x: T D, the scaled embeddings  ->  T L P
+    """One input per token and layer.  ids: T   x: T D, as it enters the first layer  ->  T L P
 
     Equals get_per_layer_inputs followed by project_per_layer_inputs of Gemma4TextModel.
     """
@@ -22,8 +22,8 @@ def per_layer_inputs(ids, x, w, config, tap=Tap()):
     token = ops.embed(ids, table, x.dtype)
     # only this factor is rounded to the run's precision, as in every table of embeddings
     token = tap("embed_tokens_per_layer", ops.scale(token, x.dtype.type(math.sqrt(P))), "T LP").reshape(T, L, P)
-    context = projected_inputs(x, w, config, tap)
-    return tap("per_layer_inputs", ops.scale(context + token, 2**-0.5), "T L P")  # two terms of equal variance
+    projected = projected_inputs(x, w, config, tap)
+    return tap("per_layer_inputs", ops.scale(projected + token, 2**-0.5), "T L P")  # two terms of equal variance
 
 
 def projected_inputs(x, w, config, tap=Tap()):

@@ -1,4 +1,4 @@
-"""The operations, defined.  Every name here is one step of the architecture figure; ops.py is how the model calls them.
+"""The operations, defined; ops/__init__.py binds the names by which the model calls them.
 
 Precision: arithmetic inside an operation is in float32 (float64 in a float64 run), and its result is rounded once to
 the dtype of x.  That is what PyTorch does, so a bfloat16 run rounds where a bfloat16 PyTorch run rounds.

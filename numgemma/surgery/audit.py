@@ -36,10 +36,8 @@ COSTS = {
 UNKNOWN_COST = 0.2  # of types with codebooks that are listed nowhere
 DEAR, TOO_DEAR = 2.0, 4.0  # times the cost: more than the bits should take; more than they can
 BEYOND = 0.51  # of a step: farther than rounding alone can move a weight
-MANY, MANY_OF_INT8 = (
-    0.08,
-    0.25,
-)  # share of weights beyond it: some tools divide in bfloat16, whose steps near 127 are coarse
+# share of weights beyond it: some tools divide in bfloat16, whose steps near 127 are coarse
+MANY, MANY_OF_INT8 = 0.08, 0.25
 FACTOR = 0.05  # how far the best factor may be from 1, at least
 BLOCK = 1 << 20  # numbers that are looked at at a time
 ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # half a unit in the last place

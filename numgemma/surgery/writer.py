@@ -35,12 +35,8 @@ COMPANIONS = (
 )
 
 
-BESIDES = (
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-    "additional_chat_templates/*.jinja",
-)  # and these, wherever there are any
+# and these, wherever there are any
+BESIDES = ("LICENSE*", "NOTICE*", "USE_POLICY*", "additional_chat_templates/*.jinja")
 
 
 @dataclass(frozen=True)

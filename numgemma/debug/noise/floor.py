@@ -37,12 +37,8 @@ RUNS = 8
 REACHED = 3  # so many runs are enough to know the noise of a token
 KEYS = ("rel", "worst_token", "worst_channel", "scale")
 PRECISIONS = ("float32", "bfloat16", "float16", *PAIRS)
-CHOICES = (
-    "*.router.probs",
-    "*.router.weights",
-    "*.router.ids",
-    "logits",
-)  # looked at whether or not they are asked for
+# looked at whether or not they are asked for
+CHOICES = ("*.router.probs", "*.router.weights", "*.router.ids", "logits")
 
 
 @dataclass(frozen=True)

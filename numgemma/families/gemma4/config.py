@@ -84,7 +84,7 @@ class TextConfig:
 
     @cached_property
     def kinds(self):
-        """The first layer of each kind: widths and rope are the same within a kind."""
+        """The first layer of each kind: heads and rope are the same within a kind (F may not be)."""
         return {kind: next(s for s in self.layers if s.kind == kind) for kind in dict.fromkeys(self.layer_types)}
 
 

@@ -1,7 +1,8 @@
 """Gemma 4, the text model: E2B, E4B, 26B-A4B and 31B are this one forward pass over different layer tables.
 
-A layer keeps a residual stream x and adds to it three times: attention, feed-forward, per-layer input.  Each branch
-has a norm before it and a norm after it.  Last of all the whole stream is multiplied by the layer's scalar.
+A layer keeps a residual stream x and adds to it: attention, feed-forward and, in E2B and E4B, the per-layer input.
+Attention and feed-forward have a norm before and a norm after them; the per-layer input reads the stream as it is, and
+has the one after.  Last of all the whole stream is multiplied by the layer's scalar.
 """
 
 import math

@@ -1,8 +1,9 @@
 """Images, videos and sound in the prompt: their soft tokens take the place of their placeholders.
 
 The decoder is gemma4.py's; a prompt without media is computed as there.  What changes before it: the stream at a
-placeholder is a soft token, unscaled; the per-layer embedding there is that of the padding token; and in 26B-A4B and
-31B the tokens of one image see each other on sliding layers.
+placeholder is a soft token, unscaled; of the per-layer input there, one half is the table's row of the padding token,
+the other is projected from the soft token; and in 26B-A4B and 31B the tokens of one image see each other on sliding
+layers.
 """
 
 import numpy as np

@@ -69,7 +69,7 @@ SCALES = {
 }
 
 
-# As narrow as it may be and as deep as it is: a run of it takes milliseconds and has every point.
+# The narrowest widths that run, and every layer: a run takes milliseconds and has every point.
 ALL = 1000  # layers of a kind
 TWIN = Scale(
     hidden=8,
