@@ -6,7 +6,10 @@ A package is imported where it is used, with one sentence where it is missing.
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 from numgemma.errors import InputError
 
@@ -26,17 +29,27 @@ def package(name: str, extra: str):
 def drawing() -> None:
     """Import what draws, whole: a signal waits for that, as a module that is interrupted can raise anything."""
     name = "matplotlib.backends.backend_agg"
-    if name in sys.modules or threading.current_thread() is not threading.main_thread():
+    if name in sys.modules:
         return
-    numbers = [getattr(signal, number) for number in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, number)]
-    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
     came: list[int] = []
-    for number in before:
-        signal.signal(number, lambda number, frame: came.append(number))
-    try:
+    with handled(lambda number, frame: came.append(number)):
         import_module(name)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     for number in came[:1]:
         signal.raise_signal(number)
+
+
+@contextmanager
+def handled(handler: Callable[[int, Any], Any] | signal.Handlers) -> Iterator[None]:
+    """What would interrupt Python goes to another handler meanwhile; in the main thread, which alone has handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: known for number in numbers if callable(known := signal.getsignal(number))}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, known in before.items():
+            signal.signal(number, known)

@@ -169,7 +169,8 @@ def test_help_waits_for_nothing_that_it_does_not_need():
     found = modules_of("--help")
     rooms_named = {name for name in found if name.startswith("numgemma")}
     assert rooms_named == {
-        f"numgemma{room}" for room in ("", ".atomic", ".cli", ".cli.terminal", ".errors", ".incoming", ".version")
+        f"numgemma{room}"
+        for room in ("", ".atomic", ".cli", ".cli.terminal", ".errors", ".extras", ".incoming", ".version")
     }
     assert "numpy" not in found
     assert len(found - bare) < 60

@@ -13,6 +13,7 @@ import sys
 import threading
 
 from numgemma.errors import InputError, visible
+from numgemma.extras import handled
 
 BACK = re.compile(r"(\x1b\[\d{1,3}A)?\r")  # of a progress bar to its beginning, of a canvas to its first line
 
@@ -144,21 +145,9 @@ def signals():
             signal.signal(number, before[number])
 
 
-@contextlib.contextmanager
 def imports():
     """While modules are imported, before anything is written, a signal ends the program as it ends any other.
 
     A module whose import is interrupted half-way can raise anything: NumPy says that it is badly installed.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
-    for number in before:
-        signal.signal(number, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return handled(signal.SIG_DFL)
