@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tiny
+from wrong_caches import cache_of_another
 
 import numgemma
 from numgemma.cli import main
@@ -137,3 +138,16 @@ def test_outputs_of_layers_under_other_names_are_enough(model, tmp_path, capsys)
     ids = ",".join(map(str, IDS))
     assert main(["doctor", str(model.checkpoint.folder), str(tmp_path / "h.npz"), "--ids", ids]) == 1
     assert "Cause: T15-silu" in capsys.readouterr().out
+
+
+def test_rows_of_another_sequence_are_the_cause_where_its_ids_are_given(model, tmp_path, capsys):
+    ids, other = (tiny.prompt(tiny.TEXT, tokens, seed).tolist() for tokens, seed in ((16, 0), (14, 3)))
+    cache_of_another(model, ids, other).save(tmp_path / "port.safetensors")
+    words = ["doctor", str(model.checkpoint.folder), str(tmp_path / "port.safetensors")]
+    assert main([*words, "--other", ",".join(map(str, other))]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Cause: C04: a later pass reads another sequence's rows of the earlier tokens" in said
+    assert "Confidence: high: " in said
+    assert f"--other {other[0]},{other[1]}," in said.partition("It shows in: ")[2]
+    assert main([*words, "--other", ",".join(map(str, ids[:5]))]) == 2
+    assert "the beginning of the dump's own" in capsys.readouterr().err

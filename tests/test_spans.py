@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import tiny
+from wrong_caches import MODULES, cache_of_another, draft_left, turn_left
 
 import numgemma
 from numgemma.debug.blame.other import alongside
@@ -21,7 +22,6 @@ TOKENS = 18
 CACHED = [(11, False), *((end, True) for end in range(12, 19))]
 CHUNK, FIRST = [(6, False), (12, True), (18, False)], [(5, True), (18, False)]
 SPANS = {"cached steps": (CACHED, range(11, 18)), "one chunk": (CHUNK, range(6, 12)), "first chunk": (FIRST, range(5))}
-MODULES = ("*", "!*attn.scores", "!*attn.probs", "!*attn.?_rope", "!*attn.context")
 
 
 def run_in_parts(model, ids, parts, fault, layers=None):
@@ -126,53 +126,7 @@ def test_spans_have_names():
         assert in_words(tokens, dump) == words
 
 
-# -- another sequence's rows: the engines are numgemma's own cache, handled wrongly
-
-
-def run_with(model, ids, ends, cache, position):
-    """A run in parts, each with the cache and at the position that it is given: cache(start), position(start)."""
-    dump = Dump(model.describe(ids, MODULES, prefill=ends[0] if len(ends) > 1 else None))
-    start = 0
-    for end in ends:
-        dump.start = start
-        tap = Recorder(dump.keep, model.dtype, MODULES)
-        model.forward(np.asarray(ids[start:end]), NO_MEDIA, model.run(cache(start), position(start)), tap)
-        start = end
-    return dump
-
-
-def kept(model, ids, kvs, start=0):
-    """The cache after these tokens."""
-    model.forward(np.asarray(ids), NO_MEDIA, model.run(kvs, start))
-    return kvs
-
-
-STEPS = [end for end, _ in CACHED]
-
-
-def draft_left(model, ids, other):
-    """Three drafted tokens were rejected, and nobody took their rows back."""
-    kvs: dict = {}
-    return run_with(
-        model,
-        ids,
-        STEPS,
-        lambda start: kept(model, other[11:], kvs, 11) if start == 11 else kvs,
-        lambda start: start if start < 11 else start + 3,
-    )
-
-
-def cache_of_another(model, ids, other):
-    """The cached steps look their earlier tokens up in another sequence's place."""
-    right: dict = {}
-    wrong = kept(model, other[:11], {})
-    return run_with(model, ids, STEPS, lambda start: right if start < 11 else wrong, lambda start: start)
-
-
-def turn_left(model, ids, other):
-    """The cache was not emptied after an earlier turn."""
-    kvs = kept(model, other, {})
-    return run_with(model, ids, [TOKENS], lambda start: kvs, lambda start: start + len(other))
+# -- another sequence's rows
 
 
 OTHERS = {"C03-counted": draft_left, "C04": cache_of_another, "C03-turn-counted": turn_left}
