@@ -36,8 +36,9 @@ import tiny_drafter  # noqa: E402
 import tiny_embedding  # noqa: E402
 
 import numgemma  # noqa: E402
+from numgemma.debug.blame.alone import HEAD, again  # noqa: E402
 from numgemma.debug.blame.limits import size_of  # noqa: E402
-from numgemma.debug.blame.one_step import HEAD, TOWERS, Rerun, again, as_held, local  # noqa: E402
+from numgemma.debug.blame.one_step import TOWERS, Rerun, as_held, local  # noqa: E402
 from numgemma.debug.blame.whatif import whatif  # noqa: E402
 from numgemma.debug.compare.scoring import SUSPECT_TO  # noqa: E402
 from numgemma.debug.faults import CATALOGUE, applied  # noqa: E402

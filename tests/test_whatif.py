@@ -10,8 +10,9 @@ import tiny
 
 import numgemma
 from numgemma.cli import main
+from numgemma.debug.blame.alone import again
 from numgemma.debug.blame.budget import OutOfTime
-from numgemma.debug.blame.one_step import again, local
+from numgemma.debug.blame.one_step import local
 from numgemma.debug.blame.replay import locally, subject_of
 from numgemma.debug.blame.trial import Trial
 from numgemma.debug.blame.whatif import searched, whatif

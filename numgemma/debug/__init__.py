@@ -71,6 +71,7 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         emulate   whether an engine that rounds its inputs is right: its own arithmetic, until it has its numbers
         limits    the noise of a step
         one_step  every step of a dump recomputed from the dump's own tensors before it
+        alone     some layers without the others, which hand on what they did before
         wiring    whether a wrong step is right of other inputs
         replay    the first step that was computed wrongly; a graft: would the end be right without it
         spans     faults of some tokens alone: cached steps, one chunk, one picture

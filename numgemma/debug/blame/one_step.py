@@ -13,16 +13,15 @@ from functools import cached_property
 
 import numpy as np
 
-from numgemma.cache import Kept, append
+from numgemma.cache import Kept
 from numgemma.debug.compare.scoring import KEYS, Limits
 from numgemma.debug.faults import swapped
 from numgemma.debug.measure import metrics, overlap
-from numgemma.debug.measure.discrete import layer_of
 from numgemma.debug.measure.precision import EPS, TOLERANCES, dtype_of, rounding_of
 from numgemma.debug.noise.perturb import perturbed
 from numgemma.debug.noise.rounding import rounded_as, some_other_way
 from numgemma.dump import Dump
-from numgemma.graph import counted, graph_of, unstacked
+from numgemma.graph import counted, graph_of
 from numgemma.model import Model
 from numgemma.prompt.media import NO_MEDIA, Media
 from numgemma.trace import Tap
@@ -30,9 +29,7 @@ from numgemma.trace import Tap
 RUNS = 4  # with noise
 LOOP = 0.3
 MARGIN = 8  # a flip of experts whose probabilities differ by less than so many units in the last place is a tie
-HEAD, TOWERS = "head", "towers"  # beside the numbers of layers: what may run alone
-AT_HEAD = ("lm_head", "logits")
-IN_TOWERS = ("vision_tower", "audio_tower", "embed_vision", "embed_audio")
+TOWERS = "towers"  # beside the scopes of layers: what hands something on
 HIDDEN = -1e4  # scores below this are an engine's way to say that the mask hides them
 
 
@@ -124,10 +121,13 @@ def as_held(precision):
 
 
 class Steps:
-    """Looks at every point: measures ours against the dump's, and goes on with the dump's."""
+    """Looks at every point: measures ours against the dump's, and goes on with the dump's.
 
-    def __init__(self, dump, precision, found):
-        self.dump, self.precision, self.found = dump, precision, found
+    wanted: the points that are measured, beside choices of experts; None: all.
+    """
+
+    def __init__(self, dump, precision, found, wanted=None):
+        self.dump, self.precision, self.found, self.wanted = dump, precision, found, wanted
         self.channel_floor = TOLERANCES[precision].channel_floor
         self.seen: dict[str, np.ndarray] = {}  # what routing was computed
 
@@ -141,7 +141,7 @@ class Steps:
             self.choice(name, y)
         elif routing == "weights" and name.replace("weights", "ids") in self.dump:
             self.found.axes[name] = axes  # measured with the ids, which say whose weights they are
-        else:
+        elif self.wanted is None or name in self.wanted:
             self.compare(name, y, axes)
         return fed(self.dump, name, y)
 
@@ -309,7 +309,7 @@ def refined(y, dump, name, rng):
     return y + (rng.uniform(-1, 1, y.shape) * room).astype(y.dtype) if np.any(room) else y
 
 
-# -- some layers alone
+# -- what each layer handed on
 
 
 @contextmanager
@@ -344,54 +344,3 @@ def parts_swapped(family, changes):
         for name in changes.keys() & family.parts.keys():
             stack.enter_context(swapped(name, changes[name], family))
         yield
-
-
-@contextmanager
-def only(layers, base, family):
-    """Only these layers of the decoder run, the head if HEAD is among them and the towers if TOWERS is.
-
-    The others hand on what they did in an earlier pass.
-    """
-
-    def block(original, x, spec, tap, **given):
-        if spec.index in layers:
-            return original()
-        if spec.index in base.kvs and spec.index not in given["kvs"]:
-            append(given["kvs"], spec.index, *(kept.astype(x.dtype) for kept in base.kvs[spec.index]))
-        return base.streams[scope_of(tap)].astype(x.dtype)
-
-    def head(original, x):
-        return original() if HEAD in layers else x
-
-    def soft_tokens(original, run):
-        if TOWERS in layers:
-            return original()
-        return {kind: rows.astype(run.dtype) for kind, rows in base.streams[TOWERS].items()}
-
-    def forget(original, kvs, rows):
-        """Layers that did not run may have nothing to forget."""
-        original(rows=[spec for spec in rows if spec.index in kvs])
-
-    with parts_swapped(family, {"block": block, "head": head, "soft tokens": soft_tokens, "forget": forget}):
-        yield
-
-
-def layers_of(steps) -> set:
-    """The layers that must run to reach some steps; HEAD and TOWERS where those must."""
-    names = [name for step in steps for name in (step.name, *step.between)]
-    layers: set = {layer_of(name) for name in names if layer_of(name) is not None}
-    layers |= {HEAD for name in names if name in AT_HEAD}
-    return layers | {TOWERS for name in names if unstacked(name).startswith(IN_TOWERS)}
-
-
-def again(subject, base, layers, under=nullcontext, runs=0) -> Local:
-    """The steps of some layers once more, in contexts that `under` makes: `lambda: applied(model, "T07")`.
-
-    They are judged by the noise of the earlier pass, or where there are runs by noise that is measured anew.
-    """
-    found = Local(limits={} if runs else base.limits)
-    with only(layers, base, subject.model.family):
-        exactly(subject, Steps(subject.dump, subject.precision, found).look, under)
-        for seed in range(runs):
-            noisily(subject, seed, found, under)
-    return found

@@ -60,16 +60,16 @@ def drawn(run: int) -> Iterator[None]:
         KNOWN[-1].drawn = None
 
 
-def in_noisy_parts(subject: Rerun, base: Local, after: Local, passes, fault, under) -> Local:
+def in_noisy_parts(subject: Rerun, base: Local, after: Local, passes, fault, under, layers=None) -> Local:
     """`in_parts`; of a fault that reads another sequence's rows it is judged by their noise too."""
-    some = in_parts(subject, base, after, passes, under)
+    some = in_parts(subject, base, after, passes, under, layers)
     if not reads_other(fault):
         return some
     some.limits = dict(some.limits)
     channel_floor = TOLERANCES[subject.precision].channel_floor
     for run in range(len(KNOWN[-1].noisy)):
         with drawn(run):
-            other = in_parts(subject, base, after, passes, under)
+            other = in_parts(subject, base, after, passes, under, layers)
         for name, x in some.truth.items():
             if x.dtype.kind not in "iub":
                 widen(some, name, errors(x, other.truth[name], some.axes[name], channel_floor))

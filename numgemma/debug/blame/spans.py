@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from numgemma.debug.blame.alone import only
 from numgemma.debug.blame.one_step import Local, Rerun, Substitute, as_held, fed, measured
 from numgemma.debug.compare.scoring import SUSPECT_TO
 from numgemma.debug.measure import metrics, overlap
@@ -82,26 +83,30 @@ def closed(tokens: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(range(tokens[0], tokens[-1] + 1)) if len(tokens) > 1 else tokens
 
 
-def in_parts(subject: Rerun, base: Local, after: Local, passes, under) -> Local:
+def in_parts(subject: Rerun, base: Local, after: Local, passes, under, layers=None) -> Local:
     """The steps of a run that goes through the cache and makes the fault in some passes alone.
 
     What `mixed` puts together of two runs is not quite that: keys and values that were not recorded are the faulty
-    ones there, also of tokens that are right.  passes: of `parts`.  under: makes the fault's context.
+    ones there, also of tokens that are right.  passes: of `parts`.  under: makes the fault's context.  layers: which
+    alone run; None: all.
     """
     twin = replace(subject.model, dtype=np.dtype("float64"))
     whole, kvs = Dump({"ids": list(subject.ids)}), dict[int, Any]()
-    for start, stop, wrong in passes:
-        whole.start = start
+    now = slice(0)
 
-        def look(name, y, axes):
-            if name not in subject.dump:
-                return y
-            whole.keep(name, y, axes)
-            return fed_rows(subject.dump, name, y, axes, whole.start, whole.total)
+    def look(name, y, axes):
+        if name not in subject.dump:
+            return y
+        whole.keep(name, y, axes)
+        return fed_rows(subject.dump, name, y, axes, whole.start, whole.total)
 
-        with as_held(subject.precision), np.errstate(all="ignore"), under() if wrong else nullcontext():
-            tap = Substitute(look, subject.dump)
-            twin.forward(np.asarray(subject.ids[start:stop]), NO_MEDIA, twin.run(kvs, start), tap)
+    few = nullcontext() if layers is None else only(layers, base, twin.family, lambda: now)
+    with few, as_held(subject.precision), np.errstate(all="ignore"):
+        for start, stop, wrong in passes:
+            whole.start, now = start, slice(start, stop)
+            with under() if wrong else nullcontext():
+                tap = Substitute(look, subject.dump)
+                twin.forward(np.asarray(subject.ids[now]), NO_MEDIA, twin.run(kvs, start), tap)
     return judged(subject, base, after, {name: x for name, x in whole.items() if name in after.truth})
 
 

@@ -12,8 +12,9 @@ from itertools import combinations
 
 import numpy as np
 
+from numgemma.debug.blame.alone import HEAD, again, layers_of
 from numgemma.debug.blame.limits import size_of
-from numgemma.debug.blame.one_step import HEAD, RUNS, TOWERS, Local, Rerun, again, layers_of
+from numgemma.debug.blame.one_step import RUNS, TOWERS, Local, Rerun
 from numgemma.debug.blame.other import in_noisy_parts, reads_other
 from numgemma.debug.blame.replay import Step
 from numgemma.debug.blame.spans import closed, mixed, numbered, parts, tokens_of, until, wrong_tokens
@@ -76,14 +77,17 @@ class Trial:
         layer = layer_of(name)
         return bool(fault.places(model)) if layer is None else layer in fault.places(model)
 
-    def outcome(self, faults, layers, runs=0, hits: Hits = ()) -> Outcome:
-        """The steps of some layers under faults.  What an `across` fault does in earlier layers is computed too."""
-        model = self.subject.model
-        for fault in faults:
-            layers = layers | {p for p in fault.places(model) if fault.across and p is not None}
-        after = again(self.subject, self.base, layers, lambda: acting(model, faults, hits), runs)
+    def outcome(self, faults, layers, runs=0, hits: Hits = (), wanted=None) -> Outcome:
+        """The steps of some layers under faults.  wanted: names of those that are measured; None: all"""
+        layers = self.reaching(faults, layers)
+        after = again(self.subject, self.base, layers, lambda: acting(self.subject.model, faults, hits), runs, wanted)
         measured = {name: m for name, m in after.errors.items() if name in self.base.errors}
         return Outcome(tuple(faults), {name: self.left(after, name, m) for name, m in measured.items()}, hits=hits)
+
+    def reaching(self, faults, layers) -> set:
+        """The layers that must run under faults: with those where an `across` fault does what shows in a later one."""
+        across = [fault for fault in faults if fault.across]
+        return layers | {p for fault in across for p in fault.places(self.subject.model) if p is not None}
 
     @property
     def other(self) -> bool:
@@ -115,34 +119,54 @@ class Trial:
                 return
 
     def on_span(self, fault, step, tokens, limits) -> Outcome | None:
-        """A fault that acts on these tokens alone, or on the first of them; None where it does not help."""
+        """A fault that acts on these tokens alone, or on the first of them; None where it does not help.
+
+        The layers of the step alone say whether it may; all that the fault touches are computed only then.
+        """
         self.told(f"{fault.id} on some tokens")
-        model = self.subject.model
-
-        def under():
-            return applied(model, fault.id)
-
-        after = again(self.subject, self.base, self.where([fault]), under)
-        some = mixed(self.subject, self.base, after, tokens)
-        quick = self.of_span(fault, some, tokens)
+        near = again(self.subject, self.base, self.near(fault, step), self.under(fault), wanted={step.name})
+        quick = self.of_span(fault, mixed(self.subject, self.base, near, tokens), tokens)
         helps = quick.left.get(step.name, np.inf) < step.xfloor / HELPS
-        if not is_text(self.subject.media) or not (helps or step.between or fault.later):
-            return quick if helps else None
-        found = []
-        for passes in parts(tokens, len(self.subject.ids), self.subject.dump):
+        if is_text(self.subject.media) and (helps or step.between or fault.later):
             try:
-                some = in_noisy_parts(self.subject, self.base, after, passes, fault, under)
+                return self.through_cache(fault, step, tokens, limits, near)
             except (ValueError, IndexError):  # a fault of a table or of a mask may not fit the cache of a right run
-                return quick if helps else None
-            found.append(self.of_span(fault, some, tokens))
-        exact = max(found, key=self.explained)
-        if self.fixes(exact, step):
-            return exact
-        fewer = until(self.subject, some, step.name, tokens, limits[step.name])
-        if not fewer:
-            return exact
-        passes = parts(fewer, len(self.subject.ids), self.subject.dump)[0]
-        return self.of_span(fault, in_noisy_parts(self.subject, self.base, after, passes, fault, under), fewer)
+                pass
+        if not helps:
+            return None
+        return self.of_span(fault, mixed(self.subject, self.base, self.far(fault), tokens), tokens)
+
+    def near(self, fault, step) -> set:
+        """The layers that say what a fault makes of a step."""
+        return self.reaching([fault], layers_of([step]))
+
+    def far(self, fault) -> Local:
+        """All steps that a fault touches, and where something is bad."""
+        return again(self.subject, self.base, self.where([fault]), self.under(fault))
+
+    def under(self, fault):
+        return lambda: applied(self.subject.model, fault.id)
+
+    def through_cache(self, fault, step, tokens, limits, near) -> Outcome | None:
+        """A fault in some passes of a run through the cache, if that fixes the step.
+
+        near: the step under the fault on all tokens.
+        """
+        ways, last = self.ways(fault, step, tokens, near)
+        if not ways and (tokens := until(self.subject, last, step.name, tokens, limits[step.name])):
+            ways = self.ways(fault, step, tokens, near)[0][:1]
+        after = self.far(fault) if ways else near
+        some = (in_noisy_parts(self.subject, self.base, after, passes, fault, self.under(fault)) for passes in ways)
+        return max((self.of_span(fault, found, tokens) for found in some), key=self.explained, default=None)
+
+    def ways(self, fault, step, tokens, near):
+        """The passes in which a fault fixes the step; and what the last of those tried makes of it."""
+        layers, fitting = self.near(fault, step), []
+        for passes in parts(tokens, len(self.subject.ids), self.subject.dump):
+            found = in_noisy_parts(self.subject, self.base, near, passes, fault, self.under(fault), layers)
+            if self.fixes(self.of_span(fault, found, tokens), step):
+                fitting.append(passes)
+        return fitting, found
 
     def of_span(self, fault, some, tokens) -> Outcome:
         return Outcome((fault,), {name: self.left(some, name, m) for name, m in some.errors.items()}, tokens)
@@ -215,10 +239,11 @@ class Trial:
         """The step under faults.  Where they help and do not quite fix it, it may be that they make more noise."""
         where = f" in {'; '.join(', '.join(map(str, hit)) for hit in hits)}" if hits else ""
         self.told(" and ".join(fault.id for fault in faults) + where)
-        quick = self.outcome(faults, layers_of([step]), hits=hits)
+        layers, wanted = layers_of([step]), {bad.name for bad in self.bad}
+        quick = self.outcome(faults, layers, 0, hits, wanted)
         left = quick.left.get(step.name, np.inf)
         unsure = not self.fixes(quick, step) and left < step.xfloor / HELPS
-        return self.outcome(faults, layers_of([step]), RUNS, hits) if unsure else quick
+        return self.outcome(faults, layers, RUNS, hits, wanted) if unsure else quick
 
     def fixes(self, outcome, step):
         """Whether a step is as the faults make it: what was far above the floor is near it."""

@@ -10,8 +10,9 @@ from itertools import islice
 
 import numpy as np
 
+from numgemma.debug.blame.alone import again, layers_of
 from numgemma.debug.blame.limits import size_of
-from numgemma.debug.blame.one_step import TOWERS, again, layers_of
+from numgemma.debug.blame.one_step import TOWERS
 from numgemma.debug.compare.scoring import NOISE_TO
 from numgemma.debug.measure import overlap
 from numgemma.debug.measure.discrete import layer_of
@@ -51,7 +52,7 @@ def fits(subject, base, step, given) -> bool:
     """Whether a step is right of what is given in the place of some points that are due."""
     dump = Dump(subject.dump.meta, {**subject.dump.arrays, **given}, subject.dump.axes)
     layers = layers_of([step]) | {layer_of(due) for due in given} - {None}
-    after = again(replace(subject, dump=dump), base, layers)
+    after = again(replace(subject, dump=dump), base, layers, wanted={step.name})
     return after.errors[step.name].rel is not None and size_of(subject, after, step.name)[0] <= NOISE_TO
 
 

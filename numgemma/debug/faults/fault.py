@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, wraps
 from importlib import import_module
-from inspect import signature
+from inspect import CO_VARKEYWORDS, signature, unwrap
 
 from numgemma import ops
 from numgemma.debug.measure.discrete import layer_of
@@ -237,10 +237,10 @@ def told(change, original, given):
     return change(*first, **(given if "**" in asked else {name: given[name] for name in asked}))
 
 
-@lru_cache
 def asks(change):
-    """Names of the parameters of a change; "**" stands for all that there are."""
-    return tuple("**" if p.kind is p.VAR_KEYWORD else p.name for p in signature(change).parameters.values())
+    """Names of the parameters of a change, a plain function; "**" stands for all that there are."""
+    code = change.__code__  # that of the many closures of one function is the same
+    return code.co_varnames[: code.co_argcount] + ("**",) * bool(code.co_flags & CO_VARKEYWORDS)
 
 
 @contextmanager
@@ -251,13 +251,12 @@ def swapped(path, change, family=None):
     swapped in `ops` alone, where the model looks for it.
     """
     module, name = found(path, family)
-    original, names = getattr(module, name), signature(as_defined(module, name))
+    original, defaults = getattr(module, name), defaults_of(unwrap(as_defined(module, name)))
 
     @wraps(original)
     def other(*args, **kwargs):
-        bound = names.bind(*args, **kwargs)
-        bound.apply_defaults()
-        given = dict(bound.arguments)
+        passed = dict(zip(defaults, args, strict=False)) | kwargs
+        given = {name: passed.get(name, default) for name, default in defaults.items()}
 
         def plain(*args, **changed):
             return original(*(given | dict(zip(given, args, strict=False)) | changed).values())
@@ -291,15 +290,22 @@ def as_defined(module, name):
     return ops.DEFINED[name] if module is ops else getattr(module, name)
 
 
+@lru_cache(maxsize=256)
+def defaults_of(function) -> dict:
+    """A function's parameters, in order, and what they are where they are not given."""
+    return {p.name: p.default for p in signature(function).parameters.values()}
+
+
 def parameters(path, family):
     """The names of a function's parameters."""
-    return signature(as_defined(*found(path, family))).parameters.keys()
+    return defaults_of(unwrap(as_defined(*found(path, family)))).keys()
 
 
 def rooms(family):
     """The modules of this package, and of the package that a family from elsewhere is in."""
     homes = {"numgemma"} | {part.__module__.split(".")[0] for part in (family.parts.values() if family else ())}
-    return [module for key, module in sys.modules.items() if key.split(".")[0] in homes]
+    inside = tuple(f"{home}." for home in homes)
+    return [module for key, module in sys.modules.items() if key.startswith(inside) or key in homes]
 
 
 class Rewired(Tap):

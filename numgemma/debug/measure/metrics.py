@@ -14,6 +14,7 @@ import math
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 
 import numpy as np
@@ -106,8 +107,7 @@ def measure(a: np.ndarray, b: np.ndarray, axes: str, channel_floor: float = 1e-3
     """Compare floating point tensors of one shape.  With non-finite values, the place of the first and no numbers."""
     if a.size == 0:
         return Measure(rel=0.0)
-    token, channel = split_axes(axes)
-    shape, kept = merged(a.shape, (token, channel))
+    token, channel, shape, kept = laid_out(a.shape, axes)
     sums = Sums(shape, kept)
     with np.errstate(all="ignore"):  # a non-finite value ends up in the sums, and is looked for only then
         collect(sums, a.reshape(shape), b.reshape(shape))
@@ -143,16 +143,17 @@ def measure(a: np.ndarray, b: np.ndarray, axes: str, channel_floor: float = 1e-3
 def collect(sums, a, b):
     """Run over both tensors once.  float64 is taken as it is, all else as float32."""
     done = mark = 0
-    advise((a, b), slice(CHUNK), mmap.MADV_WILLNEED)
+    files = [x for x in (a, b) if mapped_file(x) is not None]
+    advise(files, slice(CHUNK), mmap.MADV_WILLNEED)
     for index in blocks(a.shape):
         if done >= mark:
-            advise((a, b), slice(mark + CHUNK, mark + 2 * CHUNK), mmap.MADV_WILLNEED)
-            advise((a, b), slice(max(0, mark - CHUNK), mark), mmap.MADV_DONTNEED)
+            advise(files, slice(mark + CHUNK, mark + 2 * CHUNK), mmap.MADV_WILLNEED)
+            advise(files, slice(max(0, mark - CHUNK), mark), mmap.MADV_DONTNEED)
             mark += CHUNK
         x, y = a[index], b[index]
         sums.add(x, y, index)
         done += x.size
-    advise((a, b), slice(None), mmap.MADV_DONTNEED)
+    advise(files, slice(None), mmap.MADV_DONTNEED)
 
 
 def same_bits(x, y):
@@ -220,6 +221,13 @@ def split_axes(axes: str) -> tuple[list[int], list[int]]:
     positions = [i for i, letter in enumerate(letters) if letter in POSITIONS]
     token = sorted(positions, key=lambda i: POSITIONS.index(letters[i]))[:1]
     return token, [i for i in range(len(letters)) if i not in positions]
+
+
+@lru_cache(maxsize=1024)
+def laid_out(shape, axes: str):
+    """The axes of tokens and of channels, the shape with each of both as one axis, and these axes in that shape."""
+    token, channel = split_axes(axes)
+    return token, channel, *merged(shape, (token, channel))
 
 
 def merged(shape, groups):
