@@ -30,7 +30,7 @@ def order_of_lanes(H):
 
 # exercise 4.5: do it yourself: the first point that differs by more than a tolerance
 def first_difference(a, b, tolerance):
-    """a, b: dumps with the same points, in order of execution.  -> name, or None.  Relative: |a - b| / |a|"""
+    """a, b: dumps with the same points, in order of execution.  -> name, or None.  By norm(a - b) / norm(a)"""
     for name in a:
         if np.linalg.norm(a[name] - b[name]) > tolerance * np.linalg.norm(a[name]):
             return name
