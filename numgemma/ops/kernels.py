@@ -177,40 +177,6 @@ def two_by_five(u, v, x, t, y, o, p):
     y[t, p], y[t + 1, p], y[t + 2, p], y[t + 3, p], y[t + 4, p] = va, vb, vc, vd, ve
 
 
-@kernel(SUMS)
-def times_few(w, x, y, first, end):
-    """Y = X W^T for tiles of four rows of W, each read once for all of X, whose rows come by fours."""
-    rows = np.empty((4, w.shape[1]), np.float32)
-    for tile in range(first, end):
-        o = min(4 * tile, len(w) - 4)
-        for n in range(4):
-            for i in range(w.shape[1]):
-                rows[n, i] = number(w[o + n, i])
-        for t in range(0, len(x), 4):
-            sums = four_by_four(rows[0], rows[1], rows[2], rows[3], x[t], x[t + 1], x[t + 2], x[t + 3])
-            for n in range(16):
-                y[t + n % 4, o + n // 4] = sums[n]
-
-
-@kernel(SUMS)
-def four_by_four(a, b, c, d, x0, x1, x2, x3):
-    """Sixteen scalar products at once: eight numbers loaded for sixteen products, and all sums stay in registers."""
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = np.float32(0)
-    for i in range(len(a)):
-        a0, a1, a2, a3 = a0 + a[i] * x0[i], a1 + a[i] * x1[i], a2 + a[i] * x2[i], a3 + a[i] * x3[i]
-        b0, b1, b2, b3 = b0 + b[i] * x0[i], b1 + b[i] * x1[i], b2 + b[i] * x2[i], b3 + b[i] * x3[i]
-        c0, c1, c2, c3 = c0 + c[i] * x0[i], c1 + c[i] * x1[i], c2 + c[i] * x2[i], c3 + c[i] * x3[i]
-        d0, d1, d2, d3 = d0 + d[i] * x0[i], d1 + d[i] * x1[i], d2 + d[i] * x2[i], d3 + d[i] * x3[i]
-    return a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3
-
-
-@kernel(PLAIN)
-def expand(w, into, first, end):
-    for o in range(first, end):
-        for i in range(w.shape[1]):
-            into[o, i] = number(w[o, i])
-
-
 # along a row
 
 

@@ -1,33 +1,32 @@
 """Twins of the slow operations, on compiled loops: same names, same arguments, same numbers but for rounding.
 
 definitions.py says what an operation is.  Here is how it gets fast: weights are read as they lie in the file and become
-float32 in a register (one token, or some) or in a core's cache (many tokens); attention keeps to what each query sees;
+float32 in a register (one token, or a few) or in a core's cache (many tokens); attention keeps to what each query sees;
 a sum is cut the same way whatever the number of threads, so that two runs have the same bits.  Each thread of
-threads.py takes a share of the rows; BLAS is held to one thread, as each of ours calls it for a block of its own.  A
-twin that has nothing to gain, as in a float64 run, calls its definition.
+threads.py takes a share of the rows; BLAS, which attention takes, is held to one thread, as each of ours calls it for a
+block of its own.  A twin that has nothing to gain, as in a float64 run, calls its definition.
 """
 
+import itertools
 import threading
 from functools import partial
 
 import numpy as np
 
 from numgemma.masks import Spans, everything
-from numgemma.ops import coded, definitions, kernels, relay
+from numgemma.ops import coded, definitions, kernels, relay, tiles
 from numgemma.ops.kernels import KEYS
-from numgemma.ops.threads import in_parallel, in_shares
+from numgemma.ops.threads import allowed, in_parallel, in_shares
 from numgemma.smallfloats import BFLOAT16
 from numgemma.trace import Tap
 
 BITS = {BFLOAT16: np.uint16, np.dtype(np.float16): np.int16, np.dtype(np.float32): np.float32}  # what kernels are given
 EXACT = {np.dtype(np.float32): tuple(BITS), BFLOAT16: (BFLOAT16,)}  # run -> stored: others would be rounded first
 
-BLOCK = 1 << 22  # numbers of a matrix that are float32 at a time, at most
-FEW = 48  # tokens, up to which stored rows are multiplied as they are read; for more, BLAS is faster
-DRAFTS = 8  # tokens, up to which the sums of two rows at once stay in registers
+BLOCK = 1 << 22  # codes of a matrix that are float32 at a time, about
+DRAFTS = 8  # tokens, up to which stored rows are multiplied as they are read
 WORK = 1 << 23  # products of numbers that are worth waking a thread for
 SHARE = 1 << 18  # numbers of a matrix that are worth waking a thread for
-TALL = 2048  # rows of A, from which it is better to cut A than to cut W alone
 FRAMES = 64  # of a convolution that a thread takes at once
 ROWS, WIDTH = 1024, 512  # of a block of scores: queries times heads of a group, keys
 LEAST = 1 << 15  # numbers of an elementwise operation that are worth waking a thread for
@@ -75,7 +74,7 @@ def linear(x, w):
     if not fits(x, w) or not w.flags.c_contiguous or not x.size:
         return definitions.linear(x, w)
     a = floats(x).reshape(-1, x.shape[-1])
-    y = few(a, bits(w)) if len(a) <= FEW else many(a, w)
+    y = relay.times(bits(w), a) if len(a) <= DRAFTS else many(a, w)
     return y.reshape(*x.shape[:-1], len(w)).astype(x.dtype, copy=False)
 
 
@@ -85,62 +84,19 @@ def of_codes(a, w):
     return np.stack(rows) if len(rows) == len(a) else many(a, w)
 
 
-def few(a, w):
-    """A W^T for one token, or for some: bound by reading W, as long as they are few."""
-    if len(w) < 4:
-        return np.concatenate([relay.times(w, one[None]) for one in a])
-    if len(a) <= DRAFTS:
-        return relay.times(w, a)
-    by_fours = np.zeros((len(a) + -len(a) % 4, a.shape[1]), np.float32)
-    by_fours[: len(a)] = a
-    y = np.empty((len(by_fours), len(w)), np.float32)
-    in_shares(partial(kernels.times_few, w, by_fours, y), -(-len(w) // 4), max(1, SHARE // (w.size // len(w) * len(y))))
-    return y[: len(a)]
-
-
 def many(a, w):
-    """A W^T by BLAS, on blocks of W as float32 in a cache; a long A is cut too, so that threads share what was read.
+    """A W^T by tiles, which have the same bits wherever W is cut: each thread takes rows of it, some at a time."""
+    y, panels = np.empty((len(a), len(w)), np.float32), -(-len(w) // tiles.WIDTH)
+    wanted = max(4 * allowed(), w.size // BLOCK)  # so that no thread waits long for another at the end
+    pieces = max(1, min(panels, wanted, len(a) * w.size // WORK))
+    edges = [*(panels * n // pieces * tiles.WIDTH for n in range(pieces)), len(w)]
 
-    How BLAS adds a number up may follow the place that it has in its block (the kernels for the last few rows and
-    columns are others).  So blocks follow the shapes alone, and the number of threads says only who takes them.
-    """
-    y = np.empty((len(a), len(w)), np.float32)
-    of_a = cuts(len(a), 8 * -(-len(a) // TALL) if len(a) >= TALL else 1)
-    of_w = cuts(len(w), blocks_of_w(a, w))
-    (cut_a if len(of_a) > 1 else cut_w)(a, w, y, of_a, of_w)
+    def piece(edge):
+        rows = np.ascontiguousarray(w[slice(*edge)])  # of codes: as numbers
+        tiles.times_many(bits(rows), bits(a), y, edge[0])
+
+    in_parallel(piece, itertools.pairwise(edges))
     return y
-
-
-def cuts(n, blocks):
-    return [slice(n * i // blocks, n * (i + 1) // blocks) for i in range(blocks)]
-
-
-def blocks_of_w(a, w):
-    """As many as fit a cache one by one; or as eight threads need, as long as each has enough to do."""
-    size = np.clip(4 * a.size, BLOCK >> 2, BLOCK)  # the more tokens, the dearer it is to go over them for each block
-    wanted = max(-(-w.size // size), min(8, len(a) * w.size // WORK))
-    return max(1, min(wanted, len(w) >> 6))
-
-
-def cut_a(a, w, y, of_a, of_w):
-    """Block after block of W: all threads make it float32, then each takes blocks of A."""
-    for rows in of_w:
-        part = as_float(w[rows]).T
-        in_parallel(lambda t, part=part, rows=rows: np.matmul(a[t], part, out=y[t, rows]), of_a)
-
-
-def cut_w(a, w, y, _, of_w):
-    """Each thread takes blocks of W, makes them float32 for itself, and goes over all of A."""
-    in_parallel(lambda rows: np.matmul(a, as_float(w[rows]).T, out=y[:, rows]), of_w)
-
-
-def as_float(w):
-    """Stored rows as float32, in memory that the next call uses again."""
-    if w.dtype == np.float32:
-        return w
-    part = scratch("rows", *w.shape)
-    in_shares(partial(kernels.expand, bits(w), part), len(w), max(1, LEAST // w.shape[1]))
-    return part
 
 
 def clipped_linear(x, w, inner, outer):
@@ -311,5 +267,5 @@ def attend_many(q, k, v, mask):
             mean += scores @ values
         context[t : t + rows, heads] = (mean / total[:, None]).reshape(-1, G, H)
 
-    in_parallel(block, [(t, n) for t in range(0, T, rows) for n in range(K)])
+    in_parallel(block, [(t, n) for t in reversed(range(0, T, rows)) for n in range(K)])  # the last see most
     return context

@@ -1,0 +1,131 @@
+"""A matrix times many rows, as BLAS does it, but from numbers as they lie in the file.
+
+Sums of six rows of X with as many rows of W as make twelve registers are held in these while both are read along: of W
+a panel, turned so that what is needed next lies next, and float32.  A number of the result is a sum in one order,
+whichever rows are computed beside it: by DEPTH products at a time, one after another, each rounded once where the
+processor can.  So it has the same bits in any cut, on any number of threads, and for any WIDTH.
+"""
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.extending import models, register_model
+
+from numgemma.ops.compiled import in_llvm, kernel
+from numgemma.ops.kernels import PLAIN, number
+
+ROWS = 6  # of X at once
+WIDTH = 32 if binding.get_host_cpu_features().get("avx512f") else 16  # rows of W: two registers, or four of ARM
+DEPTH = 256  # numbers of a row at a time: a panel of them fits a core's first cache
+SEEN = 768  # rows of X that are gone over for each panel: a multiple of ROWS
+
+FLOAT, INT = ir.FloatType(), ir.IntType(32)
+FLOATS = ir.VectorType(FLOAT, WIDTH)
+
+
+class TileRow(types.Type):
+    """Of one row of X with WIDTH rows of W, in registers."""
+
+
+TILE_ROW = TileRow("TileRow")
+
+
+@register_model(TileRow)
+class InRegisters(models.PrimitiveModel):
+    """What they are to the compiler."""
+
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, FLOATS)
+
+
+def place(context, builder, array, data, at):
+    """Where data[at] lies; at is not negative, so that nothing needs to be asked of it."""
+    return builder.gep(context.make_array(array)(context, builder, data).data, [at])
+
+
+@in_llvm
+def none(typing):
+    def emit(context, builder, signature, args):
+        return ir.Constant(FLOATS, [0.0] * WIDTH)
+
+    return TILE_ROW(), emit
+
+
+@in_llvm
+def plus(typing, sums, x, at, panel, row):
+    """sums + x[at] panel[row : row + WIDTH]"""
+
+    def emit(context, builder, signature, args):
+        _, of_x, _, of_panel, _ = signature.args
+        one = builder.load(place(context, builder, of_x, *args[1:3]))
+        some = builder.load(builder.bitcast(place(context, builder, of_panel, *args[3:5]), FLOATS.as_pointer()))
+        some.align = 4
+        alone = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), one, INT(0))
+        everywhere = ir.Constant(ir.VectorType(INT, WIDTH), [0] * WIDTH)
+        one = builder.shuffle_vector(alone, ir.Constant(FLOATS, ir.Undefined), everywhere)
+        once = ("contract",)  # the sum and the product are rounded together
+        return builder.fadd(args[0], builder.fmul(one, some, flags=once), flags=once)
+
+    return TILE_ROW(sums, x, types.intp, panel, types.intp), emit
+
+
+@in_llvm
+def put(typing, y, at, sums, more):
+    """y[at : at + WIDTH] = sums; more: += sums"""
+
+    def emit(context, builder, signature, args):
+        there = builder.bitcast(place(context, builder, signature.args[0], *args[:2]), FLOATS.as_pointer())
+        before = builder.load(there)
+        whole = builder.select(args[3], builder.fadd(before, args[2]), args[2])
+        stored = builder.store(whole, there)
+        before.align = stored.align = 4
+        return context.get_dummy_value()
+
+    return types.void(y, types.intp, sums, types.boolean), emit
+
+
+@kernel(PLAIN)
+def times_many(w, x, y, column):
+    """X W^T into columns of Y, from that one on.  x: T I   w: O I   y: T and no fewer than column + O"""
+    (T, I), width = x.shape, y.shape[1]
+    numbers, into, panel = x.reshape(x.size), y.reshape(y.size), np.empty(I * WIDTH, np.float32)
+    tile = np.empty((ROWS, WIDTH), np.float32)
+    for start in range(0, T, SEEN):
+        for o in range(0, len(w), WIDTH):
+            rows, at = min(WIDTH, len(w) - o), column + o
+            turn(w, o, panel)
+            for t in range(start, min(start + SEEN, T), ROWS):
+                if rows == WIDTH and t + ROWS <= T:
+                    six_rows(numbers, I, t, T - 1, panel, into, t * width + at, width)
+                else:
+                    six_rows(numbers, I, t, T - 1, panel, tile.reshape(tile.size), 0, WIDTH)
+                    y[t : t + ROWS, at : at + rows] = tile[: min(ROWS, T - t), :rows]
+
+
+@kernel(PLAIN)
+def turn(w, o, panel):
+    """WIDTH rows of W, from one on: what is beside each other in a column is so in the panel."""
+    whole = o + WIDTH <= len(w)
+    for i in range(w.shape[1]):
+        if whole:  # a loop over a constant is unrolled
+            for n in range(WIDTH):
+                panel[i * WIDTH + n] = number(w[o + n, i])
+        else:
+            for n in range(len(w) - o):
+                panel[i * WIDTH + n] = number(w[o + n, i])
+
+
+@kernel(PLAIN)
+def six_rows(x, I, t, last, panel, y, at, width):
+    """Rows t to t + 5 times a panel, into rows of Y of that width.  Behind the last row it stands for those missing."""
+    at_a, at_b, at_c = t * I, min(t + 1, last) * I, min(t + 2, last) * I
+    at_d, at_e, at_f = min(t + 3, last) * I, min(t + 4, last) * I, min(t + 5, last) * I
+    for i in range(0, I, DEPTH):
+        a = b = c = d = e = f = none()
+        for k in range(i, min(i + DEPTH, I)):
+            row = WIDTH * k
+            a, b = plus(a, x, at_a + k, panel, row), plus(b, x, at_b + k, panel, row)
+            c, d = plus(c, x, at_c + k, panel, row), plus(d, x, at_d + k, panel, row)
+            e, f = plus(e, x, at_e + k, panel, row), plus(f, x, at_f + k, panel, row)
+        for n, sums in enumerate((a, b, c, d, e, f)):
+            put(y, at + n * width, sums, i > 0)
