@@ -33,10 +33,8 @@ OURS = ("worker.mjs", "page.js", "page.css", "session.py")
 
 # Notebooks that stop somewhere, and what they would need.
 NOT_HERE = {
-    "06_cache_and_sharing": "ml_dtypes, for a run in bfloat16",
-    "07_mixture_of_experts": "ml_dtypes, for a run in bfloat16",
-    "08_precision": "ml_dtypes, as it is about bfloat16",
-    "14_four_bits": "safetensors, which writes its file",
+    "08_precision": "ml_dtypes, which computes in bfloat16 and has no wheel for Pyodide",
+    "09_pictures_and_sound": "Jinja2, which spells the chat at its end",
 }
 
 
@@ -192,7 +190,7 @@ def index(paths) -> str:
 
 
 def note(path) -> str:
-    return " · not all of it in a browser" if path.stem in NOT_HERE else ""
+    return f" · stops in a browser: it needs {NOT_HERE[path.stem]}" if path.stem in NOT_HERE else ""
 
 
 def build(out: Path, place: Path | None = None) -> None:

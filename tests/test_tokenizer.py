@@ -228,11 +228,11 @@ def test_a_panic_of_the_library_is_one_sentence_and_an_interrupt_stays_one(monke
 LONG = """
 import resource, sys, time
 from pathlib import Path
-from numgemma.prompt.bytelevel import ByteLevel
+from numgemma.prompt.bytelevel import InPython
 from numgemma.prompt.tokenizer import open_tokenizer
 folder, sign, ours = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "ours"
 file = folder / "tokenizer.json"
-encode = ByteLevel(file.read_bytes(), file).encode if ours else open_tokenizer(folder).rust.encode
+encode = InPython(file.read_bytes(), file).encode if ours else open_tokenizer(folder).rust.encode
 held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = encode(sign * 200_000, add_special_tokens=False).ids
 held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held

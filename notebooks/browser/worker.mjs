@@ -11,6 +11,7 @@ async function started() {
   const pyodide = await loadPyodide({ indexURL: here("pyodide/"), env: { MPLBACKEND: "agg", HOME: "/home/pyodide" } });
   postMessage({ state: "loading", text: "NumPy and matplotlib are loaded …" });
   await pyodide.loadPackage(PACKAGES, { messageCallback: () => {}, errorCallback: () => {} });
+  pyodide.runPython("import os; os.umask(0o022)"); // it begins with 0o777: nobody could enter a folder made here
   const lacking = PACKAGES.filter((name) => !(name in pyodide.loadedPackages));
   if (lacking.length) throw new Error(`${lacking.join(" and ")} cannot be loaded from this site's folder pyodide/`);
   const { wheel } = await (await fetch(here("files.json"))).json();

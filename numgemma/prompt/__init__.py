@@ -5,7 +5,7 @@ A prompt is spelled out, cut into tokens, and its files become arrays:
     sandbox     the process in which templates run, bounded in time and memory
     template    a chat template and its variables -> text
     chat        messages from a file, checked -> text, by the checkpoint's own template
-    bytelevel   byte-level BPE in plain Python, where the package `tokenizers` is not
+    bytelevel   two tokenizers in plain Python, where the package `tokenizers` is not
     tokenizer   text -> token ids, and back
     tasks       the words before a text that is to become a vector
     images      a picture -> patches

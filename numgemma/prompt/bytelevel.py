@@ -1,7 +1,8 @@
-"""Byte-level BPE in plain Python, for where the package `tokenizers` is not: in a browser.
+"""Two tokenizers in plain Python, for where the package `tokenizers` is not: in a browser.
 
-It reads what tokenizer.json of the bundled model is made of, and no more: bytes drawn as characters, GPT-2's cut into
-words, merges by rank, a template that puts <bos> first.  Equals `tokenizers` on such a file, id for id.
+They read what tokenizer.json of the bundled model is made of (bytes drawn as characters, GPT-2's cut into words, merges
+by rank), and of the models that `synth` makes (a token for every byte, no merges), and no more.  Either has a template
+that puts <bos> first.  Equal `tokenizers` on such a file, id for id.
 """
 
 import json
@@ -22,7 +23,23 @@ STEPS = {
     "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
     "decoder": {"type": "ByteLevel"},
 }
-PLAIN = {"type": "BPE", "dropout": None, "unk_token": None, "byte_fallback": False, "ignore_merges": False}
+MERGING = {"type": "BPE", "dropout": None, "unk_token": None, "byte_fallback": False, "ignore_merges": False}
+
+
+SPACE = "▁"
+BYTE = re.compile(r"<0x[0-9A-F]{2}>\Z")
+FALLING_BACK = {"type": "BPE", "byte_fallback": True, "merges": []}
+BARE = {
+    "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+    "decoder": {
+        "type": "Sequence",
+        "decoders": [
+            {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+        ],
+    },
+}
 
 
 def drawn() -> dict[int, str]:
@@ -55,27 +72,24 @@ def words(text: str):
         start = found.end()
 
 
-class ByteLevel:
-    """A tokenizer.json of that make, with those methods of tokenizers.Tokenizer that the package calls."""
+class InPython:
+    """A tokenizer.json of one of those makes, with those methods of tokenizers.Tokenizer that the package calls."""
 
     def __init__(self, raw: bytes, path):
         """raw: the content of tokenizer.json; path: its name.  Raises InputError where it asks for more than this."""
         table = json.loads(raw)
-        model = table["model"]
-        template = (table["post_processor"] or {"single": [{"Sequence": {}}]})["single"]
-        plain = all(has(table[key], due) for key, due in STEPS.items()) and has(model, PLAIN)
-        if not plain or table["normalizer"] or "Sequence" not in template[-1]:
-            raise InputError(f"{path}: is not of the bundled model's make; install `tokenizers` to read it.")
-        self.ids, added = dict(model["vocab"]), table["added_tokens"]
+        added, template = table["added_tokens"], (table["post_processor"] or {"single": [{"Sequence": {}}]})["single"]
         self.added = {token["id"]: SimpleNamespace(**token) for token in added}
-        self.ids |= {token["content"]: token["id"] for token in added}
+        self.ids = table["model"]["vocab"] | {token["content"]: token["id"] for token in added}
         self.names = {i: name for name, i in self.ids.items()}
+        self.make = make_of(table, self.ids)
+        places = [i for i, one in enumerate(template) if "Sequence" in one]
+        if self.make is None or len(places) != 1:
+            raise InputError(f"{path}: is of neither make that is read without it; install `tokenizers` to read it.")
         longest = sorted((re.escape(token["content"]) for token in added), key=len, reverse=True)
         self.split = re.compile("|".join(longest) or r"(?!)")
-        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-        self.ranks = {tuple(pair): rank for rank, pair in enumerate(pairs)}
-        self.first = [self.ids[one["SpecialToken"]["id"]] for one in template if "SpecialToken" in one]
-        self.merged = lru_cache(1 << 14)(self.merge)
+        around = template[: places[0]], template[places[0] + 1 :]
+        self.before, self.after = ([self.ids[one["SpecialToken"]["id"]] for one in part] for part in around)
 
     def encode(self, text: str, add_special_tokens: bool):
         """.ids: token ids of a text.  Raises TypeError where it has lone surrogates, as the package does."""
@@ -83,11 +97,53 @@ class ByteLevel:
             text.encode()
         except (UnicodeEncodeError, AttributeError):
             raise TypeError("no text") from None
-        ids, start = list(self.first) if add_special_tokens else [], 0
+        ids, start = [], 0
         for found in self.split.finditer(text):
-            ids += [*self.plain(text[start : found.start()]), self.ids[found[0]]]
+            ids += [*self.make.plain(text[start : found.start()]), self.ids[found[0]]]
             start = found.end()
-        return SimpleNamespace(ids=ids + self.plain(text[start:]))
+        ids += self.make.plain(text[start:])
+        return SimpleNamespace(ids=[*self.before, *ids, *self.after] if add_special_tokens else ids)
+
+    def decode(self, ids, skip_special_tokens: bool) -> str:
+        """The text of token ids; an id that is no token is left out."""
+        kept = [i for i in ids if i in self.names and not (skip_special_tokens and self.is_special(i))]
+        return self.make.text([self.names[i] for i in kept])
+
+    def is_special(self, i):
+        return i in self.added and self.added[i].special
+
+    def id_to_token(self, i: int) -> str | None:
+        """A token as tokenizer.json spells it."""
+        return self.names.get(i)
+
+    def get_added_tokens_decoder(self):
+        """id -> what tokenizer.json says of it, `special` among it."""
+        return self.added
+
+
+def make_of(table, ids):
+    """What reads a tokenizer.json of this make, or None."""
+    model = table["model"]
+    if all(has(table[key], due) for key, due in STEPS.items()) and has(model, MERGING) and not table["normalizer"]:
+        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        return ByteLevel(ids, {tuple(pair): rank for rank, pair in enumerate(pairs)})
+    bare = table["pre_tokenizer"] is None and all(table[key] == due for key, due in BARE.items())
+    every = all(f"<0x{byte:02X}>" in ids for byte in range(256))
+    return Bytes(model["vocab"]) if bare and has(model, FALLING_BACK) and every else None
+
+
+def has(found, due) -> bool:
+    """Whether a part of tokenizer.json says all that is due."""
+    return isinstance(found, dict) and all(found.get(key) == value for key, value in due.items())
+
+
+class ByteLevel:
+    """The bundled model's make."""
+
+    def __init__(self, ids, ranks):
+        """ids: token -> id   ranks: pair of tokens -> its place among the merges"""
+        self.ids, self.ranks = ids, ranks
+        self.merged = lru_cache(1 << 14)(self.merge)
 
     def plain(self, text):
         return [i for word in words(text) for i in self.merged(word)]
@@ -115,29 +171,44 @@ class ByteLevel:
                     heappush(heap, (self.ranks[parts[left], parts[right]], left))
         return [self.ids[part] for part in parts if part]
 
-    def decode(self, ids, skip_special_tokens: bool) -> str:
-        """The text of token ids; an id that is no token is left out."""
-        kept = [i for i in ids if i in self.names and not (skip_special_tokens and self.is_special(i))]
-        return b"".join(spelled(self.names[i]) for i in kept).decode("utf-8", "replace")
-
-    def is_special(self, i):
-        return i in self.added and self.added[i].special
-
-    def id_to_token(self, i: int) -> str | None:
-        """A token as tokenizer.json spells it."""
-        return self.names.get(i)
-
-    def get_added_tokens_decoder(self):
-        """id -> what tokenizer.json says of it, `special` among it."""
-        return self.added
-
-
-def has(found, due) -> bool:
-    """Whether a part of tokenizer.json says all that is due."""
-    return isinstance(found, dict) and all(found.get(key) == value for key, value in due.items())
+    def text(self, tokens) -> str:
+        return b"".join(map(spelled, tokens)).decode("utf-8", "replace")
 
 
 def spelled(token: str) -> bytes:
     """The bytes that a token's characters stand for; a token with any other character stands for itself."""
     known = all(character in BYTES for character in token)
     return bytes(BYTES[character] for character in token) if known else token.encode()
+
+
+class Bytes:
+    """The make of `synth`: a character that is a token is one, and of any other its bytes are."""
+
+    def __init__(self, vocab):
+        """vocab: token -> id"""
+        self.vocab = vocab
+
+    def plain(self, text):
+        return [i for character in text.replace(" ", SPACE) for i in self.spelled(character)]
+
+    def spelled(self, character):
+        if character in self.vocab:
+            return [self.vocab[character]]
+        return [self.vocab[f"<0x{byte:02X}>"] for byte in character.encode()]
+
+    def text(self, tokens) -> str:
+        """Neighbouring bytes are a text together, or each of them a sign for none."""
+        text, held = "", b""
+        for token in [*tokens, ""]:
+            if BYTE.match(token):
+                held += bytes([int(token[3:5], 16)])
+            else:
+                text, held = text + whole(held) + token.replace(SPACE, " "), b""
+        return text
+
+
+def whole(some: bytes) -> str:
+    try:
+        return some.decode()
+    except UnicodeDecodeError:
+        return "\ufffd" * len(some)

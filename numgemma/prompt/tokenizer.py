@@ -7,7 +7,7 @@ from pathlib import Path
 
 from numgemma.errors import InputError
 from numgemma.incoming import by_library, read_bytes
-from numgemma.prompt.bytelevel import ByteLevel
+from numgemma.prompt.bytelevel import InPython
 from numgemma.prompt.chat import render_chat
 
 HALF = "�"  # what stands for bytes that are no whole character
@@ -67,7 +67,7 @@ def opened(raw: bytes, path):
     try:
         from tokenizers import Tokenizer as Rust
     except ModuleNotFoundError:
-        return ByteLevel(raw, path)
+        return InPython(raw, path)
     if PREFIX.search(raw):
         raise ValueError("its pieces have a prefix")
     rust = Rust.from_buffer(raw)
