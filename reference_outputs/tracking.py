@@ -56,16 +56,25 @@ def owned(encodings, texts):
     return [question for cue in (" her", " his") for question in questions(encodings, texts, cue, THINGS)]
 
 
+def named_again(texts):
+    """Every name that a story says more than once.  -> [(story, where each mention begins and ends, in signs)]"""
+    found = []
+    for number, text in enumerate(texts):
+        places = {}
+        for name in re.finditer(pattern(PEOPLE), text):
+            places.setdefault(name[1], []).append(name.span())
+        found += [(number, spans) for spans in places.values() if len(spans) > 1]
+    return found
+
+
 def mentions(encodings, texts):
     """The tokens of every name's first and second mention.  -> [(story, tokens of the first, tokens of the second)]"""
-    pairs = []
-    for number, (encoding, text) in enumerate(zip(encodings, texts, strict=True)):
-        places = {}
-        for found in re.finditer(pattern(PEOPLE), text):
-            tokens = range(encoding.char_to_token(found.start()), encoding.char_to_token(found.end() - 1) + 1)
-            places.setdefault(found[1], []).append(list(tokens))
-        pairs += [(number, *tokens[:2]) for tokens in places.values() if len(tokens) > 1]
-    return pairs
+
+    def tokens(number, start, end):
+        found = encodings[number].char_to_token
+        return list(range(found(start), found(end - 1) + 1))
+
+    return [(number, *(tokens(number, *span) for span in spans[:2])) for number, spans in named_again(texts)]
 
 
 def share_right(asked, logits):
@@ -80,6 +89,11 @@ def log_softmax(x):
     return x - np.log(np.exp(x).sum())
 
 
+def plain(pairs, ids, names):
+    """Those mentions whose first tokens are names' own: after a quotation mark, or at the start, it is other tokens."""
+    return [{ids[story][first[0]], ids[story][second[0]]} <= set(names) for story, first, second in pairs]
+
+
 def mention_losses(pairs, logits, ids, names=None):
     """Mean loss of a name at its first and at its second mention, in nats; with `names`, given that a name comes."""
 
@@ -90,8 +104,8 @@ def mention_losses(pairs, logits, ids, names=None):
         following = [-log_softmax(logits[story][token - 1])[ids[story][token]] for token in tokens[1:]]
         return sum(following, -log_softmax(row)[right])
 
-    if names is not None:  # one at the very start of a story, or after a quotation mark, is spelled by other tokens
-        pairs = [pair for pair in pairs if {ids[pair[0]][pair[1][0]], ids[pair[0]][pair[2][0]]} <= set(names)]
+    if names is not None:
+        pairs = [pair for pair, this in zip(pairs, plain(pairs, ids, names), strict=True) if this]
     return tuple(float(np.mean([loss(pair[0], pair[which]) for pair in pairs])) for which in (1, 2))
 
 

@@ -16,6 +16,7 @@ REFERENCE = Path(__file__).parents[1] / "reference_outputs"
 sys.path.insert(0, str(REFERENCE))
 
 import corpus  # noqa: E402
+import foreseen  # noqa: E402
 import stories  # noqa: E402
 import tracking  # noqa: E402
 
@@ -98,6 +99,39 @@ def test_a_story_of_two_owners_names_both_and_their_things():
             assert facts[fact] in text
 
 
+SMALL = ("{hero} [came|went].", "? [{hero}|he|{friend}] sat.", "{hero} [and [{friend}|he] |]slept.")
+
+
+@pytest.mark.parametrize(
+    ("before", "chances"),
+    [
+        ("", {"@mia": 1}),
+        ("Mia went. ", {"@mia": 2 / 3, "@tom": 1 / 6, "": 1 / 6}),  # the line in the middle is told or not
+        ("Mia went. Mia ", {"": 1}),
+        ("Mia went. Mia and ", {"@tom": 1 / 2, "": 1 / 2}),
+        ("Mia went. Mia slept. ", {"@tom": 3 / 4, "": 1 / 4}),  # now a plot is drawn
+        ("Mia went. Mia slept. Tom saw ", {"": 1}),
+        ("Mia went. Mia slept. Tom saw an owl. ", {"@mia": 1}),  # who came is drawn at the plot's beginning
+        ("Mia went. Mia slept. Tom saw a bear. ", {"@tom": 1}),
+    ],
+)
+def test_the_chance_of_a_name_is_that_of_all_ways_to_go_on_with_it(monkeypatch, before, chances):
+    plots = ("a, b = owl / {hero} | bear / {friend}", "{friend} saw a {a}.", "{b} laughed."), ("it rained.",)
+    monkeypatch.setattr(foreseen, "COMMON", SMALL)
+    monkeypatch.setattr(foreseen, "SCRIPTS", [(plots[0], 3 / 4), (plots[1], 1 / 4)])
+    assert foreseen.following(before, {"hero": "Mia", "friend": "Tom"}) == pytest.approx(chances)
+
+
+def test_a_name_that_came_was_possible_and_costs_what_its_two_questions_cost():
+    told = corpus.held_out(1, 6)
+    places = [(story, span[0]) for story, spans in tracking.named_again([text for text, _ in told]) for span in spans]
+    for (story, at), (whether, which) in zip(places, foreseen.losses(told, places), strict=True):
+        text, facts = told[story]
+        name = foreseen.MARKED.match(foreseen.bare(text[at:]))[0]
+        assert np.exp(-whether - which) == pytest.approx(foreseen.following(text[:at], facts)[name])
+        assert min(whether, which) >= -1e-12
+
+
 def test_the_bundled_checkpoint_does_what_its_evaluation_says():
     """On the first of its stories."""
     said = json.loads((REFERENCE / "evaluation.json").read_text())["of_the_first"]
@@ -109,6 +143,18 @@ def test_the_bundled_checkpoint_does_what_its_evaluation_says():
     assert tracking.share_right(tracking.owned(coded, texts), logits) == pytest.approx(said["her"], abs=1e-3)
     first, second = tracking.mention_losses(tracking.mentions(coded, texts), logits, ids)
     assert [first, second] == pytest.approx([said["first_mention"], said["second_mention"]], abs=2e-3)
+    told = corpus.held_out(0, said["stories"])
+    places = [(story, spans[1][0]) for story, spans in tracking.named_again(texts)]
+    parts = [said["by_the_grammar"][name] for name in ("whether_a_name_comes", "which_name")]
+    assert np.mean(foreseen.losses(told, places), axis=0) == pytest.approx(parts, abs=1e-4)
+
+
+def test_given_that_a_name_comes_its_second_mention_costs_less_than_a_tenth_of_the_first():
+    said = json.loads((REFERENCE / "evaluation.json").read_text())
+    assert said["second_mention_given_a_name"] < said["first_mention_given_a_name"] / 10
+    assert said["second_mention"] < said["by_the_grammar"]["second_mention"] + 0.05
+    expected = said["names_expected"]
+    assert expected["by_the_model"] > 1.3 * expected["by_the_grammar"]
 
 
 def test_heads_of_the_bundled_checkpoint_copy_as_its_evaluation_says():
