@@ -34,7 +34,7 @@ OURS = ("worker.mjs", "page.js", "page.css", "session.py")
 # Notebooks that stop somewhere, and what they would need.
 NOT_HERE = {
     "08_precision": "ml_dtypes, which computes in bfloat16 and has no wheel for Pyodide",
-    "09_pictures_and_sound": "Jinja2, which spells the chat at its end",
+    "09_pictures_and_sound": "soundfile and Jinja2, which read the recording and spell the chat of its last two cells",
 }
 
 
