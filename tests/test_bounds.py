@@ -32,7 +32,7 @@ def test_work_without_end_and_memory_without_end_are_noticed(monkeypatch):
     monkeypatch.setattr(bounds, "SECONDS", 0.1)
     before = signal.signal(bounds.CLOCK[1], late)
     try:
-        assert bounds.outcome(lambda raw: sum(range(10**9)), {}).startswith("Hang")
+        assert bounds.outcome(lambda raw: sum(1 for _ in iter(int, 1)), {}).startswith("Hang")
         assert bounds.outcome(takes_all, {}).startswith("MemoryError")
         assert bounds.outcome(lambda raw: raw, {}) == ""
     finally:
