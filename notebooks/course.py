@@ -7,8 +7,12 @@ deck of slides each, and an index that opens from disk.  How a notebook is built
 import copy
 import html
 import json
+import os
 import re
 import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -265,18 +269,29 @@ def blanks(notebook: dict) -> dict[str, str]:
     return {this.number: this.source for this in steps(notebook) if this.role == "exercise"}
 
 
+def executed(paths: list[Path]) -> Iterator:
+    """The notebooks with their solutions, run, in order; as many at a time as there are processors."""
+
+    def run(path):
+        with tempfile.TemporaryDirectory() as folder:
+            return execute(filled(read(path), solutions(path)), Path(folder))
+
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        yield from pool.map(run, paths)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def build(out: Path) -> None:
     """Execute the course and write its pages: solutions folded, in `student/` left out; and as `slides/`."""
-    import tempfile
-
     folders = out, out / "student", out / "slides"
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     cards, paths = [], notebooks()
-    for before, path, after in zip([None, *paths], paths, [*paths[1:], None], strict=False):
+    runs = executed(paths)
+    for before, path, after, node in zip([None, *paths], paths, [*paths[1:], None], runs, strict=False):
         notebook = read(path)
-        with tempfile.TemporaryDirectory() as folder:
-            node = execute(filled(notebook, solutions(path)), Path(folder))
         this = card(notebook)
         asked = blanks(notebook)
         written = [render(node, this.title, asked, (before, after), solved) for solved in (True, False)]
