@@ -22,24 +22,28 @@ HF = .venv-hf
 OLD = 5.5.4 5.10.4 5.14.1 5.23.0
 MERGE = .venv-merge
 JAX = .venv-jax
+# one thread each: where workers fill the cores, more would fight over them; PyTorch's wait for each other at tiny sizes
+FULL = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .PHONY: demo test test-hf test-hf-old test-timm test-jax test-merge notebooks lite test-lite test-notebooks check fuzz kills test-hf-random reference reference-3n clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/numgemma demo
 
-# one thread each: the workers already fill the cores, and more would fight over them
+# what Python compiles is kept, whatever the machine says: the tests start some three hundred processes
+unexport PYTHONDONTWRITEBYTECODE
+
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto -m "not hf and not timm and not jax and not merge and not notebooks and not lite"
+	$(FULL) $(VENV)/bin/python -m pytest -q -n auto -m "not hf and not timm and not jax and not merge and not notebooks and not lite"
 
 test-hf: $(HF)/ready
-	$(HF)/bin/python -m pytest -q -m hf
+	$(FULL) $(HF)/bin/python -m pytest -q -n auto -m hf
 
 test-hf-old: $(OLD:%=$(HF)-%/ready)
 	for version in $(OLD); do $(HF)-$$version/bin/python -m pytest -q -rA -m hf tests/test_hf_old.py || exit 1; done
 
 test-timm: $(HF)/timm
-	PYTHONPATH=$(HF)/timm $(HF)/bin/python -m pytest -q -m timm
+	PYTHONPATH=$(HF)/timm $(FULL) $(HF)/bin/python -m pytest -q -m timm
 
 test-jax: $(JAX)/ready
 	$(JAX)/bin/python -m pytest -q -m jax
@@ -61,10 +65,10 @@ kills: $(VENV)/ready $(HF)/ready
 	$(HF)/bin/python tests/hostile_input/full_disk.py capture
 
 test-notebooks: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -q -n auto -m notebooks
+	$(FULL) $(VENV)/bin/python -m pytest -q -n auto -m notebooks
 
 notebooks: $(VENV)/notebooks
-	$(VENV)/bin/python notebooks/course.py build/course
+	$(FULL) $(VENV)/bin/python notebooks/course.py build/course
 
 lite: $(VENV)/notebooks
 	$(VENV)/bin/python notebooks/lite.py build/lite $(WHEELS)
