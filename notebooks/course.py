@@ -51,6 +51,7 @@ img { max-width: 100%; height: auto; background: #fff; }
 summary { cursor: pointer; color: var(--link); padding: 0.2rem 0; }
 .output_area { padding: 0.5rem 0.8rem 0; overflow-x: auto; }
 .output_area img { max-width: max(100%, 40rem); }
+@media (min-width: 70rem) { .output_area pre { white-space: pre-wrap; } }
 .cards { display: grid; gap: 1rem; padding: 0; }
 .cards { grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); }
 .cards li { list-style: none; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
