@@ -4,8 +4,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from numgemma.ops import coded, columns, definitions, relay, threads, twins
+from numgemma.ops import coded, columns, decoded, definitions, relay, threads, twins
 from numgemma.weights.gguf import tensor
+from numgemma.weights.packed import piled
 from numgemma.weights.quantised import unpacked
 
 TYPES = {"Q4_0": (2, 18, 32, (0,)), "Q8_0": (8, 34, 32, (0,)), "Q4_K": (12, 144, 256, (0, 2))}
@@ -112,6 +113,24 @@ def test_any_number_of_threads_gives_the_same_bits(name, monkeypatch):
         monkeypatch.setattr(threads, "allowed", lambda count=count: count)
         found.add(coded.times(x, w).tobytes())
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("count", [1, 3])
+def test_rows_are_decoded_to_the_bits_of_the_package_gguf(kind, count, monkeypatch):
+    assert kind in decoded.KERNELS
+    monkeypatch.setattr(decoded, "LEAST", 1)
+    w = blocks(kind, (2, 67, 512))[1]
+    monkeypatch.setattr(threads, "allowed", lambda: count)
+    found = decoded.decoded(w, slice(5, 66), np.full((61, 512), np.nan, np.float32))
+    np.testing.assert_array_equal(found.view(np.uint32), w[5:66].view(np.uint32))
+
+
+def test_a_stack_that_the_file_holds_in_pieces_is_decoded_without_a_kernel():
+    pair = [blocks("Q4_K", (9, 256), seed) for seed in (1, 2)]
+    w = piled(pair, (18, 256), "Q4_K")
+    found = decoded.decoded(w, slice(4, 14), np.full((10, 256), np.nan, np.float32))
+    np.testing.assert_array_equal(found, np.concatenate([pair[0][4:], pair[1][:5]]))
 
 
 def test_what_is_not_the_file_s_own_codes_any_more_is_decoded():

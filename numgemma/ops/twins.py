@@ -15,6 +15,7 @@ import numpy as np
 
 from numgemma.masks import Spans, everything
 from numgemma.ops import coded, definitions, kernels, relay, tiles
+from numgemma.ops.decoded import decoded
 from numgemma.ops.kernels import KEYS
 from numgemma.ops.threads import allowed, in_parallel, in_shares
 from numgemma.smallfloats import BFLOAT16
@@ -92,11 +93,17 @@ def many(a, w):
     edges = [*(panels * n // pieces * tiles.WIDTH for n in range(pieces)), len(w)]
 
     def piece(edge):
-        rows = np.ascontiguousarray(w[slice(*edge)])  # of codes: as numbers
-        tiles.times_many(bits(rows), bits(a), y, edge[0])
+        tiles.times_many(bits(rows_of(w, *edge)), bits(a), y, edge[0])
 
     in_parallel(piece, itertools.pairwise(edges))
     return y
+
+
+def rows_of(w, first, end):
+    """Some rows as they lie, or of codes as numbers, in memory that the next call uses again."""
+    if isinstance(w, np.ndarray):
+        return np.ascontiguousarray(w[first:end])
+    return decoded(w, slice(first, end), scratch("rows", end - first, w.shape[1]))
 
 
 def clipped_linear(x, w, inner, outer):
