@@ -115,15 +115,20 @@ def test_any_number_of_threads_gives_the_same_bits(name, monkeypatch):
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("count", [1, 3])
-def test_rows_are_decoded_to_the_bits_of_the_package_gguf(kind, count, monkeypatch):
-    assert kind in decoded.KERNELS
+def test_rows_are_decoded_to_the_bits_of_the_definition(name, count, monkeypatch):
     monkeypatch.setattr(decoded, "LEAST", 1)
-    w = blocks(kind, (2, 67, 512))[1]
     monkeypatch.setattr(threads, "allowed", lambda: count)
-    found = decoded.decoded(w, slice(5, 66), np.full((61, 512), np.nan, np.float32))
-    np.testing.assert_array_equal(found.view(np.uint32), w[5:66].view(np.uint32))
+    w = MATRICES[name]()
+    found = decoded.decoded(w, slice(5, 36), np.full((31, w.shape[1]), np.nan, np.float32))
+    np.testing.assert_array_equal(found.view(np.uint32), w[5:36].view(np.uint32))
+
+
+def test_rows_of_one_matrix_of_a_stack_are_decoded_where_they_lie():
+    w = blocks("Q6_K", (3, 20, 256))[1]
+    found = decoded.decoded(w, slice(5, 20), np.empty((15, 256), np.float32))
+    np.testing.assert_array_equal(found, w[5:20])
 
 
 def test_a_stack_that_the_file_holds_in_pieces_is_decoded_without_a_kernel():

@@ -23,7 +23,7 @@ context that makes it, and so in one thread; each call looks it up, which costs 
     relay        a matrix times a few rows, by threads that stay awake
     columns      one token's product with codes that lie transposed
     coded        one token's product with any codes of a few bits
-    decoded      rows of GGUF's blocks as float32, for many tokens
+    decoded      rows of codes as float32, for many tokens
     twins        the slow operations once more, on those loops
 """
 

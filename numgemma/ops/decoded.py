@@ -1,19 +1,25 @@
-"""Rows of GGUF's blocks as float32, for products with many tokens: the bits of the package `gguf`, much sooner.
+"""Rows of codes as float32, for products with many tokens: the bits of the decoders in weights/, much sooner.
 
-The formats are those of weights/gguf.py, whose decoding is the definition; blocks.py multiplies one token with them as
-they lie.  rows: O bytes  ->  out: O I
+blocks.py, coded.py and columns.py multiply one token with the same codes as they lie.  rows: O bytes  ->  out: O I
 """
 
 from functools import partial
 
 import numpy as np
 
+from numgemma.ops import columns
 from numgemma.ops.blocks import half, scale_and_least
+from numgemma.ops.coded import as_bits
+from numgemma.ops.columns import as_float
 from numgemma.ops.compiled import kernel
-from numgemma.ops.kernels import PLAIN
+from numgemma.ops.kernels import PLAIN, number
 from numgemma.ops.threads import in_shares
 
 LEAST = 1 << 15  # numbers that are worth waking a thread for
+TILE = 32  # rows that are written side by side
+
+
+# GGUF
 
 
 @kernel(PLAIN)
@@ -75,7 +81,78 @@ def q6_k(rows, out, first, end):
                     y[i] = scale * (np.float32(q) - np.float32(32))
 
 
-KERNELS = {
+# four bits by groups, neighbours in a byte, the low ones first
+
+
+@kernel(PLAIN)
+def nibbles(codes, zero, scale, y):
+    """(q - zero) scale of a group's codes."""
+    for i in range(len(codes)):
+        y[2 * i] = (as_float(codes[i] & 15) - zero) * scale
+        y[2 * i + 1] = (as_float(codes[i] >> 4) - zero) * scale
+
+
+@kernel(PLAIN)
+def centred(codes, scales, centre, out, first, end):
+    """w = (q - centre) s"""
+    width = out.shape[1] // scales.shape[1]
+    for o in range(first, end):
+        for g in range(scales.shape[1]):
+            at = g * width
+            nibbles(codes[o, at // 2 : (at + width) // 2], centre[0], number(scales[o, g]), out[o, at : at + width])
+
+
+@kernel(PLAIN)
+def zeroed(codes, scales, zeros, out, first, end):
+    """w = (q - z) s"""
+    width = out.shape[1] // scales.shape[1]
+    for o in range(first, end):
+        for g in range(scales.shape[1]):
+            at = g * width
+            nibbles(codes[o, at // 2 : (at + width) // 2], zeros[o, g], number(scales[o, g]), out[o, at : at + width])
+
+
+@kernel(PLAIN)
+def biased(codes, scales, biases, out, first, end):
+    """w = q s + b, rounded twice: one after the other, or the compiler would make one step of them"""
+    width = out.shape[1] // scales.shape[1]
+    for o in range(first, end):
+        for g in range(scales.shape[1]):
+            at, bias = g * width, number(biases[o, g])
+            y = out[o, at : at + width]
+            nibbles(codes[o, at // 2 : (at + width) // 2], np.float32(0), number(scales[o, g]), y)
+            for i in range(width):
+                y[i] += bias
+
+
+# the same transposed, as columns.py says: some rows side by side, as a word of the file has one code of each or eight
+
+
+@kernel(PLAIN)
+def gptq(words, scales, zeros, out, first, end):
+    width = out.shape[1] // len(scales)
+    for start in range(first, end, TILE):
+        for r in range(len(words)):
+            g = 8 * r // width
+            for o in range(start, min(start + TILE, end)):
+                s, z = number(scales[g, o]), zeros[g, o]
+                for n in range(8):
+                    out[o, 8 * r + n] = (columns.code(words[r, o], n) - z) * s
+
+
+@kernel(PLAIN)
+def awq(words, scales, zeros, at, out, first, end):
+    """at: the column that is the first row of `out`, for a word holds eight columns"""
+    width = out.shape[1] // len(scales)
+    for o in range(first, end):
+        k, n = (at + o) // 8, (at + o) % 8 // 2 + 4 * ((at + o) % 2)  # even columns before odd ones
+        for g in range(len(scales)):
+            s, z = number(scales[g, at + o]), columns.code(zeros[g, k], n)
+            for i in range(g * width, (g + 1) * width):
+                out[o, i] = (columns.code(words[i, k], n) - z) * s
+
+
+BLOCKS = {
     "Q8_0": q8_0,
     "Q4_0": q4_0,
     "Q4_K": lambda rows, out, *share: k_blocks(rows, out, 144, 0, *share),
@@ -86,11 +163,26 @@ KERNELS = {
 
 def decoded(w, rows, out):
     """Some rows of a stored matrix of codes into `out`, by a kernel where one knows them.  w: Packed, O I  ->  n I"""
-    kind, codes = w.raw if len(w.raw) == 2 else ("", None)
-    if kind not in KERNELS:
+    if not 0 <= rows.start <= rows.stop <= len(w) or out.shape != (rows.stop - rows.start, w.shape[1]):
+        raise IndexError(f"{rows} of {len(w)} rows into {out.shape}")  # a kernel does not look where it reads
+    kind, *arrays = w.raw or ("",)
+    at = slice(w.first + rows.start, w.first + rows.stop)
+    share = share_of(kind, [as_bits(array) for array in arrays], at)
+    if share is None:
         out[:] = w[rows]
-        return out
-    mine = codes[w.first : w.first + len(w)][rows]
-    mine.flags.writeable = False
-    in_shares(partial(KERNELS[kind], mine, out), len(mine), max(1, LEAST // w.shape[1]))
+    else:
+        in_shares(partial(share, out), len(out), max(1, LEAST // w.shape[1]))
     return out
+
+
+def share_of(kind, arrays, at):
+    """What decodes a share of these rows, (out, first, end); None where no kernel knows how they lie."""
+    if kind in BLOCKS:
+        return partial(BLOCKS[kind], arrays[0][at])
+    if kind == "centred":
+        return partial(centred, arrays[0][at], arrays[1][at], arrays[2])
+    if kind in ("zeroed", "biased"):
+        return partial({"zeroed": zeroed, "biased": biased}[kind], *(array[at] for array in arrays))
+    if kind == "gptq":
+        return partial(gptq, *(array[:, at] for array in arrays))
+    return partial(awq, *arrays, at.start) if kind == "awq" else None
