@@ -7,12 +7,13 @@ and by the best factor between both.  A tensor of floats is judged to its last b
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from statistics import median
 from typing import Any
 
 import numpy as np
 
+from numgemma.ops.threads import in_parallel
 from numgemma.surgery.audit_why import causes
 from numgemma.weights.packed import Packed, format_of
 
@@ -39,7 +40,7 @@ BEYOND = 0.51  # of a step: farther than rounding alone can move a weight
 # share of weights beyond it: some tools divide in bfloat16, whose steps near 127 are coarse
 MANY, MANY_OF_INT8 = 0.08, 0.25
 FACTOR = 0.05  # how far the best factor may be from 1, at least
-BLOCK = 1 << 20  # numbers that are looked at at a time
+BLOCK = 1 << 18  # numbers that are looked at at a time: what is made of them stays in a core's cache
 ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # half a unit in the last place
 
 
@@ -120,9 +121,8 @@ def judged(name, w, W) -> Verdict:
     if math.prod(shape) != math.prod(W.shape) or shape[-1:] != tuple(W.shape)[-1:]:
         same = f"has the shape {list(shape)}, and the original {list(W.shape)}"
         return Verdict(name, WRONG, form, shape, causes=(same,))
-    sums = Tally()
-    for a, b, steps in blocks(w, W):
-        sums.add(a, b, steps, ROUNDING.get(form))
+    rounding = ROUNDING.get(form)
+    sums = added_up(in_parallel(lambda block: tallied(*block, rounding), list(blocks(w, W))))
     if sums.broken:
         return Verdict(name, WRONG, form, shape, causes=("holds NaN or infinity",))
     verdict = Verdict(name, FAITHFUL, form, shape, sums.rel, None, sums.beyond, sums.gain, sums.cos)
@@ -155,7 +155,7 @@ def beside_their_kind(verdicts):
 
 @dataclass
 class Tally:
-    """What is added up over the blocks of a tensor, in float64."""
+    """What is added up over the blocks of a tensor, in float64.  A tensor of no numbers has none."""
 
     ww: float = 0.0
     WW: float = 0.0
@@ -165,18 +165,6 @@ class Tally:
     stepped: int = 0
     differing: int = 0
     broken: bool = False
-
-    def add(self, a, b, steps, rounding):
-        d = a - b
-        self.broken |= not np.isfinite(d).all()
-        self.ww, self.WW = self.ww + float(np.vdot(a, a)), self.WW + float(np.vdot(b, b))
-        self.wW, self.dd = self.wW + float(np.vdot(a, b)), self.dd + float(np.vdot(d, d))
-        size = np.abs(d)
-        least = 0.0 if rounding is None else rounding * np.abs(b) + 2.0**-24  # half precision has subnormals
-        self.differing += int((~(size <= least)).sum())  # a NaN differs
-        if steps is not None:
-            self.far += int((size > BEYOND * steps + 1e-7 * np.abs(b)).sum())
-            self.stepped += d.size
 
     @property
     def rel(self):
@@ -196,14 +184,42 @@ class Tally:
         return self.wW / size if size else None
 
 
+def tallied(w, W, at, rounding) -> Tally:
+    """Of some rows of two matrices.  rounding: of what half a unit in the last place is, for floats"""
+    steps = w.steps(at) if isinstance(w, Packed) else None
+    a, b = np.asarray(w[at], np.float64), np.asarray(W[at], np.float64)
+    d = a - b
+    size = np.abs(d)
+    least = 0.0 if rounding is None else rounding * np.abs(b) + 2.0**-24  # half precision has subnormals
+    far = 0 if steps is None else int((size > BEYOND * steps + 1e-7 * np.abs(b)).sum())
+    return Tally(
+        ww=inner(a, a),
+        WW=inner(b, b),
+        wW=inner(a, b),
+        dd=inner(d, d),
+        far=far,
+        stepped=0 if steps is None else d.size,
+        differing=int((~(size <= least)).sum()),  # a NaN differs
+        broken=not np.isfinite(d).all(),
+    )
+
+
+def inner(a, b) -> float:
+    """Their inner product, without BLAS, whose threads would fight with those here."""
+    return float(np.einsum("ij,ij->", a, b))
+
+
+def added_up(tallies) -> Tally:
+    """In the order of the blocks, whichever thread had them: the same sums on any number of threads."""
+    columns = zip(*(astuple(tally) for tally in tallies), strict=True)
+    return Tally(*(sum(column) for column in columns))
+
+
 def blocks(w, W):
-    """Rows of both, as float64, with the steps of w's: a few at a time."""
+    """(matrix of w, matrix of W, rows), a few rows at a time."""
     for a, b in zip(matrices(w), matrices(W), strict=True):
         rows = max(1, BLOCK // max(1, a.shape[1]))
-        for i in range(0, len(a), rows):
-            at = slice(i, i + rows)
-            steps = a.steps(at) if isinstance(a, Packed) else None
-            yield np.asarray(a[at], np.float64), np.asarray(b[at], np.float64), steps
+        yield from ((a, b, slice(i, i + rows)) for i in range(0, len(a), rows))
 
 
 def matrices(w):
