@@ -122,7 +122,7 @@ def judged(name, w, W) -> Verdict:
         same = f"has the shape {list(shape)}, and the original {list(W.shape)}"
         return Verdict(name, WRONG, form, shape, causes=(same,))
     rounding = ROUNDING.get(form)
-    sums = added_up(in_parallel(lambda block: tallied(*block, rounding), list(blocks(w, W))))
+    sums = added_up(in_parallel(lambda block: tallied(block, rounding), list(blocks(w, W))))
     if sums.broken:
         return Verdict(name, WRONG, form, shape, causes=("holds NaN or infinity",))
     verdict = Verdict(name, FAITHFUL, form, shape, sums.rel, None, sums.beyond, sums.gain, sums.cos)
@@ -184,8 +184,9 @@ class Tally:
         return self.wW / size if size else None
 
 
-def tallied(w, W, at, rounding) -> Tally:
+def tallied(block, rounding) -> Tally:
     """Of some rows of two matrices.  rounding: of what half a unit in the last place is, for floats"""
+    w, W, at = block
     steps = w.steps(at) if isinstance(w, Packed) else None
     a, b = np.asarray(w[at], np.float64), np.asarray(W[at], np.float64)
     d = a - b
