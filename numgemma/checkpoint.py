@@ -16,7 +16,7 @@ import numpy as np
 from numgemma.errors import InputError
 from numgemma.incoming import AGAIN, explained, read_object
 from numgemma.smallfloats import BFLOAT16, cast
-from numgemma.weights import gguf_gemma, gguf_gemma3n, gguf_towers
+from numgemma.weights import gguf_gemma, gguf_gemma3n, gguf_mmproj
 from numgemma.weights.gguf import open_gguf
 from numgemma.weights.gguf_gemma import check_architecture
 from numgemma.weights.gguf_tokenizer import holds_tokenizer, tokenizer_of
@@ -181,15 +181,15 @@ def open_gguf_file(path: Path) -> Checkpoint:
     check_architecture(path, file)
     family = gguf_gemma3n if file.keys["general.architecture"] == "gemma3n" else gguf_gemma
     tensors, config, hashes = family.weights_of(path, file), family.config_of(path, file), {path.name: file.header_hash}
-    towers = gguf_towers.beside(path, config["hidden_size"]) if family is gguf_gemma else None
-    if towers is not None:
-        where, more = towers
-        tensors |= gguf_towers.weights_of(where, more)
-        config = gguf_towers.config_of(where, more, config, file.keys.get("tokenizer.ggml.tokens"))
+    found = gguf_mmproj.beside(path, config["hidden_size"]) if family is gguf_gemma else None
+    if found is not None:
+        where, more, reader = found
+        tensors |= reader.weights_of(where, more)
+        config = reader.config_of(where, more, config, file.keys.get("tokenizer.ggml.tokens"))
         hashes[where.name] = more.header_hash
-    weights = Weights(MappingProxyType(tensors), path)
+    weights, generation = Weights(MappingProxyType(tensors), path), gguf_gemma.generation_of(file)
     tokenizer = (lambda: tokenizer_of(file)) if holds_tokenizer(file) else None
-    return Checkpoint(path.parent, config, weights, hashes, tokenizer=tokenizer)
+    return Checkpoint(path.parent, config, weights, hashes, generation, tokenizer)
 
 
 def open_folder(path: Path) -> Checkpoint:

@@ -20,7 +20,7 @@ from numgemma.ops import threads
 from numgemma.prompt.chat import chat_files, render_chat
 from numgemma.prompt.media import NAMES, NO_MEDIA, Media, check_places, has_pictures, read_media, spans
 from numgemma.prompt.named import IDS, Input, check_prefill, read_named, with_inputs
-from numgemma.prompt.processor import join, listed, place
+from numgemma.prompt.processor import join, listed, place, processor_of
 from numgemma.prompt.tasks import read_tasks, words_of
 from numgemma.prompt.tokenizer import Tokenizer, tokenizer_of
 from numgemma.smallfloats import ADVICE, COMPUTES
@@ -107,7 +107,8 @@ class Model:
         """A text with placeholders, and the files that they stand for.  -> ids: T, media"""
         if not any(files.values()):
             return encode(text), NO_MEDIA
-        arrays = join(text, files, self.checkpoint.folder, self.config, self.tokenizer, encode, soft_tokens)
+        settings = processor_of(self.checkpoint)
+        arrays = join(text, files, settings, self.config, self.tokenizer, encode, soft_tokens)
         return arrays["input_ids"][0].tolist(), read_media(arrays)
 
     def named_ids(self, arrays: Mapping[str, np.ndarray], where: str = "these inputs") -> tuple[list[int], Media]:

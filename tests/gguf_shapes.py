@@ -57,9 +57,21 @@ SEEN = {
     | WHOLE
     | {"text_config": tiny.E4B["text_config"] | LONG, "audio_config": tiny.E4B["audio_config"] | HEARD},
     "26b": tiny.A4B | WHOLE | {"text_config": tiny.A4B["text_config"] | LONG},
+    "12b": tiny.UNIFIED
+    | WHOLE
+    | {
+        "text_config": tiny.UNIFIED["text_config"] | LONG | {"architectures": None},
+        "vision_config": tiny.UNIFIED["vision_config"] | {"mm_embed_dim": 12, "output_proj_dims": 12},
+    },
 }
+
+
+NEVER_DRAWN = {"12b": [tiny.IDS["eoa"], tiny.IDS["eoi"]]}  # as in the released generation_config.json
 
 
 def write(folder, name):
     """The checkpoint of that name, always with the same numbers."""
-    return (tiny3n if name == "3n" else tiny).write(folder, (SHAPES | SEEN)[name])
+    if name == "3n":
+        return tiny3n.write(folder, GEMMA_3N)
+    never = {"eos_token_id": 1, "suppress_tokens": NEVER_DRAWN[name]} if name in NEVER_DRAWN else None
+    return tiny.write(folder, (SHAPES | SEEN)[name], generation=never)

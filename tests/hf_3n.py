@@ -2,7 +2,7 @@
 
 import json
 
-from numgemma.prompt.processor import join, released
+from numgemma.prompt.processor import join, processor_of, released
 
 # The two objects without sections in which Transformers 4 wrote the settings.
 BESIDE = {"audio_seq_length": 188, "image_seq_length": 256, "processor_class": "Gemma3nProcessor"}
@@ -89,4 +89,4 @@ def chat(of_theirs, messages, files):
 
 
 def ours(model, text, files):
-    return join(text, files, model.checkpoint.folder, model.config, model.tokenizer, model.tokenizer.encode)
+    return join(text, files, processor_of(model.checkpoint), model.config, model.tokenizer, model.tokenizer.encode)

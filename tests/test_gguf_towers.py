@@ -1,4 +1,4 @@
-"""The towers of Gemma 4 in llama.cpp's mmproj, beside the text model's GGUF: the same weights, config and numbers."""
+"""The towers of Gemma 4 and 12B's embedders in llama.cpp's mmproj, beside a GGUF: the same weights, config, numbers."""
 
 import json
 import shutil
@@ -15,13 +15,19 @@ from numgemma.checkpoint import open_checkpoint
 from numgemma.errors import InputError
 from numgemma.families import read_config
 from numgemma.prompt.media import read_media
+from numgemma.prompt.processor import processor_of
 from numgemma.surgery.audit import FAITHFUL, WRONG
 from numgemma.surgery.audit_files import audit_files
+from numgemma.weights import gguf_unified
 from numgemma.weights.gguf import open_gguf
 from numgemma.weights.gguf_towers import as_stored, our_name, weights_of
 
 FILES = Path(__file__).parent / "fixtures/gguf_towers"
-NAMES = ("e4b", "26b")
+NAMES = ("e4b", "26b", "12b")
+CHANGED = (  # a norm of the towers; of 12B's embedders
+    ("v.blk.1.ln1.weight", "vision_tower.encoder.layers.1.input_layernorm.weight"),
+    ("v.patch_norm.3.weight", "vision_embedder.pos_norm.weight"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +37,8 @@ def originals(tmp_path_factory):
 
 
 def prompt(name):
-    ids, arrays = tiny.multimodal_prompt(name)
+    unified = name == "12b"
+    ids, arrays = tiny.unified_prompt(tiny.UNIFIED_CONTENT["all"]) if unified else tiny.multimodal_prompt(name)
     return ids, read_media(arrays)
 
 
@@ -47,14 +54,15 @@ def test_every_weight_is_the_originals(originals, name):
 def test_an_audit_finds_the_towers_faithful_and_one_that_was_changed(originals, name, tmp_path):
     found = audit_files(FILES / name, originals[name])
     assert found.faithful
-    assert any("tower" in v.name for v in found.of(FAITHFUL))
+    assert any(v.name.startswith("vision_") for v in found.of(FAITHFUL))
     for file in (FILES / name).iterdir():
         shutil.copy(file, tmp_path)
-    norm = open_gguf(FILES / name / "mmproj.gguf").tensors["v.blk.1.ln1.weight"]
+    theirs, ours = CHANGED[name == "12b"]
+    norm = open_gguf(FILES / name / "mmproj.gguf").tensors[theirs]
     raw = (tmp_path / "mmproj.gguf").read_bytes()
     (tmp_path / "mmproj.gguf").write_bytes(raw.replace(norm.tobytes(), (1 + norm).tobytes()))
     found = audit_files(tmp_path, originals[name])
-    assert [v.name for v in found.of(WRONG)] == ["vision_tower.encoder.layers.1.input_layernorm.weight"]
+    assert [v.name for v in found.of(WRONG)] == [ours]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -84,6 +92,36 @@ def test_a_text_alone_is_run_without_the_towers_beside_it(tmp_path):
     np.testing.assert_array_equal(alone.logits(ids), load(FILES / "e4b/text.gguf").logits(ids))
 
 
+@pytest.mark.parametrize("kind", ["gemma4uw", "gemma4v2"])
+def test_a_projector_of_this_family_that_is_not_known_is_refused(kind, tmp_path):
+    shutil.copy(FILES / "12b/text.gguf", tmp_path)
+    write(tmp_path / "mmproj.gguf", kind, 48)
+    told = f"mmproj.gguf: has the projector '{kind}', which is not read here; .*, or move it away"
+    with pytest.raises(InputError, match=told):
+        load(tmp_path)
+
+
+def test_pictures_of_12b_are_cut_as_its_own_processor_does():
+    for name, cls in (("12b", "Gemma4UnifiedProcessor"), ("26b", "Gemma4Processor")):
+        assert processor_of(open_checkpoint(FILES / name)).cls.name == cls
+
+
+def test_the_ids_that_are_never_drawn_are_the_files_own():
+    assert load(FILES / "12b").sampling().suppress == tuple(gguf_shapes.NEVER_DRAWN["12b"])
+    assert load(FILES / "26b").sampling().suppress == ()
+
+
+def test_patches_that_are_no_squares_of_the_files_pixels_are_refused(tmp_path):
+    shutil.copy(FILES / "12b/text.gguf", tmp_path)
+    write(tmp_path / "mmproj.gguf", "gemma4uv", 48)  # 32 numbers
+    with pytest.raises(InputError, match=r"mmproj.gguf: has no key clip.vision.patch_size"):
+        load(tmp_path)
+    for patch, numbers in ((16, 32), (7, 6912), (0, 6912), (96, 6912)):
+        write(tmp_path / "mmproj.gguf", "gemma4uv", 48, numbers=numbers, patch=patch)
+        with pytest.raises(InputError, match=f"{numbers} numbers are no patches of {patch} pixels"):
+            load(tmp_path)
+
+
 def test_the_towers_of_another_model_are_left_alone(tmp_path):
     shutil.copy(FILES / "e4b/text.gguf", tmp_path)
     for name, kind, width in (("mmproj-a", "gemma4v", 64), ("mmproj-b", "gemma3nv", 48)):
@@ -103,14 +141,16 @@ def test_a_damaged_one_is_named_and_one_beside_it_read(tmp_path):
     assert "mmproj-c.gguf" in load(tmp_path).checkpoint.header_hashes
 
 
-def write(path, kind, width, names=("v.patch_embd.weight",)):
+def write(path, kind, width, names=("v.patch_embd.weight",), numbers=32, patch=None):
     """A small mmproj of that projector and width."""
     writer = library.GGUFWriter(path, "clip")
     writer.add_type("mmproj")
     writer.add_clip_vision_projector_type(kind)
     writer.add_vision_projection_dim(width)
+    if patch is not None:
+        writer.add_vision_patch_size(patch)
     for name in names:
-        writer.add_tensor(name, np.zeros((2, 32), np.float32))
+        writer.add_tensor(name, np.zeros((2, numbers), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -137,8 +177,11 @@ def test_what_cannot_be_read_is_named(tmp_path):
 
 
 def test_every_name_has_one_place_and_another_is_refused():
-    names = [n for name in NAMES for n in open_gguf(FILES / name / "mmproj.gguf").tensors]
+    names = [n for name in NAMES[:2] for n in open_gguf(FILES / name / "mmproj.gguf").tensors]
     assert len({our_name("f", name) for name in names}) == len(set(names))
+    assert len(set(gguf_unified.NAMES.values())) == len(gguf_unified.NAMES)
+    with pytest.raises(InputError, match="no place"):
+        gguf_unified.weights_of("f", open_gguf(FILES / "26b/mmproj.gguf"))
     for name in ("v.blk.0.attn_q.input_mean", "v.blk.x.ln1.weight", "v.class_embd", "a.blk.0.attn_q.bias"):
         with pytest.raises(InputError, match="no place"):
             our_name("f", name)
@@ -149,6 +192,15 @@ def test_a_patch_is_p_p_3_where_the_convolution_has_3_p_p():
     y = as_stored("v.patch_embd.weight", x)
     for d, channel, row, column in ((0, 2, 1, 3), (1, 0, 3, 4)):
         assert y[d, (row * 5 + column) * 3 + channel] == x[d, channel, row, column]
+
+
+def test_12b_has_a_patch_row_by_row_where_its_file_has_it_colour_by_colour():
+    x = np.arange(2 * 3 * 4 * 4).reshape(2, -1)
+    y, norm = (gguf_unified.as_stored(f"v.{name}.weight", z) for name, z in (("patch_embd", x), ("patch_norm.1", x[0])))
+    for colour, row, column in ((2, 1, 3), (0, 3, 2)):
+        at = (row * 4 + column) * 3 + colour
+        assert y[1, at] == x[1, (colour * 4 + row) * 4 + column]
+        assert norm[at] == x[0, (colour * 4 + row) * 4 + column]
 
 
 def test_a_scale_of_lanes_comes_back_from_behind_its_softplus():
@@ -168,4 +220,5 @@ def test_what_no_softplus_gives_is_no_number_and_no_warning():
 def test_no_tensor_of_the_towers_is_read_twice_or_lost():
     for name in NAMES:
         file = open_gguf(FILES / name / "mmproj.gguf")
-        assert len(weights_of("f", file)) == len(file.tensors)
+        reader = gguf_unified.weights_of if name == "12b" else weights_of
+        assert len(reader("f", file)) == len(file.tensors)

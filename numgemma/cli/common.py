@@ -16,7 +16,7 @@ from numgemma.model import Model
 from numgemma.opening import IMAGE_MASKS
 from numgemma.prompt.chat import chat_files, read_chat, render_chat
 from numgemma.prompt.media import NAMES, NO_MEDIA, Media, read_media
-from numgemma.prompt.processor import place
+from numgemma.prompt.processor import place, processor_of
 from numgemma.trace import EVERYTHING_BUT_MAPS, selects
 from numgemma.weights.safetensors import open_safetensors
 
@@ -175,7 +175,7 @@ def encode_chat(args, model) -> Prompt:
 def joined(text, files, args, model, encode, by) -> Prompt:
     """A text and the files that its placeholders stand for; both as they enter the model."""
     ids, media = model.joined(text, files, encode, args.soft_tokens)
-    remark(files, model.checkpoint.folder)
+    remark(files, lambda: processor_of(model.checkpoint))
     return prompt_of(ids, text, model, by, media)
 
 

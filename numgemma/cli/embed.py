@@ -25,7 +25,7 @@ from numgemma.cli.numbers import whole_number
 from numgemma.errors import InputError
 from numgemma.incoming import STANDARD, read_text
 from numgemma.model import PRECISIONS, load
-from numgemma.prompt.processor import place
+from numgemma.prompt.processor import place, processor_of
 
 ADVISED = 8192  # tokens of a text: what the model was trained for
 CELL = 8  # characters of a cosine, with the space before it
@@ -127,7 +127,7 @@ def with_files(words, text, files, soft_tokens, model) -> Prompt:
     """One text and its files: those without a placeholder stand before all words, as the model's template has them."""
     spelled = place(words + text if text else "", files, model.config, model.tokenizer)
     ids, media = model.joined(spelled, files, model.tokenizer.encode, soft_tokens)
-    remark(files, model.checkpoint.folder)
+    remark(files, lambda: processor_of(model.checkpoint))
     return prompt_of(ids, spelled, model, "tokenizer", media)
 
 

@@ -1,6 +1,7 @@
 """Pictures, recordings and clips on the command line: the options, and how they join a prompt or a chat."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from numgemma.cli.numbers import whole_number
@@ -30,8 +31,8 @@ def given_files(args) -> processor.Files:
     return {kind: getattr(args, kind) for kind in KINDS}
 
 
-def remark(files: processor.Files, folder):
-    """Say on the terminal of which recordings the model hears a part."""
+def remark(files: processor.Files, settings: Callable[[], processor.Processor]):
+    """Say on the terminal of which recordings the model hears a part.  settings: asked for where there are some"""
     if files.get("audio"):
-        for sentence in processor.cut_short(files["audio"], processor.read_processor(folder)):
+        for sentence in processor.cut_short(files["audio"], settings()):
             print(f"numgemma: {sentence}", file=sys.stderr)

@@ -12,7 +12,7 @@ from numgemma.families import read_config
 from numgemma.incoming import read_object
 from numgemma.opening import resolve
 from numgemma.prompt.chat import chat_files, read_chat, render_chat
-from numgemma.prompt.processor import join, place
+from numgemma.prompt.processor import join, place, read_processor
 from numgemma.prompt.tokenizer import open_tokenizer
 
 
@@ -54,8 +54,9 @@ def prepared(args, folder, config, tokenizer):
         files = chat_files(chat.messages, given_files(args), args.chat)
         text = render_chat(folder, **vars(chat), thinking=args.thinking, template=args.template)
         encode = tokenizer.encode_rendered
-    arrays = join(text, files, folder, config, tokenizer, encode, args.soft_tokens)
-    remark(files, folder)
+    settings = read_processor(folder)
+    arrays = join(text, files, settings, config, tokenizer, encode, args.soft_tokens)
+    remark(files, lambda: settings)
     return arrays
 
 

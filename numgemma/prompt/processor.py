@@ -37,18 +37,24 @@ def listed(files: Mapping[str, Any]) -> Files:
 # the settings
 
 
-def read_processor(folder: Path) -> Processor:
+def processor_of(checkpoint) -> Processor:
+    """`read_processor`, of an opened checkpoint: a GGUF file has no config.json beside it that tells the model_type."""
+    return read_processor(checkpoint.folder, checkpoint.config.get("model_type"))
+
+
+def read_processor(folder: Path, kind=None) -> Processor:
     """From a checkpoint's processor_config.json or, where it has none, the official one of its model_type.
 
-    Raises InputError where a setting has a value that changes the numbers in a way not computed here.
+    kind: the model_type, where it does not stand in a config.json in that folder.  Raises InputError where a setting
+    has a value that changes the numbers in a way not computed here.
     """
     path, older = folder / "processor_config.json", folder / "preprocessor_config.json"
     raw = read_object(path, READABLE) if path.exists() else {}
     if older.exists() and not any(isinstance(value, dict) for value in raw.values()):
-        return parse_older(older, raw, model_type(folder))
+        return parse_older(older, raw, kind or model_type(folder))
     if path.exists():
         return parse_processor(raw, str(path))
-    theirs = released(model_type(folder))
+    theirs = released(kind or model_type(folder))
     return parse_processor(parse_object(theirs.read_bytes(), theirs.name), theirs.name)
 
 
@@ -143,9 +149,8 @@ def prepare(text: str, files: Files, p: Processor, marks: Mapping[str, Marks], e
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), p.cls.types: types} | arrays
 
 
-def join(text, files: Files, folder: Path, config, tokenizer: Tokenizer, encode, soft_tokens=None):
-    """`prepare`, by the files of a checkpoint; soft_tokens: another budget than its own."""
-    settings = read_processor(folder)
+def join(text, files: Files, settings: Processor, config, tokenizer: Tokenizer, encode, soft_tokens=None):
+    """`prepare`, for a model of that config; soft_tokens: another budget than the settings'."""
     if soft_tokens is not None:
         settings = with_budget(settings, soft_tokens)
     return prepare(text, files, settings, read_marks(config, tokenizer), encode)

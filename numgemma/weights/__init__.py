@@ -18,6 +18,8 @@ sentence.  Nothing else in the package knows of a format: checkpoint.py makes on
     gguf_gemma      llama.cpp's names and keys -> the checkpoint's names and config.json
     gguf_gemma3n    the same for Gemma 3n
     gguf_towers     the towers of Gemma 4, in a file of their own
+    gguf_unified    the embedders of 12B, in a file of their own
+    gguf_mmproj     which of such files lies beside a text model's
     gguf_tokenizer  the tokenizer in it, as a tokenizer.json
     gguf_adapter    a LoRA adapter in such a file
     adapters        LoRA adapters, unmerged: a stored tensor, and what an adapter adds to it

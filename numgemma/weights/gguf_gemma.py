@@ -128,6 +128,12 @@ def config_of(path, file: Gguf) -> dict[str, Any]:
     }
 
 
+def generation_of(file: Gguf) -> dict[str, Any] | None:
+    """What generation_config.json would say and the config does not: ids that are never drawn, in a file of 12B."""
+    suppressed = file.keys.get("tokenizer.ggml.suppress_tokens")
+    return {"suppress_tokens": suppressed.tolist()} if isinstance(suppressed, np.ndarray) else None
+
+
 FAMILIES = ("gemma4", "gemma3n")  # of which a file is read
 NEEDED: Any = object()
 

@@ -5,18 +5,15 @@ has rows of p p 3 numbers; the audio tower's scale of each lane behind its softp
 axis of one.  Bounds of clipped linears are lists of one number.
 """
 
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from numgemma.errors import InputError
-from numgemma.incoming import explained
 from numgemma.smallfloats import BFLOAT16, kept
-from numgemma.weights.gguf import Gguf, Texts, open_gguf
+from numgemma.weights.gguf import Gguf, Texts
 from numgemma.weights.gguf_gemma import Keys
 
 AROUND = {
@@ -107,35 +104,6 @@ MARKS = {
     "boa_token_id": ("<|audio>", 256000),
     "eoa_token_id": ("<audio|>", 258883),
 }
-
-
-def beside(path: Path, width: int) -> tuple[Path, Gguf] | None:
-    """The towers that lie beside a text model's file: the largest mmproj that projects to that width, if there is one.
-
-    Of several in one folder the largest has the most bits.  One of another model is not this model's, and left alone.
-    Raises InputError where none is this model's, and one that might be is damaged.
-    """
-    with explained(path.parent):
-        names = [name for name in os.listdir(path.parent) if re.fullmatch(r"(?i).*mmproj.*\.gguf", name)]
-    damaged = None
-    for file in sorted((path.parent / name for name in names), key=lambda file: (-size(file), file.name)):
-        try:
-            towers = open_gguf(file)
-        except InputError as error:
-            damaged = damaged or error
-            continue
-        said = {towers.keys.get(f"clip.{tower}.projector_type") for tower in ("vision", "audio")} - {None}
-        widths = {towers.keys.get(f"clip.{tower}.projection_dim") for tower in ("vision", "audio")} - {None}
-        if said and said <= KINDS and widths == {width}:
-            return file, towers
-    if damaged:
-        raise InputError(f"{damaged}".removesuffix(".") + ", or move it away to read the text model alone.")
-    return None
-
-
-def size(file: Path) -> int:
-    """Of a file, in bytes; of a link that leads nowhere none."""
-    return file.stat().st_size if file.exists() else 0
 
 
 def weights_of(path, file: Gguf) -> dict[str, Any]:
