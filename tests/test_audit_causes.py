@@ -6,7 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from test_audit import EXPERTS, NORM, QUERY, UP, int4_leaves, is_matrix, original, q8, quantised, words
+from test_weights import read
 
+from numgemma.smallfloats import BFLOAT16
 from numgemma.surgery.audit import WRONG, audit
 from numgemma.weights.quantised import unpacked
 
@@ -164,3 +166,23 @@ def test_unbroken_these_files_are_faithful(original, make):
         quantised({QUERY: original[QUERY]}, "Q8_0") | {QUERY: make(original[QUERY])}, {QUERY: original[QUERY]}
     )
     assert not found.of(WRONG)
+
+
+# what each format's own tool made, of reference_outputs/make_quantised.py: name -> the seed of its matrix
+SEEDS = {"ct-w4a16": 1, "ct-w4a16-asym": 2, "ct-w3a16": 3, "ct-w8a16": 4, "ct-w8a8": 5, "ct-fp8": 6, "ct-nvfp4": 7}
+SEEDS |= {"ct-mxfp4": 8, "ct-fp8-block": 9, "fp8": 10, "mlx-mxfp4": 30, "mlx-mxfp8": 31, "mlx-nvfp4": 32}
+SEEDS |= {f"mlx-{bits}bit": 20 + i for i, bits in enumerate((2, 3, 4, 5, 6, 8))}
+SEEDS |= {"bnb-nf4": 40, "bnb-nf4-nested": 41, "bnb-fp4": 42, "bnb-int8": 43}
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_what_the_formats_own_tools_made_is_not_wrong_and_of_another_matrix_it_is(name):
+    """A row and a column that stand out cost their neighbours; so some are coarse."""
+    w = np.random.default_rng(SEEDS[name]).normal(0, 0.05, (24, 128)).astype(np.float32)
+    w[3] *= 40
+    w[:, 7] *= 9
+    made, _ = read(name)
+    found = audit({QUERY: made}, {QUERY: w.astype(BFLOAT16)})
+    assert not found.of(WRONG), found.tensors
+    turned = audit({QUERY: made}, {QUERY: w[::-1].astype(BFLOAT16)})
+    assert turned.of(WRONG)

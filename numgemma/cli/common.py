@@ -100,8 +100,9 @@ def add_precision(parser, **more):
         "--precision",
         metavar="P",
         help="what the dump's run computed in: float32, bfloat16, float16; llama.cpp, whose products round what enters "
-        "them, or llama.cpp-f32, the same with a cache in float32; int8 or fp8, where such weights are multiplied as "
-        "codes (default: what the dump says and shows; llama.cpp for its runs of quantised files)",
+        "them, or llama.cpp-f32, the same with a cache in float32; int8, fp8 or nvfp4, where such weights are "
+        "multiplied as codes; mobile, Google's files in Transformers (default: what the dump says and shows; llama.cpp "
+        "for its runs of quantised files)",
         **more,
     )
 

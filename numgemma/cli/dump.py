@@ -35,7 +35,8 @@ def add_arguments(parser):
         choices=(*PRECISIONS, *ROUNDINGS),
         default="float32",
         help="llama.cpp: float32, and what enters a product rounded as that engine does it on the CPU; -f32: with a "
-        "cache in float32; int8, fp8: bfloat16, and such weights multiplied as codes (default: float32)",
+        "cache in float32; int8, fp8, nvfp4: bfloat16, and such weights multiplied as codes; mobile: Google's "
+        "files in Transformers (default: float32)",
     )
     parser.add_argument(
         "--prefill",

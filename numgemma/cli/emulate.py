@@ -19,8 +19,8 @@ def add_arguments(parser):
         "--engine",
         choices=ROUNDINGS,
         default="llama.cpp",
-        help="whose arithmetic (llama.cpp, dumped with -fa off; -f32: with -ctk f32 -ctv f32; int8, fp8: of engines "
-        "that multiply such weights as codes)",
+        help="whose arithmetic (llama.cpp, dumped with -fa off; -f32: with -ctk f32 -ctv f32; int8, fp8, nvfp4: of "
+        "engines that multiply such weights as codes; mobile: Transformers, of Google's files)",
     )
     parser.add_argument(
         "--runs", type=whole_number, default=RUNS, metavar="N", help=f"with noise of the last place ({RUNS})"

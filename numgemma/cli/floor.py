@@ -31,8 +31,8 @@ def add_arguments(parser):
         nargs="+",
         metavar="P",
         help="float32, bfloat16, float16; llama.cpp or llama.cpp-f32, with a cache of half precision or of float32, "
-        "for its runs of quantised files; int8 or fp8, where such weights are multiplied as codes (default: that of "
-        "DUMP, or float32)",
+        "for its runs of quantised files; int8, fp8 or nvfp4, where such weights are multiplied as codes; "
+        "mobile, Google's files in Transformers (default: that of DUMP, or float32)",
     )
     add_image_mask(parser)
     parser.add_argument("--budget", type=finite, metavar="SECONDS", help="stop then; the finished runs are kept")

@@ -34,7 +34,7 @@ on it; `report` shows what was found.  `measure` has the numbers that all of the
         live       a model in memory, recorded while its user runs it
     noise      how large an error rounding alone makes
         perturb     runs that are right and yet not equal: rounded, and summed, as another engine might
-        rounding    engines that round what enters a product: llama.cpp, int8, FP8
+        rounding    engines that round what enters a product: llama.cpp, int8, FP8, NVFP4, mobile files
         unfinished  the finished runs of a floor that is not whole
         floor       the noise floor: the size of that error at every point, for one checkpoint and one prompt
     compare    two dumps, point by point: what each point is called, and where they first part

@@ -25,6 +25,19 @@ def is_order(order, I, groups) -> bool:
     return order.shape == (I,) and order.dtype.kind in "iu" and 0 <= order.min() <= order.max() < groups
 
 
+@dataclass(frozen=True)
+class Entering:
+    """What a file has measured for engines that round what enters a product, one number for all tokens.
+
+    scale: what a code of one stands for; 0: nothing is rounded.  zero: the code of nought.  out: the same as scale, of
+    what comes out.
+    """
+
+    scale: float
+    zero: float = 0.0
+    out: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Packed:
     """A matrix O I, or a stack of them E O I, as some format stores it.
@@ -41,7 +54,7 @@ class Packed:
     step: Callable[[slice | np.ndarray], np.ndarray] | None = None
     first: int = 0  # this matrix's first row among those that decode knows
     raw: tuple[Any, ...] = ()  # how it lies, and the arrays, where ops/coded.py can multiply with that
-    enters: float | None = None  # the scale of codes that what enters is rounded to, where a file has one for all
+    enters: Entering | tuple[Entering | None, ...] | None = None  # of a stack, of each of its matrices
 
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: math.prod(self.shape))
@@ -59,7 +72,8 @@ class Packed:
             return self.columns(*key)
         if self.ndim == 3:
             e = range(len(self))[key]
-            return replace(self, shape=self.shape[1:], first=self.first + e * self.shape[1])
+            mine = self.enters[e] if isinstance(self.enters, tuple) else self.enters
+            return replace(self, shape=self.shape[1:], first=self.first + e * self.shape[1], enters=mine)
         if isinstance(key, slice):
             start, stop, step = key.indices(len(self))
             return self.decode(slice(self.first + start, self.first + max(start, stop), step))
@@ -101,13 +115,25 @@ class Packed:
 
 def stacked(matrices: Sequence, dtype: str) -> Packed:
     """E matrices that the file holds one by one, as one of E O I."""
-    return piled(matrices, (len(matrices), *matrices[0].shape), dtype)
+    pile = piled(matrices, (len(matrices), *matrices[0].shape), dtype)
+    return replace(pile, enters=tuple(entering(w) for w in matrices))
 
 
 def joined(pairs: Sequence[Sequence], dtype: str) -> Packed:
     """Of each of E pairs one matrix above the other, as gate and up are: E pairs of O I  ->  E 2O I"""
     O, I = pairs[0][0].shape
-    return piled([w for pair in pairs for w in pair], (len(pairs), 2 * O, I), dtype)
+    pile = piled([w for pair in pairs for w in pair], (len(pairs), 2 * O, I), dtype)
+    return replace(pile, enters=tuple(wider(entering(gate), entering(up)) for gate, up in pairs))
+
+
+def entering(w) -> Entering | None:
+    """What the file has measured of what enters a matrix."""
+    return getattr(w, "enters", None)
+
+
+def wider(a: Entering | None, b: Entering | None) -> Entering | None:
+    """What gate and up, which are multiplied at once, both have room for; None where one of them has no scale."""
+    return None if a is None or b is None else max(a, b, key=lambda one: one.scale)
 
 
 def piled(matrices: Sequence, shape: tuple[int, ...], dtype: str) -> Packed:

@@ -15,7 +15,7 @@ import numpy as np
 from numgemma.config import section
 from numgemma.errors import InputError
 from numgemma.weights import bnb, compressed, fp8, gptq, mlx, mobile
-from numgemma.weights.packed import Packed, agree, format_of, joined, stacked
+from numgemma.weights.packed import Entering, Packed, agree, format_of, joined, stacked
 
 FORMATS = (bnb, mlx, gptq, mobile, fp8, compressed)
 
@@ -26,6 +26,8 @@ LEAF = re.compile(
     r"|qweight|qzeros|scales|biases|g_idx|embedding_quantized|embedding_scale|[kv](?:_cache)?_scale"
     r"|(?:input|output)_(?:activation_|global_)?scale|input_zero_point|activation_scale)"
 )
+ENTER = ("input_scale", "activation_scale", "input_zero_point", "input_global_scale")
+ENTER += ("input_activation_scale", "output_activation_scale")
 FUSED = re.compile(r"(.+\.experts\.(?:gate_up|down)_proj)_(packed|scale|zero_point|shape|global_scale)")
 NOT_READ = {"_weight_qdata": "torchao", "weight._data": "quanto", "weight_qdata": "torchao"}
 ORIGINAL = "name the unquantised original, or dequantise it with its scales"
@@ -80,13 +82,20 @@ def decoded(path, module, leaves, settings):
     return {f"{module}.{leaf}": tensor for leaf, tensor in leaves.items() if leaf not in UNREAD}
 
 
-def entering(leaves) -> float | None:
-    """The scale that a file has for what enters a module, of all tokens; None where each token has its own."""
-    scale = leaves.get("input_scale", leaves.get("activation_scale"))
-    if scale is None or scale.size != 1 or "input_zero_point" in leaves:
-        return None
-    value = float(np.asarray(scale, np.float32).reshape(()))
-    return value if 0 < value < np.inf else None
+def entering(leaves) -> Entering | None:
+    """What the file has measured of what enters a module; None where each token has a scale of its own.
+
+    compressed-tensors' input_global_scale divides the scales of NVFP4, where ModelOpt's input_scale multiplies them.
+    """
+    single = {leaf: leaves[leaf] for leaf in ENTER if leaf in leaves and leaves[leaf].size == 1}
+    said = {leaf: float(np.ravel(x).astype(np.float32)[0]) for leaf, x in single.items()}
+    scale, out = (said.get(f"{side}_activation_scale", 0.0) for side in ("input", "output"))  # of mobile files
+    if said.get("input_global_scale", 0.0) > 0:
+        scale = 1 / said["input_global_scale"]
+    scale = said.get("input_scale", said.get("activation_scale", scale))
+    unread = "input_zero_point" in leaves and "input_zero_point" not in said
+    held = 0 <= scale < np.inf and 0 <= out < np.inf and (scale > 0 or out > 0)
+    return Entering(scale, said.get("input_zero_point", 0.0), out) if held and not unread else None
 
 
 def of_experts(where, leaves, settings):

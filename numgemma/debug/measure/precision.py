@@ -23,6 +23,8 @@ ROUNDINGS = {
     "llama.cpp-f32": ("float32",),  # run with -ctk f32 -ctv f32
     "int8": ("bfloat16", "float16", "float32"),  # for weights of int8: a scale for each token
     "fp8": ("bfloat16", "float16", "float32"),  # for weights of FP8: the same
+    "nvfp4": ("bfloat16", "float16", "float32"),  # for weights of NVFP4: a scale for sixteen numbers
+    "mobile": ("bfloat16", "float16", "float32"),  # for Google's mobile files: their own scales, in and out
 }
 PAIRS = tuple(f"{dtype}:{rounding}" for rounding, dtypes in ROUNDINGS.items() for dtype in dtypes)
 EPS |= {pair: EPS[pair.partition(":")[0]] for pair in PAIRS}

@@ -1,7 +1,9 @@
 """Engines that round what enters a product: their own arithmetic, on the definitions.
 
 Engines on graphics cards multiply codes by codes where a file has int8 or FP8 weights: each token's x is rounded to the
-same kind of code, under a scale of its own, or under the module's where the file has measured one (static scales).
+same kind of code, under a scale of its own, or under the module's where the file has measured one (static scales).  Of
+NVFP4 sixteen numbers have a scale of their own, rounded itself under the module's.  Google's mobile files have scales
+of what enters and of what comes out, and Transformers rounds both.
 
 llama.cpp on the CPU rounds each row of x to the partner of the weight's type, multiplies integers, and adds up in
 float32; its GELU goes through half precision.  On such a run plain float32 is off by percents, and so is another run
@@ -24,6 +26,7 @@ from numgemma.trace import Tap
 from numgemma.weights.gguf_steps import BYTES, half
 from numgemma.weights.packed import Packed, format_of
 
+LEAST = np.float32(2.0**-3)  # the scale of sixteen numbers that are too small for one
 ONE_IN = 512  # the share of what is rounded that goes the other way, where that is asked for
 BY_32 = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "NVFP4"}
 
@@ -62,10 +65,11 @@ def int8_token(x):
     return int8(x, np.abs(x).max(-1, keepdims=True) / np.float32(127))
 
 
-def int8(x, scale):
-    """Codes of eight bits under a scale; what is beyond them becomes the last one."""
-    codes = np.rint(np.divide(x, scale, out=np.zeros_like(x), where=scale > 0))
-    return np.clip(codes, -128, 127) * scale
+def int8(x, scale, zero=0.0):
+    """Codes of eight bits under a scale; what is beyond them becomes the last one.  zero: the code of nought"""
+    zero = np.float32(zero)
+    codes = np.rint(np.divide(x, scale, out=np.zeros_like(x), where=scale > 0) + zero)
+    return (np.clip(codes, -128, 127) - zero) * scale
 
 
 def fp8_token(x):
@@ -73,9 +77,38 @@ def fp8_token(x):
     return fp8(x, np.maximum(np.abs(x).max(-1, keepdims=True) / np.float32(448), np.float32(1 / (448 * 512))))
 
 
-def fp8(x, scale):
-    """E4M3 numbers under a scale; what is beyond them becomes the last one."""
-    return np.clip(x / scale, -448, 448).astype("float8_e4m3fn").astype(np.float32) * scale
+def fp8(x, scale, zero=0.0):
+    """E4M3 numbers under a scale; what is beyond them becomes the last one.  zero: floats have none"""
+    return e4m3(x / scale) * scale
+
+
+def e4m3(x):
+    return np.clip(x, -448, 448).astype("float8_e4m3fn").astype(np.float32)
+
+
+def nvfp4(x, scale, zero=0.0):
+    """E2M1 numbers; of sixteen the largest is 6 under their scale, an E4M3 number under the one for all.
+
+    x: ... I  ->  ... I   (equals compressed-tensors' forward_quantize of a local dynamic group; zero: none)
+    """
+    blocks, joined = rows_in(x, 16)
+    for_all = np.float32(1 / np.float64(scale))
+    scales = e4m3(np.abs(blocks).max(-1, keepdims=True) / np.float32(6) * for_all)
+    scales = np.where(scales == 0, LEAST, scales) / for_all
+    return joined(e2m1(blocks / scales) * scales)
+
+
+def e2m1(x):
+    """To the nearest of 0, 0.5, 1, 1.5, 2, 3, 4 and 6, and of two the even one."""
+    size = np.minimum(np.abs(x), 6)
+    step = np.where(size < 2, 0.5, np.where(size < 4, 1, 2)).astype(x.dtype)
+    return np.copysign(np.rint(size / step) * step, x)
+
+
+def mobile(x, scale):
+    """Codes of eight bits under a scale, in the stream's own dtype; 0: as it is.  (equals Transformers' apply_srq)"""
+    s = x.dtype.type(scale)
+    return np.clip(np.rint(x / s), x.dtype.type(-128), x.dtype.type(127)) * s if s else x
 
 
 def through(dtype):
@@ -184,13 +217,22 @@ def attend_of_llama(original, ways, q, k, v, mask, tap=Tap()):
 def linear_of_codes(form, by_token, under, original, ways, x, w):
     """Codes times codes, in numbers that hold both exactly enough; only the result is rounded to the stream's dtype.
 
-    by_token, under: what is made of x with a scale for each token, and with the file's own where it has one for all.
+    by_token, under: what is made of x with a scale for each token, and with the file's own where it has one for all;
+    None: an engine that leaves x as it is where the file has none.
     """
-    if format_of(w) != form:
+    if format_of(w) != form or (by_token is None and w.enters is None):
         return original(x, w)
     narrow, wide = x.astype(np.float32), x.dtype if x.dtype.itemsize > 4 else np.dtype(np.float32)
-    rounded = by_token(narrow) if w.enters is None else under(narrow, np.float32(w.enters))
+    rounded = by_token(narrow) if w.enters is None else under(narrow, np.float32(w.enters.scale), w.enters.zero)
     return original(ways(x, rounded.astype(wide)), w).astype(x.dtype)
+
+
+def linear_of_mobile(original, ways, x, w):
+    """What enters and what comes out, each under the file's own scale."""
+    if not format_of(w).startswith("mobile") or w.enters is None:
+        return original(x, w)
+    y = original(ways(x, mobile(x, w.enters.scale)), w)
+    return ways(y, mobile(y, w.enters.out))
 
 
 def clipped(original, ways, x, w, inner, outer):
@@ -205,6 +247,8 @@ CHANGES: dict[str, dict[str, Callable]] = {
     "llama.cpp": F32 | {"attend": attend_of_llama},
     "int8": {"linear": partial(linear_of_codes, "int8", int8_token, int8), "clipped_linear": clipped},
     "fp8": {"linear": partial(linear_of_codes, "float8_e4m3fn", fp8_token, fp8), "clipped_linear": clipped},
+    "nvfp4": {"linear": partial(linear_of_codes, "nvfp4", None, nvfp4), "clipped_linear": clipped},
+    "mobile": {"linear": linear_of_mobile, "clipped_linear": clipped},
 }
 
 
