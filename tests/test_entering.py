@@ -27,7 +27,7 @@ def leaves_of(case):
 def test_what_enters_is_rounded_to_compressed_tensors_own_bits(case):
     leaves = leaves_of(case)
     x, told = leaves.pop("x"), entering(leaves)
-    y = ROUND[case](x, np.float32(told.scale), told.zero)
+    y = ROUND[case](x, told.scale, told.zero)
     np.testing.assert_array_equal(y, leaves["rounded"])
     assert np.abs(y - x).max() > 1  # the loud token is beyond all codes
     assert (told.zero != 0) == (case == "int8-zeroed")

@@ -101,6 +101,16 @@ def test_a_projector_of_this_family_that_is_not_known_is_refused(kind, tmp_path)
         load(tmp_path)
 
 
+def test_a_list_where_a_projector_should_stand_is_nobodys(tmp_path):
+    shutil.copy(FILES / "12b/text.gguf", tmp_path)
+    writer = library.GGUFWriter(tmp_path / "mmproj.gguf", "clip")
+    writer.add_array("clip.vision.projector_type", [1, 2])
+    writer.add_array("clip.vision.projection_dim", [48])
+    writer.add_tensor("v.patch_embd.weight", np.zeros((2, 32), np.float32))
+    written(writer)
+    assert load(tmp_path).checkpoint.config["model_type"] == "gemma4_text"
+
+
 def test_pictures_of_12b_are_cut_as_its_own_processor_does():
     for name, cls in (("12b", "Gemma4UnifiedProcessor"), ("26b", "Gemma4Processor")):
         assert processor_of(open_checkpoint(FILES / name)).cls.name == cls
@@ -151,6 +161,10 @@ def write(path, kind, width, names=("v.patch_embd.weight",), numbers=32, patch=N
         writer.add_vision_patch_size(patch)
     for name in names:
         writer.add_tensor(name, np.zeros((2, numbers), np.float32))
+    written(writer)
+
+
+def written(writer):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -25,8 +25,7 @@ def beside(path: Path, width: int) -> tuple[Path, Gguf, ModuleType] | None:
     for file in sorted((path.parent / name for name in names), key=lambda file: (-size(file), file.name)):
         try:
             opened = open_gguf(file)
-            widths = {opened.keys.get(f"clip.{side}.projection_dim") for side in ("vision", "audio")} - {None}
-            reader = reader_of(file, opened) if widths == {width} else None
+            reader = reader_of(file, opened) if of_both(opened, "projection_dim") == {width} else None
         except InputError as error:
             refused = refused or error
             continue
@@ -39,7 +38,7 @@ def beside(path: Path, width: int) -> tuple[Path, Gguf, ModuleType] | None:
 
 def reader_of(path, file: Gguf) -> ModuleType | None:
     """Who reads it, by the projectors that it says; None where they are another family's."""
-    said = {file.keys.get(f"clip.{side}.projector_type") for side in ("vision", "audio")} - {None}
+    said = of_both(file, "projector_type")
     for reader in READERS:
         if said and said <= reader.KINDS:
             return reader
@@ -47,6 +46,12 @@ def reader_of(path, file: Gguf) -> ModuleType | None:
         kinds = " and ".join(sorted(f"'{kind!s:.40}'" for kind in said))
         raise InputError(f"{path}: has the projector {kinds}, which is not read here; use the model's safetensors.")
     return None
+
+
+def of_both(file: Gguf, key) -> set[str | int]:
+    """What a file says of its pictures and of its sound."""
+    said = (file.keys.get(f"clip.{side}.{key}") for side in ("vision", "audio"))
+    return {one for one in said if isinstance(one, str | int)}
 
 
 def size(file: Path) -> int:

@@ -26,7 +26,7 @@ LEAF = re.compile(
     r"|qweight|qzeros|scales|biases|g_idx|embedding_quantized|embedding_scale|[kv](?:_cache)?_scale"
     r"|(?:input|output)_(?:activation_|global_)?scale|input_zero_point|activation_scale)"
 )
-ENTER = ("input_scale", "activation_scale", "input_zero_point", "input_global_scale")
+ENTER: tuple[str, ...] = ("input_scale", "activation_scale", "input_zero_point", "input_global_scale")
 ENTER += ("input_activation_scale", "output_activation_scale")
 FUSED = re.compile(r"(.+\.experts\.(?:gate_up|down)_proj)_(packed|scale|zero_point|shape|global_scale)")
 NOT_READ = {"_weight_qdata": "torchao", "weight._data": "quanto", "weight_qdata": "torchao"}

@@ -108,7 +108,11 @@ def e2m1(x):
 def mobile(x, scale):
     """Codes of eight bits under a scale, in the stream's own dtype; 0: as it is.  (equals Transformers' apply_srq)"""
     s = x.dtype.type(scale)
-    return np.clip(np.rint(x / s), x.dtype.type(-128), x.dtype.type(127)) * s if s else x
+    if not s:
+        return x
+    with np.errstate(over="ignore"):  # a narrow dtype has no number for what is far beyond the codes
+        codes = np.rint(x / s).astype(np.float32)
+    return np.clip(codes, -128, 127).astype(x.dtype) * s
 
 
 def through(dtype):
@@ -223,7 +227,7 @@ def linear_of_codes(form, by_token, under, original, ways, x, w):
     if format_of(w) != form or (by_token is None and w.enters is None):
         return original(x, w)
     narrow, wide = x.astype(np.float32), x.dtype if x.dtype.itemsize > 4 else np.dtype(np.float32)
-    rounded = by_token(narrow) if w.enters is None else under(narrow, np.float32(w.enters.scale), w.enters.zero)
+    rounded = by_token(narrow) if w.enters is None else under(narrow, w.enters.scale, w.enters.zero)
     return original(ways(x, rounded.astype(wide)), w).astype(x.dtype)
 
 
