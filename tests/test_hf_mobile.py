@@ -36,8 +36,8 @@ def folder(tmp_path_factory):
     assert quantised_forms.write(folder, "mobile") > 30
     found = load_file(folder / "model.safetensors")
     for name in [name for name in found if name.endswith("input_activation_scale")]:
-        found[name] = np.float32(0.03)
-        found[name.replace("input", "output")] = np.float32(0.05)
+        found[name] = np.array(0.03, np.float32)
+        found[name.replace("input", "output")] = np.array(0.05, np.float32)
     save_file(found, folder / "model.safetensors", {"format": "pt"})
     raw = json.loads((folder / "config.json").read_text())
     raw["quantization_config"] |= {"quantize_embeddings": False, "modules_to_not_convert": ["lm_head"]}
