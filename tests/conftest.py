@@ -15,6 +15,14 @@ if os.environ.get("CI"):
     settings.load_profile("pipeline")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def floors_stay_here(tmp_path_factory):
+    """The cache of noise floors is the run's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUMGEMMA_CACHE", str(tmp_path_factory.mktemp("floors")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """A random checkpoint directory of each shape."""

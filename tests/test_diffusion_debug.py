@@ -45,14 +45,6 @@ FAULTS = {
 QUIET = {"F14"}  # a bfloat16 run is allowed as much as this is wrong
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    """Floors measured here stay here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NUMGEMMA_CACHE", str(tmp_path_factory.mktemp("floors")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tiny.write(tmp_path_factory.mktemp("diffusion") / "ckpt", tiny.DIFFUSION)

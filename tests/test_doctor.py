@@ -21,14 +21,6 @@ def model(tmp_path_factory):
     return numgemma.load(tiny.write(tmp_path_factory.mktemp("doctor") / "m", tiny.TEXT))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Floors are kept for the tests of this file alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NUMGEMMA_CACHE", str(tmp_path_factory.mktemp("floors")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def broken(model):
     with applied(model, "T15-silu"):

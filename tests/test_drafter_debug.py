@@ -33,14 +33,6 @@ STEP = {
 CLUSTERED = {"D05", "D05-one", "D21"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    """Floors measured here stay here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NUMGEMMA_CACHE", str(tmp_path_factory.mktemp("floors")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     base = tmp_path_factory.mktemp("drafters")

@@ -32,14 +32,6 @@ INTERIOR = ("q_rope", "k_rope", "scores", "probs", "context", "after_attention",
 INTERIOR += ("cos", "sin", "router.weights", "router.ids")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    """Floors measured here stay here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NUMGEMMA_CACHE", str(tmp_path_factory.mktemp("floors")))
-        yield
-
-
 def part(dump, keep):
     return Dump(dump.meta, {name: dump[name] for name in dump if keep(name)}, dump.axes)
 

@@ -32,14 +32,6 @@ FAULTS = {
 QUIET = {"U09", "U11-centred"}  # a bfloat16 run rounds more coarsely than these are wrong
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    """Floors measured here stay here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NUMGEMMA_CACHE", str(tmp_path_factory.mktemp("floors")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory):
     """The model in both precisions, ids and media."""

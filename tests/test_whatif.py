@@ -29,14 +29,6 @@ from mutation_score import modules_only
 TOKENS = 14
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    """Floors measured here stay here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NUMGEMMA_CACHE", str(tmp_path_factory.mktemp("floors")))
-        yield
-
-
 def wrong(model, variant, *faults, layers=None):
     """What the modules of another engine return that makes these mistakes and rounds in its own way."""
     with perturbed(99), applied(model, *faults, layers=layers):
