@@ -2,17 +2,18 @@
 
     python benchmarks/towers.py [--rounds 3] [--threads 2] [--backend numba] [CASE ...]
 
-The two take turns in one process; times are medians, in brackets those of the processor, all threads together: on a
-busy machine only these say anything, and only with --threads 1.  Transformers runs with the attention it chooses
-itself, on weights already in float32; numgemma reads its bfloat16 weights from a file, as it would a checkpoint's.  The
-peak memory is that of a process that does nothing but our run, pages of the weights' file included.  Needs the extra
-`hf`.
+Each runs in a process of its own, and who has no turn is stopped, as idle threads that spin would take the processor
+from the other; every second round goes backwards.  Times are medians, in brackets those of the processor, all threads
+together: on a busy machine only these say anything, and only with --threads 1.  Transformers runs with the attention it
+chooses itself, on weights already in float32; numgemma reads its bfloat16 weights from a file, as it would a
+checkpoint's.  The peak memory is that of our process, pages of the weights' file included.  Needs the extra `hf`.
 """
 
 import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,54 +38,111 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--backend", choices=("numpy", "numba"), default="numba")
-    parser.add_argument("--peak", help=argparse.SUPPRESS)  # the weights to run on, alone in this process
+    parser.add_argument("--serve", nargs=2, metavar=("WHO", "DIR"), help=argparse.SUPPRESS)  # in a process of its own
     args = parser.parse_args()
     os.environ |= {name: str(args.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    from numgemma import ops
-
-    ops.use(args.backend, args.threads)
-    if args.peak:
-        print(peak(args.cases[0], Path(args.peak)))
+    if args.serve:
+        who, folder = args.serve
+        serve(ENGINES[who](args.cases[0], Path(folder) / WEIGHTS, args), Path(folder) / f"{who}.npy")
         return
     print(f"{'':16} {'transformers':>18} {'numgemma':>18} {'ratio':>14} {'peak':>8} {'difference':>11}")
     for case in args.cases or CASES:
         with tempfile.TemporaryDirectory() as folder:
-            theirs, ours, off, memory = measure(case, Path(folder) / "tower.safetensors", args)
+            theirs, ours, off, memory = measure(case, folder, args)
         times = " ".join(f"{wall:8.2f} ({cpu:6.2f}) s" for wall, cpu in (theirs, ours))
         ratio = f"{theirs[0] / ours[0]:5.2f} ({theirs[1] / ours[1]:4.2f})"
         print(f"{case:16} {times} {ratio:>14} {memory:5.2f} GB {off:11.1e}", flush=True)
 
 
-def measure(case, path, args):
+def measure(case, folder, args):
     """Median seconds of both by the clock and of the processor, their relative difference, our peak memory in GB."""
     import numpy as np
-    import torch
 
-    torch.set_num_threads(args.threads)
-    hf = build(case, path)
-    given, run = inputs(case), runner(case, path)
-    seconds: dict = {"theirs": [], "ours": []}
-    for _ in range(args.rounds + 1):  # the first warms up
-        begun = clocks()
-        with torch.no_grad():
-            a = hf(**{name: torch.tensor(x[None]) for name, x in given.items()}).last_hidden_state.numpy()
-        between = clocks()
-        b = run(*given.values())
-        seconds["theirs"].append(between - begun)
-        seconds["ours"].append(clocks() - between)
+    children = {who: started(case, who, folder, args) for who in ENGINES}  # the first writes the weights
+    seconds: dict = {who: [] for who in ENGINES}
+    for turn in range(args.rounds + 1):  # the first warms up
+        for who in list(ENGINES)[:: -1 if turn % 2 else 1]:
+            seconds[who].append(asked(children[who]))
+    memory = peak(children["ours"].pid)
+    for child in children.values():
+        child.kill()
+        child.wait()
+    a, b = (np.load(Path(folder) / f"{who}.npy") for who in ENGINES)
     off = np.sqrt(((a.reshape(b.shape) - b) ** 2).mean() / (a**2).mean())
-    del hf
-    how = ["--threads", str(args.threads), "--backend", args.backend]
-    command = [sys.executable, __file__, case, *how, "--peak", str(path)]
-    memory = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    theirs, ours = (np.median(s[1:], axis=0) for s in seconds.values())
-    return theirs, ours, off, memory
+    return *(np.median(s[1:], axis=0) for s in seconds.values()), off, memory
+
+
+def started(case, who, folder, args):
+    """The process of one of them, stopped when it is ready."""
+    how = ["--threads", str(args.threads), "--backend", args.backend, "--serve", who, str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    child = subprocess.Popen([sys.executable, __file__, case, *how], **pipes)
+    answer(child)
+    child.send_signal(signal.SIGSTOP)
+    return child
+
+
+def asked(child):
+    """One turn.  -> seconds by the clock and of the processor"""
+    child.send_signal(signal.SIGCONT)
+    child.stdin.write("run\n")
+    child.stdin.flush()
+    found = answer(child)
+    child.send_signal(signal.SIGSTOP)
+    return found
+
+
+def answer(child):
+    if not (line := child.stdout.readline()):
+        sys.exit(f"{' '.join(child.args)}: ended with {child.wait()}")
+    return json.loads(line)
+
+
+def serve(run, out):
+    """Run once for each line that comes, and answer with the time it took; what came out goes into a file."""
+    import numpy as np
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not pass for an answer
+    print(json.dumps("ready"), file=answers, flush=True)
+    for _ in sys.stdin:
+        begun = clocks()
+        y = run()
+        seconds = (clocks() - begun).tolist()
+        np.save(out, y)
+        print(json.dumps(seconds), file=answers, flush=True)
 
 
 def clocks():
     import numpy as np
 
     return np.array([time.perf_counter(), time.process_time()])
+
+
+def their_run(case, path, args):
+    """Transformers' tower, whose weights it writes into the file."""
+    import torch
+
+    torch.set_num_threads(args.threads)
+    hf, given = build(case, path), {name: torch.tensor(x[None]) for name, x in inputs(case).items()}
+
+    def run():
+        with torch.no_grad():
+            return hf(**given).last_hidden_state.numpy()
+
+    return run
+
+
+def our_run(case, path, args):
+    from numgemma import ops
+
+    ops.use(args.backend, args.threads)
+    run, given = runner(case, path), inputs(case).values()
+    return lambda: run(*given)
+
+
+WEIGHTS = "tower.safetensors"
+ENGINES = {"theirs": their_run, "ours": our_run}
 
 
 def build(case, path):
@@ -149,10 +207,9 @@ def runner(case, path):
     return lambda pixels, positions: vision_tower(pixels, positions, w, c.vision, np.dtype("float32"))
 
 
-def peak(case, path):
-    """Peak memory in GB of this process, which runs nothing else."""
-    runner(case, path)(*inputs(case).values())
-    status = Path("/proc/self/status").read_text()  # getrusage would count the process that started this one
+def peak(pid):
+    """Peak memory in GB of a process so far."""
+    status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e9
 
 
