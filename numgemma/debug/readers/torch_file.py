@@ -102,8 +102,11 @@ def stored(path, info, most=None):
 
 def opcodes(data):
     """The pickle as (name of the opcode, argument)."""
-    for op, argument, _ in pickletools.genops(bytes(data)):
-        yield op.name, argument
+    try:
+        for op, argument, _ in pickletools.genops(bytes(data)):
+            yield op.name, argument
+    except DeprecationWarning:  # of an escape in a name, where warnings are errors
+        raise Refused("its pickle is damaged") from None
 
 
 class Machine:
