@@ -167,6 +167,18 @@ def interleaved_rope(original, x):
     return turned
 
 
+@fault(
+    "T07-backwards",
+    "rope turns the other way: sin has the wrong sign",
+    "rotate_half negates the second half of a head",
+    shows=f"{ATTENTION}.q_rope",
+    swaps="ops.rope",
+    within="layers.attention.attention",
+)
+def backward_rope(original, sin):
+    return original(sin=-sin)
+
+
 row_fault(
     "T08",
     "the rope exponent is divided by the rotary width",
