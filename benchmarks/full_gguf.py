@@ -13,7 +13,6 @@ gguf and sentencepiece.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from pathlib import Path
 import full_size
 import gguf
 from shapes import CONFIGS
-from surgery import PIECE, files_of
+from surgery import FAULTS, check, files_of, forget, reading
 from to_gguf import convert, source
 
 from numgemma.checkpoint import open_checkpoint
@@ -34,7 +33,6 @@ from numgemma.surgery.writer import copied, write_checkpoint
 
 PERIOD = 6
 LISTS = ("gemma4.attention.sliding_window_pattern", "gemma4.attention.head_count_kv", "gemma4.feed_forward_length")
-FAULTS = []
 
 
 def main():
@@ -74,8 +72,7 @@ def measure(work, args):
 def audit(whole, original, out):
     files = [whole, *files_of([original])]
     forget(files)
-    begun, size = time.monotonic(), read_once(files)
-    print(f"reading {size / 1e9:.1f} GB of both: {time.monotonic() - begun:.1f} s", flush=True)
+    reading(files)
     _, peak = step(files, "audit", whole, "--against", original, "--json", out)
     check(peak < 1e9, f"audit took {peak / 1e9:.2f} GB of anonymous memory")
     states = [row["state"] for row in json.loads(out.read_text())["tensors"]]
@@ -174,28 +171,6 @@ def watch(pid, peak, keys=(("status", "RssAnon", 1024, "anonymous"), ("io", "rea
                 return
             peak[name] = max(peak.get(name, 0), int(lines[key].split()[0]) * unit)
         time.sleep(0.02)
-
-
-def forget(files):
-    """Take the files out of the page cache."""
-    for file in files:
-        with open(file, "rb") as opened:
-            os.fsync(opened.fileno())
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def read_once(files):
-    size, buffer = 0, bytearray(PIECE)
-    for file in files:
-        with open(file, "rb", buffering=0) as opened:
-            while n := opened.readinto(buffer):
-                size += n
-    return size
-
-
-def check(holds, complaint):
-    if not holds:
-        FAULTS.append(complaint)
 
 
 if __name__ == "__main__":

@@ -63,11 +63,12 @@ def step(*verb, limit=LIMIT):
 def traced(child, parents, scale):
     """Lint and lineage of a child, with cold files each time; returns what lineage found."""
     found = child.with_suffix(".json")
-    forget(child, *parents)
-    once = reading(child, *parents)
-    forget(child, *parents)
+    files = files_of([child, *parents])
+    forget(files)
+    once = reading(files)
+    forget(files)
     spent = step("lint", child)
-    forget(child, *parents)
+    forget(files)
     spent += step("lineage", child, "--parents", *parents, "--json", found, limit=OF_LINEAGE)
     print(f"lint and lineage {spent:.1f} s; reading child and parents once {once:.1f} s", flush=True)
     check(scale != "full" or spent <= READINGS * once, f"lint and lineage took {spent / once:.1f} times a reading")
@@ -78,18 +79,18 @@ def files_of(folders):
     return [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
 
 
-def forget(*folders):
-    """Take the files out of the page cache."""
-    for file in files_of(folders):
+def forget(files):
+    """Take them out of the page cache."""
+    for file in files:
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def reading(*folders):
-    """Seconds to read all tensor files once, and their size printed."""
+def reading(files):
+    """Seconds to read them once, and their size printed."""
     start, size, buffer = time.monotonic(), 0, bytearray(PIECE)
-    for file in files_of(folders):
+    for file in files:
         with open(file, "rb", buffering=0) as opened:
             while n := opened.readinto(buffer):
                 size += n

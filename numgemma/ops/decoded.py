@@ -93,16 +93,6 @@ def nibbles(codes, zero, scale, y):
 
 
 @kernel(PLAIN)
-def centred(codes, scales, centre, out, first, end):
-    """w = (q - centre) s"""
-    width = out.shape[1] // scales.shape[1]
-    for o in range(first, end):
-        for g in range(scales.shape[1]):
-            at = g * width
-            nibbles(codes[o, at // 2 : (at + width) // 2], centre[0], number(scales[o, g]), out[o, at : at + width])
-
-
-@kernel(PLAIN)
 def zeroed(codes, scales, zeros, out, first, end):
     """w = (q - z) s"""
     width = out.shape[1] // scales.shape[1]
@@ -180,7 +170,8 @@ def share_of(kind, arrays, at):
     if kind in BLOCKS:
         return partial(BLOCKS[kind], arrays[0][at])
     if kind == "centred":
-        return partial(centred, arrays[0][at], arrays[1][at], arrays[2])
+        codes, scales, centre = arrays
+        return partial(zeroed, codes[at], scales[at], np.broadcast_to(centre, scales[at].shape))
     if kind in ("zeroed", "biased"):
         return partial({"zeroed": zeroed, "biased": biased}[kind], *(array[at] for array in arrays))
     if kind == "gptq":
