@@ -62,6 +62,7 @@ def patient(many, monkeypatch):
     yield
     monkeypatch.undo()
     threads.handed_out[0] += 1
+    assert until(lambda: not waiting())  # one that is about to go would count as awake in the next test
 
 
 @pytest.mark.parametrize("tokens", [1, 5])

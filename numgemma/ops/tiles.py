@@ -17,6 +17,7 @@ from numgemma.ops.kernels import PLAIN, number
 ROWS = 6  # of X at once
 WIDTH = 32 if binding.get_host_cpu_features().get("avx512f") else 16  # rows of W: two registers, or four of ARM
 DEPTH = 256  # numbers of a row at a time: a panel of them fits a core's first cache
+EIGHT = 8  # numbers of a row that are turned at once
 SEEN = 768  # rows of X that are gone over for each panel: a multiple of ROWS
 
 FLOAT, INT = ir.FloatType(), ir.IntType(32)
@@ -41,6 +42,37 @@ class InRegisters(models.PrimitiveModel):
 def place(context, builder, array, data, at):
     """Where data[at] lies; at is not negative, so that nothing needs to be asked of it."""
     return builder.gep(context.make_array(array)(context, builder, data).data, [at])
+
+
+@in_llvm
+def turn_eight(typing, w, at, row, eight):
+    """Eight numbers of WIDTH rows, from w[at] on, one row so far from the next: column after column into `eight`.
+
+    Eight rows at a time are laid into each other three times, as the halves of a pack of cards are.
+    """
+
+    def emit(context, builder, signature, args):
+        of_w, _, _, of_eight = signature.args
+        first = place(context, builder, of_w, *args[:2])
+        some = ir.VectorType(context.get_data_type(of_w.dtype), EIGHT).as_pointer()
+        for n in range(0, WIDTH, EIGHT):
+            far = [builder.mul(args[2], args[2].type(n + i)) for i in range(EIGHT)]
+            cards = [builder.load(builder.bitcast(builder.gep(first, [at]), some), align=1) for at in far]
+            for _ in range(3):
+                cards = [card for pair in zip(cards[:4], cards[4:], strict=True) for card in laid(builder, *pair)]
+            for i, card in enumerate(cards):
+                there = place(context, builder, of_eight, args[3], args[2].type(i * WIDTH + n))
+                builder.store(card, builder.bitcast(there, some), align=1)
+        return context.get_dummy_value()
+
+    return types.void(w, types.intp, types.intp, eight), emit
+
+
+def laid(builder, one, other):
+    """Two vectors into each other, number by number: the first half of both, and the second."""
+    for half in (range(EIGHT // 2), range(EIGHT // 2, EIGHT)):
+        turns = [at for i in half for at in (i, i + EIGHT)]
+        yield builder.shuffle_vector(one, other, ir.Constant(ir.VectorType(INT, EIGHT), turns))
 
 
 @in_llvm
@@ -105,14 +137,17 @@ def times_many(w, x, y, column):
 @kernel(PLAIN)
 def turn(w, o, panel):
     """WIDTH rows of W, from one on: what is beside each other in a column is so in the panel."""
-    whole = o + WIDTH <= len(w)
-    for i in range(w.shape[1]):
-        if whole:  # a loop over a constant is unrolled
-            for n in range(WIDTH):
-                panel[i * WIDTH + n] = number(w[o + n, i])
-        else:
-            for n in range(len(w) - o):
-                panel[i * WIDTH + n] = number(w[o + n, i])
+    I, rows = w.shape[1], min(WIDTH, len(w) - o)
+    numbers, eight, turned = w.reshape(w.size), np.empty(EIGHT * WIDTH, w.dtype), 0
+    if rows == WIDTH:
+        turned = I // EIGHT * EIGHT
+        for i in range(0, turned, EIGHT):
+            turn_eight(numbers, o * I + i, I, eight)
+            for n in range(EIGHT * WIDTH):
+                panel[i * WIDTH + n] = number(eight[n])
+    for i in range(turned, I):
+        for n in range(rows):
+            panel[i * WIDTH + n] = number(w[o + n, i])
 
 
 @kernel(PLAIN)
