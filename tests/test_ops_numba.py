@@ -168,15 +168,19 @@ def test_a_number_among_many_has_the_same_bits_whatever_is_computed_beside_it(st
         np.testing.assert_array_equal(twins.linear(x[: 800 - t], w[: 203 - o]), whole[: 800 - t, : 203 - o])
 
 
-@pytest.mark.parametrize("name", ["gelu_tanh", "silu", "rms_norm", "gated_gelu", "attend", "attend_all", "rope"])
-def test_every_other_twin_has_the_same_bits_on_any_number_of_threads(name):
-    x, (k, v) = drawn(411, 8, 36), drawn(2, 411, 2, 36, seed=1)
+@pytest.mark.parametrize(
+    "name", ["gelu_tanh", "silu", "softcap", "rms_norm", "gated_gelu", "attend", "attend_all", "rope"]
+)
+@pytest.mark.parametrize("run", [np.float32, ml_dtypes.bfloat16])
+def test_every_other_twin_has_the_same_bits_on_any_number_of_threads(name, run):
+    x, (k, v) = drawn(411, 8, 36).astype(run), drawn(2, 411, 2, 36, seed=1).astype(run)
     given = {
         "rms_norm": (x, None, 1e-6),
         "gated_gelu": (x, 2 * x),
+        "softcap": (x, 3.0),
         "attend": (x, k, v, causal_mask(np.arange(411), 0, 100)),
         "attend_all": (x, k, v),
-        "rope": (x, *drawn(2, 411, 36, seed=2)),
+        "rope": (x, *drawn(2, 411, 36, seed=2).astype(run)),
     }.get(name, (x,))
     one, *others = (under(number, lambda: getattr(twins, name)(*given)) for number in (1, 2, 3, 8))
     for other in others:
@@ -197,6 +201,41 @@ def test_attend(T, K, G, H, past, data):
     k, v = k.astype(stored), v.astype(stored)
     whole = definitions.attend(*(x.astype(np.float64) for x in (q, k, v)), np.asarray(mask)).astype(np.float32)
     assert_equal(twins.attend(q, k, v, mask), whole, np.sqrt(q.size) / 3)  # of means of values that may cancel
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 20), st.integers(0, 600), st.data())
+def test_attend_of_few_tokens_rounds_where_a_bfloat16_run_does(T, K, G, H, past, data):
+    S = T + past
+    drawn_here = drawn(T, K * G, H), drawn(S, K, H, seed=1), drawn(S, K, H, seed=2)
+    q, k, v = (x.astype(ml_dtypes.bfloat16) for x in drawn_here)
+    mask = causal_mask(np.arange(past, S), 0, data.draw(st.none() | st.integers(1, 300)))
+    found = twins.attend(q, k, v, mask)
+    assert_equal(found, definitions.attend(q, k, v, mask), np.sqrt(q.size) / 3)
+    for number in (1, 3):
+        np.testing.assert_array_equal(under(number, lambda: twins.attend(q, k, v, mask)), found)
+
+
+@settings(deadline=None)
+@given(TOKENS, SIZES, RUNS, st.floats(1e-3, 100))
+def test_softcap(T, F, run, size):
+    x = (size * drawn(T, F)).astype(run)
+    found, definition = twins.softcap(x, 30.0), definitions.softcap(x, 30.0)
+    assert_equal(found, definition)
+    if run is np.float32:  # each number too, not the largest alone
+        np.testing.assert_allclose(found, definition, 4e-7)
+
+
+def test_bfloat16_is_rounded_as_by_its_own_package():
+    """Halfway cases to the even one, the largest to infinity, NaN to NaN."""
+    upper = np.arange(1 << 16, dtype=np.uint32) << 16
+    for lower in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
+        x = (upper + np.uint32(lower)).view(np.float32)
+        with np.errstate(invalid="ignore"):
+            expected = x.astype(ml_dtypes.bfloat16)
+        found = np.array([kernels.to_bfloat16(value) for value in x], np.uint16).view(ml_dtypes.bfloat16)
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(x))
+        np.testing.assert_array_equal(found.view(np.uint16)[~np.isnan(x)], expected.view(np.uint16)[~np.isnan(x)])
 
 
 def test_attend_on_a_map_and_under_a_watch_is_the_definition():

@@ -34,6 +34,25 @@ def _(stored):
     return lambda stored: stored
 
 
+def rounded(value, like):
+    """A float32 as an array like that one stores it; known to kernels alone."""
+
+
+@overload(rounded)
+def _(value, like):
+    if like.dtype == types.uint16:
+        return lambda value, like: to_bfloat16(value)
+    return lambda value, like: value
+
+
+@kernel(PLAIN)
+def to_bfloat16(x):
+    """The nearer of the two upper halves, of two as near the even one; NaN stays NaN."""
+    whole = np.float32(x).view(np.uint32)
+    nearest = (whole + np.uint32(0x7FFF) + ((whole >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.uint16(nearest) if x == x else np.uint16((whole >> np.uint32(16)) | np.uint32(0x40))
+
+
 @kernel(PLAIN)
 def from_float16(h):
     """Exponent and fraction moved up, the bias set right by a product; exact for subnormal numbers too."""
@@ -99,9 +118,10 @@ def times_one(w, x, y, first, end):
         a, b, c, d = w[o], w[p], w[q], w[r]
         to_a = to_b = to_c = to_d = np.float32(0)
         for i in range(len(a)):
-            to_a, to_b = to_a + number(a[i]) * x[i], to_b + number(b[i]) * x[i]
-            to_c, to_d = to_c + number(c[i]) * x[i], to_d + number(d[i]) * x[i]
-        y[o], y[p], y[q], y[r] = to_a, to_b, to_c, to_d
+            factor = number(x[i])
+            to_a, to_b = to_a + number(a[i]) * factor, to_b + number(b[i]) * factor
+            to_c, to_d = to_c + number(c[i]) * factor, to_d + number(d[i]) * factor
+        y[o], y[p], y[q], y[r] = rounded(to_a, y), rounded(to_b, y), rounded(to_c, y), rounded(to_d, y)
 
 
 @kernel(SUMS)
@@ -186,10 +206,10 @@ def norm_rows(x, w, eps, y, first, end):
     for t in range(first, end):
         squares = np.float32(0)
         for i in range(D):
-            squares += x[t, i] * x[t, i]
+            squares += number(x[t, i]) * number(x[t, i])
         factor = np.float32(1) / np.sqrt(squares / np.float32(D) + eps)
         for i in range(D):
-            y[t, i] = x[t, i] * factor * number(w[i])
+            y[t, i] = rounded(number(x[t, i]) * factor * number(w[i]), y)
 
 
 @kernel(PLAIN)
@@ -198,9 +218,15 @@ def turn_rows(x, cos, sin, y, first, end):
     for t in range(first, end):
         for n in range(x.shape[1]):
             for i in range(half):
-                left, right = x[t, n, i], x[t, n, i + half]
-                y[t, n, i] = left * cos[t, i] - right * sin[t, i]
-                y[t, n, i + half] = right * cos[t, i + half] + left * sin[t, i + half]
+                j, left, right = i + half, number(x[t, n, i]), number(x[t, n, i + half])
+                y[t, n, i] = rounded(step(left * number(cos[t, i]), y) - step(right * number(sin[t, i]), y), y)
+                y[t, n, j] = rounded(step(right * number(cos[t, j]), y) + step(left * number(sin[t, j]), y), y)
+
+
+@kernel(PLAIN)
+def step(value, like):
+    """What a bfloat16 run rounds on its way to a result; a float32 run goes on with it as it is."""
+    return number(rounded(value, like))
 
 
 @kernel(PLAIN)
@@ -213,19 +239,39 @@ def gelu(x):
 @kernel(PLAIN)
 def gelu_all(x, y):
     for i in range(len(x)):
-        y[i] = gelu(x[i])
+        y[i] = rounded(gelu(number(x[i])), y)
 
 
 @kernel(PLAIN)
 def silu_all(x, y):
     for i in range(len(x)):
-        y[i] = x[i] / (np.float32(1) + exp(-x[i]))
+        value = number(x[i])
+        y[i] = rounded(value / (np.float32(1) + exp(-value)), y)
 
 
 @kernel(PLAIN)
 def gate_all(gate, up, y):
     for i in range(len(gate)):
-        y[i] = gelu(gate[i]) * up[i]
+        y[i] = rounded(step(gelu(number(gate[i])), y) * number(up[i]), y)
+
+
+@kernel(PLAIN)
+def cap_all(x, cap, y):
+    for i in range(len(x)):
+        y[i] = rounded(step(tanh(step(number(x[i]) / cap, y)), y) * cap, y)
+
+
+@kernel(PLAIN)
+def tanh(x):
+    """By its series near 0 (Cephes' fit), where 1 would swallow what 1 - 2 / (e^(2x) + 1) is about."""
+    z = x * x
+    p = np.float32(-5.70498872745e-3)
+    p = p * z + np.float32(2.06390887954e-2)
+    p = p * z + np.float32(-5.37397155531e-2)
+    p = p * z + np.float32(1.33314422036e-1)
+    p = p * z + np.float32(-3.33332819422e-1)
+    far = np.float32(1) - np.float32(2) / (exp(x + x) + np.float32(1))
+    return far if z > np.float32(0.390625) else p * z * x + x
 
 
 # attention
@@ -254,6 +300,28 @@ def attend_blocks(q, k, v, top, total, means, first, end):
             for s in range(S):
                 for h in range(H):
                     mean[h] += scores[s] * number(v[start + s, n // G, h])
+
+
+@kernel(SUMS)
+def attend_heads(q, k, v, context, first, end):
+    """One query, in a bfloat16 run: scores and probabilities are rounded.  q, context: N H   k, v: S K H"""
+    (N, H), (S, K, _) = q.shape, k.shape
+    scores, mean = np.empty(S, np.float32), np.empty(H, np.float32)
+    for n in range(first, end):
+        head = n * K // N
+        for s in range(S):
+            score = np.float32(0)
+            for h in range(H):
+                score += number(q[n, h]) * number(k[s, head, h])
+            scores[s] = step(score, q)
+        total = exponentials(scores, largest_of(scores))
+        mean[:] = 0
+        for s in range(S):
+            prob = step(scores[s] / total, q)
+            for h in range(H):
+                mean[h] += prob * number(v[s, head, h])
+        for h in range(H):
+            context[n, h] = rounded(mean[h], context)
 
 
 @kernel(SUMS)

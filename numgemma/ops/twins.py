@@ -50,6 +50,12 @@ def floats(x):
     return np.ascontiguousarray(x, np.float32)
 
 
+def plain(x, *shape):
+    """An array of the run as kernels read or fill it, bfloat16 as integers."""
+    x = np.ascontiguousarray(x).reshape(shape)
+    return x if x.dtype == np.float32 else x.view(BITS[x.dtype])
+
+
 # products of matrices
 
 
@@ -74,6 +80,8 @@ def linear(x, w):
         return of_codes(floats(x).reshape(-1, x.shape[-1]), w).reshape(*x.shape[:-1], len(w))
     if not fits(x, w) or not w.flags.c_contiguous or not x.size:
         return definitions.linear(x, w)
+    if x.size == w.shape[1]:
+        return relay.times(bits(w), plain(x, 1, -1)).view(x.dtype).reshape(*x.shape[:-1], len(w))
     a = floats(x).reshape(-1, x.shape[-1])
     y = relay.times(bits(w), a) if len(a) <= DRAFTS else many(a, w)
     return y.reshape(*x.shape[:-1], len(w)).astype(x.dtype, copy=False)
@@ -152,26 +160,25 @@ def rms_norm(x, w, eps):
         return definitions.rms_norm(x, w, eps)
     D = x.shape[-1]
     w = ONES.setdefault(D, np.ones(D, np.float32)) if w is None else w
-    a, w, eps = floats(x).reshape(-1, D), bits(w), np.float32(eps)
-    y = np.empty_like(a)
-    in_shares(partial(kernels.norm_rows, a, w, eps, y), len(a), max(1, LEAST // D))
-    return y.reshape(x.shape).astype(x.dtype, copy=False)
+    y = np.empty(x.shape, x.dtype)
+    share = partial(kernels.norm_rows, plain(x, -1, D), bits(w), np.float32(eps), plain(y, -1, D))
+    in_shares(share, x.size // D, max(1, LEAST // D))
+    return y
 
 
 def rope(x, cos, sin):
     """Turn each pair of lanes (i, i + H/2) by its angle.  x: T N H   cos, sin: T H  ->  T N H"""
-    if not x.dtype == cos.dtype == sin.dtype == np.float32:
-        return definitions.rope(x, cos, sin)  # a bfloat16 run rounds between the steps
-    x, cos, sin = floats(x), floats(cos), floats(sin)
-    y = np.empty_like(x)
-    least = max(1, LEAST // (x.shape[1] * x.shape[2]))
-    in_shares(partial(kernels.turn_rows, x, cos, sin, y), len(x), least)
+    if not (fits(x) and x.dtype == cos.dtype == sin.dtype):
+        return definitions.rope(x, cos, sin)
+    y = np.empty(x.shape, x.dtype)
+    given = (plain(a, *a.shape) for a in (x, cos, sin, y))
+    in_shares(partial(kernels.turn_rows, *given), len(x), max(1, LEAST // (x.shape[1] * x.shape[2])))
     return y
 
 
 def gated_gelu(gate, up):
     """gelu(gate) * up, elementwise: what a gated feed-forward does between its matrices."""
-    if not gate.dtype == up.dtype == np.float32 or gate.shape != up.shape:
+    if not (fits(gate) and gate.dtype == up.dtype and gate.shape == up.shape):
         return gelu_tanh(gate) * up
     return elementwise(kernels.gate_all, gate, up)
 
@@ -186,12 +193,20 @@ def silu(x):
     return elementwise(kernels.silu_all, x) if fits(x) else definitions.silu(x)
 
 
+def softcap(x, cap):
+    """cap tanh(x / cap): bounds x smoothly, leaves small x alone.  Elementwise."""
+    if not fits(x):
+        return definitions.softcap(x, cap)
+    cap = np.float32(x.dtype.type(cap))
+    return elementwise(lambda x, y: kernels.cap_all(x, cap, y), x)
+
+
 def elementwise(kernel, *given):
     """The kernel on arrays of one shape and dtype; every thread takes a share of their numbers."""
-    flat = [floats(x).ravel() for x in given]
-    y = np.empty_like(flat[0])
-    in_shares(lambda first, end: kernel(*(x[first:end] for x in (*flat, y))), len(y), LEAST)
-    return y.reshape(given[0].shape).astype(given[0].dtype, copy=False)
+    y = np.empty(given[0].shape, given[0].dtype)
+    flat = [plain(x, -1) for x in (*given, y)]
+    in_shares(lambda first, end: kernel(*(x[first:end] for x in flat)), y.size, LEAST)
+    return y
 
 
 # attention
@@ -203,11 +218,11 @@ def attend(q, k, v, mask, tap=Tap()):
     Without the map of T x S, unless somebody watches it; keys and values may be stored in fewer bits than the run has.
     """
     watched = tap.watches("scores") or tap.watches("probs")
-    if watched or q.dtype != np.float32 or k.dtype not in BITS or not isinstance(mask, Spans):
+    if watched or not fits(q, k) or not isinstance(mask, Spans):
         return definitions.attend(q, k, v, mask, tap)
-    if len(q) <= 4:
-        return attend_few(q, k, v, mask)
-    return attend_many(q, k, v, mask)
+    if q.dtype != np.float32:
+        return attend_rounded(q, k, v, mask) if len(q) <= 4 else definitions.attend(q, k, v, mask)
+    return (attend_few if len(q) <= 4 else attend_many)(q, k, v, mask)
 
 
 def attend_all(q, k, v, tap=Tap()):
@@ -246,6 +261,16 @@ def attend_few(q, k, v, mask):
         share = partial(kernels.attend_blocks, q[t], k[seen], v[seen], top, total, means)
         in_shares(share, blocks, max(1, SHARE // (KEYS * N * H)))
         kernels.join(top, total, means, context[t])
+    return context
+
+
+def attend_rounded(q, k, v, mask):
+    """A few queries of a bfloat16 run; each thread takes some of the heads.  mask: Spans  ->  T N H"""
+    (T, N, H), context = q.shape, np.empty(q.shape, q.dtype)
+    for t in range(T):
+        seen = slice(mask.first[t], mask.end[t])
+        given = plain(q[t], N, H), bits(k[seen]), bits(v[seen]), plain(context[t], N, H)
+        in_shares(partial(kernels.attend_heads, *given), N, max(1, SHARE // ((seen.stop - seen.start) * H)))
     return context
 
 
