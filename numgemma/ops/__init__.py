@@ -19,6 +19,7 @@ context that makes it, and so in one thread; each call looks it up, which costs 
     kernels      compiled loops
     lanes        thirty-two numbers at once, as a value in a kernel
     tiles        a matrix times many rows
+    attending    attention of many queries
     blocks       one token's product with GGUF's blocks of codes
     relay        a matrix times a few rows, by threads that stay awake
     columns      one token's product with codes that lie transposed

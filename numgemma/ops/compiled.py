@@ -18,7 +18,8 @@ from numba.extending import intrinsic
 
 DIGEST = 32  # bytes
 in_llvm: Any = intrinsic  # a step in LLVM's own language; a kernel that takes it leaves out its first parameter
-SOURCES = [Path(__file__).with_name(f"{name}.py") for name in ("kernels", "lanes", "tiles", "blocks", "columns")]
+FILES = ("kernels", "lanes", "tiles", "attending", "blocks", "columns")
+SOURCES = [Path(__file__).with_name(f"{name}.py") for name in FILES]
 
 
 def kernel(order):

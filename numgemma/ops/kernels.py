@@ -351,38 +351,3 @@ def join(top, total, means, context):
                 context[n, h] += share * means[b, n, h]
         for h in range(H):
             context[n, h] /= weight
-
-
-@kernel(SUMS)
-def softmax_on(scores, first, end, G, top, total, mean):
-    """Scores of some more keys to exponentials, zero where a query does not look; what is known of each query so far
-    (its largest score, sum and mean) comes down to the new largest score.  scores: TG S   top, total: TG   mean: TG H
-    """
-    S = scores.shape[1]
-    for r in range(len(scores)):
-        low, high = max(0, min(S, first[r // G])), max(0, min(S, end[r // G]))
-        seen = scores[r, low:high]
-        largest = max(top[r], largest_of(seen))
-        weight = exponentials(seen, largest)
-        scores[r, :low] = 0
-        scores[r, high:] = 0
-        if len(seen):
-            known = exp(top[r] - largest)
-            top[r], total[r] = largest, known * total[r] + weight
-            for h in range(mean.shape[1]):
-                mean[r, h] *= known
-
-
-@kernel(PLAIN)
-def largest_of(x):
-    """The largest number: compared as integers, in many lanes at once; floats, with NaN, would go one by one."""
-    stored, largest = x.view(np.int32), np.int32(-(2**31))
-    for i in range(len(x)):
-        largest = max(largest, in_order(stored[i]))
-    return np.int32(in_order(largest)).view(np.float32) if len(x) else np.float32(-np.inf)
-
-
-@kernel(PLAIN)
-def in_order(stored):
-    """Bits of a float as an integer that is the larger the larger the float is; the other way by the same steps."""
-    return stored ^ ((stored >> np.int32(31)) & np.int32(0x7FFFFFFF))

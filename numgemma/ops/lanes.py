@@ -182,3 +182,84 @@ def total(typing, sums):
         return builder.extract_element(left, INT(0))
 
     return types.float32(NUMBERS), emit
+
+
+# of floats alone
+
+
+@in_llvm
+def put(typing, x, at, lanes):
+    """x[at : at + 32] = lanes"""
+
+    def emit(context, builder, signature, args):
+        first = context.make_array(signature.args[0])(context, builder, args[0]).data
+        stored = builder.store(args[2], builder.bitcast(builder.gep(first, [args[1]]), FLOATS.as_pointer()))
+        stored.align = 4
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp, NUMBERS), emit
+
+
+@in_llvm
+def plus(typing, a, b):
+    def emit(context, builder, signature, args):
+        return builder.fadd(*args)
+
+    return NUMBERS(NUMBERS, NUMBERS), emit
+
+
+@in_llvm
+def larger(typing, a, b):
+    """Of each two the larger; b where one is NaN."""
+
+    def emit(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return NUMBERS(NUMBERS, NUMBERS), emit
+
+
+@in_llvm
+def largest(typing, lanes):
+    """The largest in any lane, of which none is NaN."""
+
+    def emit(context, builder, signature, args):
+        (left,), width = args, WIDTH
+        while width > 1:
+            width //= 2
+            pair = part(builder, left, range(width)), part(builder, left, range(width, 2 * width))
+            left = builder.select(builder.fcmp_ordered(">", *pair), *pair)
+        return builder.extract_element(left, INT(0))
+
+    return types.float32(NUMBERS), emit
+
+
+@in_llvm
+def exp_below(typing, x, top):
+    """e^(x - top), of which no x is larger than top, to one unit in the last place.
+
+    As kernels.exp.  Below -87 it is 0, and where either is NaN, NaN.
+    """
+
+    def emit(context, builder, signature, args):
+        def constant(c, kind=FLOATS):
+            return ir.Constant(kind, [c] * WIDTH)
+
+        def plus_product(a, b, c):
+            return builder.fadd(builder.fmul(a, b, flags=once), c, flags=once)
+
+        once = ("contract",)
+        x = builder.fsub(args[0], in_all(builder, args[1]))
+        x = builder.select(builder.fcmp_ordered("<", x, constant(-87.0)), constant(-88.0), x)
+        shift = constant(1.5 * 2**23)  # numbers so large have no fraction: the sum is rounded, and in its last bits
+        shifted = plus_product(x, constant(1.44269504), shift)
+        n = builder.fsub(shifted, shift)
+        r = plus_product(n, constant(2.12194440e-4), plus_product(n, constant(-0.693359375), x))
+        p = constant(1.9875691500e-4)
+        for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+            p = plus_product(p, r, constant(c))
+        p = builder.fadd(plus_product(p, builder.fmul(r, r), r), constant(1.0))
+        bits = builder.shl(builder.bitcast(shifted, INTS), constant(23, INTS))
+        power = builder.add(bits, constant(127 << 23, INTS))  # of 2; 0 for n = -127
+        return builder.fmul(p, builder.bitcast(power, FLOATS))
+
+    return NUMBERS(NUMBERS, types.float32), emit

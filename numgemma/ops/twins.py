@@ -3,8 +3,8 @@
 definitions.py says what an operation is.  Here is how it gets fast: weights are read as they lie in the file and become
 float32 in a register (one token, or a few) or in a core's cache (many tokens); attention keeps to what each query sees;
 a sum is cut the same way whatever the number of threads, so that two runs have the same bits.  Each thread of
-threads.py takes a share of the rows; BLAS, which attention takes, is held to one thread, as each of ours calls it for a
-block of its own.  A twin that has nothing to gain, as in a float64 run, calls its definition.
+threads.py takes a share of the rows; BLAS, which convolutions take, is held to one thread, as each of ours calls it for
+a block of its own.  A twin that has nothing to gain, as in a float64 run, calls its definition.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from numgemma.masks import Spans, everything
-from numgemma.ops import coded, definitions, kernels, relay, tiles
+from numgemma.ops import attending, coded, definitions, kernels, relay, tiles
 from numgemma.ops.decoded import decoded
 from numgemma.ops.kernels import KEYS
 from numgemma.ops.threads import allowed, in_parallel, in_shares
@@ -29,7 +29,7 @@ DRAFTS = 8  # tokens, up to which stored rows are multiplied as they are read
 WORK = 1 << 23  # products of numbers that are worth waking a thread for
 SHARE = 1 << 18  # numbers of a matrix that are worth waking a thread for
 FRAMES = 64  # of a convolution that a thread takes at once
-ROWS, WIDTH = 1024, 512  # of a block of scores: queries times heads of a group, keys
+ROWS = 1024  # queries times heads of a group that a thread takes at once
 LEAST = 1 << 15  # numbers of an elementwise operation that are worth waking a thread for
 
 
@@ -229,7 +229,6 @@ def attend_all(q, k, v, tap=Tap()):
     """`attend` where everything sees everything.  q: I N H   k, v: I K H  ->  I N H"""
     if tap.watches("scores") or tap.watches("probs") or q.dtype != np.float32:
         return definitions.attend_all(q, k, v, tap)
-    k, v = (floats(x.swapaxes(0, 1)).swapaxes(0, 1) for x in (k, v))  # each head's together: they are read many times
     return attend_many(q, k, v, everything(len(q), len(k)))
 
 
@@ -275,29 +274,18 @@ def attend_rounded(q, k, v, mask):
 
 
 def attend_many(q, k, v, mask):
-    """Each thread takes heads and blocks of queries of its own, and goes over the keys that these see, some at a time.
-
-    What it knows of a query is the largest score so far, the sum of exponentials below it, and their mean of the values
-    (Dao et al. 2022, arXiv 2205.14135): the scores of one block fit a core's cache, however long the prompt.
-    """
+    """Each thread takes heads and blocks of queries of its own.  mask: Spans  ->  T N H"""
     T, N, H = q.shape
     K, G = k.shape[1], N // k.shape[1]
-    context = np.empty_like(q)
+    context, k, v = np.empty_like(q), bits(k), bits(v)
     rows = -(-ROWS // G)
 
     def block(at):
         t, n = at
         heads, part = slice(n * G, (n + 1) * G), mask[t : t + rows]
         queries = floats(q[t : t + rows, heads]).reshape(-1, H)  # TG H
-        top, total = np.full(len(queries), -np.inf, np.float32), np.zeros(len(queries), np.float32)
-        mean = np.zeros_like(queries)
-        for s in range(int(part.first.min()), int(part.end.max()), WIDTH):
-            keys, values = (floats(x[s : min(s + WIDTH, part.end.max()), n]) for x in (k, v))
-            scores = scratch("scores", len(queries), len(keys))
-            np.matmul(queries, keys.T, out=scores)
-            kernels.softmax_on(scores, part.first - s, part.end - s, G, top, total, mean)
-            mean += scores @ values
-        context[t : t + rows, heads] = (mean / total[:, None]).reshape(-1, G, H)
+        spans = (np.repeat(edge, G) for edge in (part.first, part.end))
+        context[t : t + rows, heads] = attending.means(queries, k, v, n, *spans).reshape(-1, G, H)
 
     in_parallel(block, [(t, n) for t in reversed(range(0, T, rows)) for n in range(K)])  # the last see most
     return context
