@@ -15,7 +15,7 @@ from numgemma import ops
 from numgemma.cli import main
 from numgemma.errors import InputError
 from numgemma.masks import Spans, causal_mask, everything
-from numgemma.ops import definitions, kernels, threads, twins
+from numgemma.ops import attending, definitions, kernels, threads, twins
 from numgemma.trace import Recorder
 
 STORED = st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16])
@@ -247,6 +247,43 @@ def test_attend_on_a_map_and_under_a_watch_is_the_definition():
     tap = Recorder(lambda name, x, axes: seen.update({name: x}), np.dtype(np.float32), ["probs"])
     np.testing.assert_array_equal(twins.attend(q, k, v, mask, tap), definitions.attend(q, k, v, mask, tap))
     assert (seen["probs"][:, ~np.asarray(mask)] == 0).all()
+
+
+@pytest.mark.parametrize("H", [64, 72, 300])
+@pytest.mark.parametrize("window", [None, 1, 100])
+def test_attend_of_more_queries_and_keys_than_are_looked_at_together(H, window):
+    q, k, v = drawn(300, 2, H), drawn(700, 1, H, seed=1), drawn(700, 1, H, seed=2).astype(ml_dtypes.bfloat16)
+    q /= np.float32(H**0.5)
+    mask = causal_mask(np.arange(400, 700), 0, window)
+    assert_equal(twins.attend(q, k, v, mask), definitions.attend(q, k, v.astype(np.float32), np.asarray(mask)))
+
+
+def test_keys_behind_the_last_that_is_seen_change_no_bit():
+    q, k, v = drawn(30, 2, 24), drawn(300, 2, 24, seed=1), drawn(300, 2, 24, seed=2)
+    mask = Spans(np.zeros(30, int), np.full(30, 281), 300)
+    whole = twins.attend(q, k, v, mask)
+    k[281:], v[281:] = np.nan, np.nan
+    np.testing.assert_array_equal(twins.attend(q, k, v, mask), whole)
+
+
+def test_keys_that_lie_infinitely_far_off_count_nothing():
+    """Also where they are all that a query has seen so far."""
+    q, k, v = np.abs(drawn(9, 2, 8)), drawn(600, 1, 8, seed=1), drawn(600, 1, 8, seed=2)
+    k[:550, :, 3] = -np.inf
+    assert_equal(twins.attend(q, k, v, everything(9, 600)), definitions.attend(q, k[550:], v[550:], everything(9, 50)))
+
+
+def test_the_exponential_of_many_scores_is_right_down_to_the_smallest_number():
+    x = np.linspace(-86.9, 0, 1 << 15, dtype=np.float32)[None]
+    scores, top, total = x.copy(), np.float32([-1000]), np.float32([3])
+    first, end = np.zeros(1, int), np.full(1, x.size)
+    np.testing.assert_array_equal(attending.softmax_on(scores, first, end, top, total), [0])
+    true = np.exp(x.astype(np.float64))
+    assert np.abs(scores / true - 1).max() < 1.5e-7
+    assert abs(total[0] / true.sum() - 1) < 1e-6
+    ends = np.float32([[0, -87.5, -200, -np.inf, *[np.nan] * 28]])
+    attending.softmax_on(ends, first, np.full(1, 4), np.float32([-1000]), total)
+    np.testing.assert_array_equal(ends, [[1, *[0] * 31]])
 
 
 @settings(deadline=None)

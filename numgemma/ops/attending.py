@@ -29,7 +29,7 @@ def means(q, k, v, n, first, end):
     top, total, mean = np.full(T, LOWEST, np.float32), np.zeros(T, np.float32), np.zeros((T, H), np.float32)
     for s in range(first.min(), end.max(), KEYS):
         seen = slice(s, min(s + KEYS, end.max()))
-        lay_out(k[seen, n], v[seen, n], keys, values)
+        lay_out(k[seen, n].copy(), v[seen, n], keys, values)
         for t in range(0, T, QUERIES):
             few = slice(t, min(t + QUERIES, T))
             low = max(0, first[few].min() - s) // lanes.WIDTH * lanes.WIDTH

@@ -351,3 +351,18 @@ def join(top, total, means, context):
                 context[n, h] += share * means[b, n, h]
         for h in range(H):
             context[n, h] /= weight
+
+
+@kernel(PLAIN)
+def largest_of(x):
+    """The largest number: compared as integers, in many lanes at once; floats, with NaN, would go one by one."""
+    stored, largest = x.view(np.int32), np.int32(-(2**31))
+    for i in range(len(x)):
+        largest = max(largest, in_order(stored[i]))
+    return np.int32(in_order(largest)).view(np.float32) if len(x) else np.float32(-np.inf)
+
+
+@kernel(PLAIN)
+def in_order(stored):
+    """Bits of a float as an integer that is the larger the larger the float is; the other way by the same steps."""
+    return stored ^ ((stored >> np.int32(31)) & np.int32(0x7FFFFFFF))
