@@ -135,8 +135,10 @@ def their_run(case, path, args):
 
 def our_run(case, path, args):
     from numgemma import ops
+    from numgemma.cli.common import keep_memory
 
     ops.use(args.backend, args.threads)
+    keep_memory()  # as the command line does
     run, given = runner(case, path), inputs(case).values()
     return lambda: run(*given)
 

@@ -1,0 +1,42 @@
+"""The command line's process keeps the memory that arrays leave."""
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, sys
+import numpy as np
+from numgemma.cli.common import keep_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+if sys.argv[1] == "kept":
+    keep_memory()
+before = faults()
+for _ in range(20):
+    np.ones(12 << 20, np.float32)  # 48 MB: of smaller ones glibc learns to keep the memory by itself
+print(faults() - before)
+"""
+
+
+def pages(how):
+    """New pages that one array after another asks of the system."""
+    return int(subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="of glibc alone"
+)
+def test_an_array_has_the_pages_of_the_one_before_it():
+    assert pages("kept") < pages("given back") / 2
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    from numgemma.cli.common import keep_memory
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    keep_memory()
