@@ -2,9 +2,10 @@
 
     python benchmarks/engines.py ENGINE SHAPE_DIR THREADS [BUILD]
 
-Reads one job per line (decode, prefill-512-gen, prefill-512-all, record, machine) and answers each with a line of JSON:
-tokens per second; for `record` the seconds of a pass without and with it; for `machine` its measured limits.  The first
-time that a job is asked, a smaller one runs before it, unmeasured.
+Reads one job per line (decode, prefill-512-gen, prefill-512-all, record, machine-512) and answers each with a line of
+JSON: tokens per second; for `record` the seconds of a pass without and with it; for `machine` its measured limits, and
+what a token of a prompt of so many asks of it.  The first time that a job is asked, a smaller one runs before it,
+unmeasured.
 
 Prefill "gen" is what generating needs: layers that share keys run only for the last token, and the head too.  "all" is
 every layer for every token, and the head for the last.  llama.cpp has only "all"; its numbers are llama-bench's.
@@ -36,7 +37,7 @@ class Engine(NamedTuple):
     prefill: Callable  # (ids, whole) -> seconds
     decode: Callable  # (ids, n) -> seconds of n tokens after the first
     record: Callable | None = None  # (ids) -> seconds without and with recording
-    machine: Callable | None = None  # () -> limits of the machine
+    machine: Callable | None = None  # (tokens) -> limits of the machine
 
 
 def main():
@@ -80,7 +81,7 @@ def do(engine, job, vocabulary, most=None):
     """The answer to one job; with `most` of a smaller one."""
     kind, *size = job.split("-")
     if kind == "machine":
-        return most or engine.machine()
+        return most or engine.machine(int(size[0]))
     if kind == "record":
         return engine.record(prompt(RECORDED, vocabulary))
     if kind == "decode":
@@ -119,11 +120,14 @@ def numgemma_engine(folder, backend, precision, threads):
         a, b, c, d = (timed(passes[i]) for i in (0, 1, 1, 0))  # so that a machine that slows down favours neither
         return [a + d, b + c]
 
-    return Engine(prefill, decode, record, lambda: limits(model, threads))
+    return Engine(prefill, decode, record, lambda tokens: limits(model, threads, tokens))
 
 
-def limits(model, threads):
-    """What bounds the speed: this machine's reading and multiplying, and what one token has to read."""
+def limits(model, threads, tokens):
+    """What bounds the speed: this machine's reading and multiplying, and what one token has to read and to multiply.
+
+    tokens: of the prompt, which attention sees
+    """
     from numgemma import machine
 
     return {
@@ -131,8 +135,8 @@ def limits(model, threads):
         "gemm GFLOP/s": machine.gemm_peak(),
         "blas": machine.blas_kernel(),
         "bytes per token": machine.bytes_per_token(model),
-        "products per token, gen": machine.flops_per_token(model, False),
-        "products per token, all": machine.flops_per_token(model, True),
+        "products per token, gen": machine.flops_per_token(model, False, tokens),
+        "products per token, all": machine.flops_per_token(model, True, tokens),
     }
 
 
@@ -198,7 +202,7 @@ def llama_command(folder, precision, threads, build):
 
 def can(name, job):
     """Whether an engine has that job."""
-    if job in ("record", "machine"):
+    if job == "record" or job.startswith("machine"):
         return name in OURS
     return not (name.startswith("llama") and re.fullmatch(r"prefill-\d+-gen", job))
 

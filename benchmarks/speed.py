@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import processes
-from engines import OURS, PEERS, can
+from engines import DECODED, OURS, PEERS, can
 from tables import show
 from to_gguf import gguf_path
 
@@ -231,13 +231,15 @@ def inside(worker, name, job):
         return {job: recorded / without}
     if name not in OURS:
         return {job: ask(worker, job)}
-    limits = ask(worker, "machine")
+    kind, *size = job.split("-")
+    limits = ask(worker, f"machine-{size[0] if size else DECODED}")
+    products = {which: limits.pop(f"products per token, {which}") for which in ("gen", "all")}
     speed = ask(worker, job)
-    if job == "decode":
+    if kind == "decode":
         read = speed * limits["bytes per token"] / 1e9
         return {job: speed, f"{job}: read bandwidth": read / limits["read GB/s"], **limits}
-    products = speed * limits[f"products per token, {job.rsplit('-')[-1]}"] / 1e9
-    return {job: speed, f"{job}: sgemm": products / limits["gemm GFLOP/s"]}
+    asked = products[size[1]] / 1e9
+    return {job: speed, f"{job}: sgemm": speed * asked / limits["gemm GFLOP/s"], f"{job}: GFLOP a token": asked}
 
 
 def keep(found, args, folder, name, number, values):

@@ -28,7 +28,7 @@ TARGETS = (
     Target("decode", "numba-f32", "llama-bf16", 0.75, 1.0, ("medium",)),
     Target("decode", "numba-f32", "llama-bf16", 0.85, 1.0, ("moe",)),
     Target("decode", "numba-bf16", "numba-f32", 1.0, None, EVERY),
-    Target("prefill-512-gen", "numba-f32", "sgemm", 0.88, 0.93, DENSE),
+    Target("prefill-512-gen", "numba-f32", "sgemm", 0.88, 0.93, DENSE),  # of what attention sees, its products too
     Target("prefill-512-all", "numba-f32", "sgemm", 0.88, 0.93, DENSE),
     Target("prefill-512-gen", "numba-f32", "hf-f32", 1.0, 1.15, DENSE),  # the stretch where MKL is not at home
     Target("prefill-512-all", "numba-f32", "hf-f32", 1.0, 1.15, DENSE),

@@ -79,8 +79,10 @@ def bytes_per_token(model) -> float:
     return total if tied else total + w["lm_head.weight"].nbytes
 
 
-def flops_per_token(model, whole: bool) -> float:
-    """Multiplications and additions in linear layers for a token of a prompt; whole: in layers that share keys too."""
+def flops_per_token(model, whole: bool, tokens: int) -> float:
+    """Multiplications and additions for a token of a prompt of so many: its products with weights, and in attention
+    its scores and the mean of the values that it sees.  whole: in layers that share keys too
+    """
     rows = model.outline.layers
     last_maker, total = max(spec.kv_from for spec in rows), 0.0
     for name, shape in model.family.text_shapes(model.config).items():
@@ -89,7 +91,12 @@ def flops_per_token(model, whole: bool) -> float:
             continue
         share = rows[layer].J / rows[layer].E if ".experts." in name else 1.0
         total += 2 * share * float(np.prod(shape))
-    return total
+    return total + sum(4 * s.N * s.H * keys_seen(s, tokens) for s in rows if whole or s.index <= last_maker)
+
+
+def keys_seen(spec, tokens: int) -> float:
+    """Keys that a token of a prompt sees, on average."""
+    return float(np.minimum(np.arange(1, tokens + 1), spec.window or tokens).mean())
 
 
 def peak_memory() -> dict[str, float]:

@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_info
 
 from numgemma import machine, ops
 from numgemma.errors import InputError
+from numgemma.masks import causal_mask
 from numgemma.ops import cores, definitions, threads
 
 IDS = list(range(5, 45))
@@ -83,11 +84,13 @@ def test_bytes_and_products_of_a_token_are_those_of_the_weights_it_meets(models)
     model = models["ple"]
     c, w = model.config.text, model.weights
     linear = {n: w[n].size for n in w if w[n].ndim == 2 and not n.startswith("embed")}
-    all_layers = 2 * sum(linear.values())
-    assert machine.flops_per_token(model, True) == all_layers
     last = max(s.index for s in c.layers if s.kv_from == s.index)
     shared = sum(size for n, size in linear.items() if n.startswith("layers.") and int(n.split(".")[1]) > last)
-    assert machine.flops_per_token(model, False) == all_layers - 2 * shared
+    seen = {s.index: 4 * s.N * s.H * np.asarray(causal_mask(np.arange(50), 0, s.window)).sum() / 50 for s in c.layers}
+    of_all = 2 * sum(linear.values()) + sum(seen.values())
+    assert machine.flops_per_token(model, True, 50) == pytest.approx(of_all)
+    of_sharing = 2 * shared + sum(seen[n] for n in seen if n > last)
+    assert machine.flops_per_token(model, False, 50) == pytest.approx(of_all - of_sharing)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell")

@@ -109,7 +109,6 @@ def transformers_jobs(model, precision):
 
 def in_turns(engines, args, model):
     """Rows of job, tokens and each engine's tokens a second: the median of rounds in which the engines take turns."""
-    shares = {False: machine.flops_per_token(model, False), True: machine.flops_per_token(model, True)}
     text = np.setdiff1d(np.arange(model.outline.vocabulary), list(model.family.placeholders(model.config).values()))
     rows = []
     for job, T in [(job, T) for T in args.lengths for job in ("prefill", "prefill, all layers")] + [("decode", START)]:
@@ -122,7 +121,7 @@ def in_turns(engines, args, model):
         rows.append(
             {"job": job, "tokens": args.decode if job == "decode" else T}
             | {name: 1 / median(some) for name, some in times.items()}
-            | ({} if job == "decode" else {"gflop_per_token": shares["all" in job] / 1e9})
+            | ({} if job == "decode" else {"gflop_per_token": machine.flops_per_token(model, "all" in job, T) / 1e9})
         )
     return rows
 

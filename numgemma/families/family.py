@@ -59,7 +59,7 @@ def started(config, dtype, kvs, start) -> Run:
 class Outline:
     """What every config tells, whatever its spelling."""
 
-    layers: tuple  # a row each, with at least index, kind, window (None: no end) and kv_from
+    layers: tuple  # a row each, with at least index, kind, window (None: no end), N, H and kv_from
     width: int  # D
     vocabulary: int  # V
     longest: int  # positions that the model was made for
