@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
 DIGEST = 32  # bytes
@@ -71,6 +72,14 @@ def check(kept):
             remark(error.strerror or "no folder can be written")
 
     kept.save_overload = save_overload
+    kept.load_overload = partial(load_overload, kept)
+
+
+def load_overload(kept, signature, context):
+    """As numba's own, without the tables that its compiler alone asks: they take a third of a second to fill."""
+    rtsys.initialize(context)  # which they would do too: no array has memory before
+    with kept._guard_against_spurious_io_errors():
+        return kept._load_overload(signature, context)
 
 
 def load_index(file):
