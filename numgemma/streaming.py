@@ -8,10 +8,11 @@ import ctypes
 import mmap
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -78,13 +79,21 @@ def ask(tensors):
     """
     if hasattr(mmap, "MADV_WILLNEED") and not BROWSER:
         for x in (part for w in tensors if w.ndim < 3 for part in parts_of(w) if part.nbytes > mmap.PAGESIZE):
-            disk().submit(come, x)
+            disk().put(x)
 
 
 @cache
-def disk():
-    """Two threads that wait for the disk: it reads the next pages while those that have come are mapped."""
-    return ThreadPoolExecutor(2, "numgemma-disk")
+def disk() -> SimpleQueue:
+    """Where arrays are put for two threads, of which one waits for the disk; they end with the process, done or not."""
+    wanted: SimpleQueue = SimpleQueue()
+
+    def work():
+        while True:
+            come(wanted.get())
+
+    for _ in range(2):
+        threading.Thread(target=work, name="numgemma-disk", daemon=True).start()
+    return wanted
 
 
 if hasattr(os, "register_at_fork"):  # a child process has none of its parent's threads
