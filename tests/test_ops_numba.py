@@ -308,6 +308,13 @@ def test_conv2d(frames, run):
     assert_equal(twins.conv2d(x, w), definitions.conv2d(x, w))
 
 
+@pytest.mark.parametrize("frames", [1, 2, 63, 64, 66, 300])
+@pytest.mark.parametrize("run", [np.float32, ml_dtypes.bfloat16])
+def test_causal_conv_in_pieces_has_the_bits_of_one(frames, run):
+    x, w = drawn(11, frames).astype(run), drawn(11, 1, 5, seed=1).astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(twins.causal_conv(x, w), definitions.causal_conv(x, w))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("T", [1, 3, 60])
 def test_what_is_not_finite_comes_through(T, bad):

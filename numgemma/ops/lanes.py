@@ -1,9 +1,10 @@
-"""Thirty-two numbers at once, added in an order that is written down: for codes, whose blocks are short.
+"""Thirty-two numbers at once, added in an order that is written down: for codes in short blocks, and for scores.
 
 The compiler puts a loop in lanes by itself, but one over the 32 weights under a scale is over before that has paid, as
 its sums are folded for each block.  Here a lane is a place in a block, and the sums are folded once, at the end of a
-row.  In a kernel 32 float32 and 32 bytes are values, as a float is.  A processor takes 4, 8 or 16 lanes in one step,
-and comes to the same bits.
+row.  Over scores the compiler has too few in hand to fill the time that each step of an exponential takes.  In a kernel
+32 float32 and 32 bytes are values, as a float is.  A processor takes 4, 8 or 16 lanes in one step, and comes to the
+same bits.
 """
 
 from llvmlite import ir

@@ -141,6 +141,18 @@ def conv2d(x, w):
     return y
 
 
+def causal_conv(x, w):
+    """One filter per channel, over this frame and those before it.  x: C U   w: C 1 k  ->  C U"""
+    y = np.empty(x.shape[::-1], x.dtype).T  # those of a frame lie together
+
+    def block(u):
+        seen = max(0, u - w.shape[-1] + 1)  # frames before the block that its first ones look back to
+        y[:, u : u + FRAMES] = definitions.causal_conv(x[:, seen : u + FRAMES], w)[:, u - seen :]
+
+    in_parallel(block, range(0, x.shape[1], FRAMES))
+    return y
+
+
 def each(run, items):
     """run(item) for each, in order; every thread takes some of them.
 
