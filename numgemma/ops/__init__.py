@@ -18,6 +18,7 @@ context that makes it, and so in one thread; each call looks it up, which costs 
     compiled     what numba has compiled, on disk
     kernels      compiled loops
     lanes        thirty-two numbers at once, as a value in a kernel
+    pairs        bfloat16 two by two, where the processor multiplies it so
     tiles        a matrix times many rows
     attending    attention of many queries
     blocks       one token's product with GGUF's blocks of codes

@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.core import codegen, config
 from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
 DIGEST = 32  # bytes
+# of the processor that is compiled for: this one, or what NUMBA_CPU_FEATURES names
+CHOSEN = vars(config)["CPU_FEATURES"]
+FEATURES = (codegen.get_host_cpu_features() if CHOSEN is None else CHOSEN).split(",")
 in_llvm: Any = intrinsic  # a step in LLVM's own language; a kernel that takes it leaves out its first parameter
-FILES = ("kernels", "lanes", "tiles", "attending", "blocks", "columns")
+FILES = ("kernels", "lanes", "pairs", "tiles", "attending", "blocks", "columns")
 SOURCES = [Path(__file__).with_name(f"{name}.py") for name in FILES]
 
 

@@ -4,18 +4,21 @@ Sums of six rows of X with as many rows of W as make twelve registers are held i
 a panel, turned so that what is needed next lies next, and float32.  A number of the result is a sum in one order,
 whichever rows are computed beside it: by DEPTH products at a time, one after another, each rounded once where the
 processor can.  So it has the same bits in any cut, on any number of threads, and for any WIDTH.
+
+Where both matrices are pairs of bfloat16, by pairs.py, a number above is a pair, and its product those two.
 """
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.extending import models, register_model
 
-from numgemma.ops.compiled import in_llvm, kernel
+from numgemma.ops import pairs
+from numgemma.ops.compiled import FEATURES, in_llvm, kernel
 from numgemma.ops.kernels import PLAIN, number
 
 ROWS = 6  # of X at once
-WIDTH = 32 if binding.get_host_cpu_features().get("avx512f") else 16  # rows of W: two registers, or four of ARM
+WIDTH = 32 if "+avx512f" in FEATURES else 16  # rows of W: two registers, or four of ARM
 DEPTH = 256  # numbers of a row at a time: a panel of them fits a core's first cache
 EIGHT = 8  # numbers of a row that are turned at once
 SEEN = 768  # rows of X that are gone over for each panel: a multiple of ROWS
@@ -90,11 +93,14 @@ def plus(typing, sums, x, at, panel, row):
     def emit(context, builder, signature, args):
         _, of_x, _, of_panel, _ = signature.args
         one = builder.load(place(context, builder, of_x, *args[1:3]))
-        some = builder.load(builder.bitcast(place(context, builder, of_panel, *args[3:5]), FLOATS.as_pointer()))
+        many = ir.VectorType(one.type, WIDTH)
+        some = builder.load(builder.bitcast(place(context, builder, of_panel, *args[3:5]), many.as_pointer()))
         some.align = 4
-        alone = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), one, INT(0))
+        alone = builder.insert_element(ir.Constant(many, ir.Undefined), one, INT(0))
         everywhere = ir.Constant(ir.VectorType(INT, WIDTH), [0] * WIDTH)
-        one = builder.shuffle_vector(alone, ir.Constant(FLOATS, ir.Undefined), everywhere)
+        one = builder.shuffle_vector(alone, ir.Constant(many, ir.Undefined), everywhere)
+        if of_x.dtype == types.uint32:
+            return pairs.added(builder, args[0], one, some)
         once = ("contract",)  # the sum and the product are rounded together
         return builder.fadd(args[0], builder.fmul(one, some, flags=once), flags=once)
 
@@ -120,7 +126,7 @@ def put(typing, y, at, sums, more):
 def times_many(w, x, y, column):
     """X W^T into columns of Y, from that one on.  x: T I   w: O I   y: T and no fewer than column + O"""
     (T, I), width = x.shape, y.shape[1]
-    numbers, into, panel = x.reshape(x.size), y.reshape(y.size), np.empty(I * WIDTH, np.float32)
+    numbers, into, panel = x.reshape(x.size), y.reshape(y.size), np.empty(I * WIDTH, x.dtype)
     tile = np.empty((ROWS, WIDTH), np.float32)
     for start in range(0, T, SEEN):
         for o in range(0, len(w), WIDTH):

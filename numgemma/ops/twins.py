@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from numgemma.masks import Spans, everything
-from numgemma.ops import attending, coded, definitions, kernels, relay, tiles
+from numgemma.ops import attending, coded, definitions, kernels, pairs, relay, tiles
 from numgemma.ops.decoded import decoded
 from numgemma.ops.kernels import KEYS
 from numgemma.ops.threads import allowed, in_parallel, in_shares
@@ -35,7 +35,7 @@ LEAST = 1 << 15  # numbers of an elementwise operation that are worth waking a t
 
 def bits(x):
     """An array as kernels take it: read-only, and bfloat16 and float16 as integers."""
-    x = x.view(BITS[x.dtype])
+    x = x.view(BITS.get(x.dtype, x.dtype))
     x.flags.writeable = False
     return x
 
@@ -82,8 +82,8 @@ def linear(x, w):
         return definitions.linear(x, w)
     if x.size == w.shape[1]:
         return relay.times(bits(w), plain(x, 1, -1)).view(x.dtype).reshape(*x.shape[:-1], len(w))
-    a = floats(x).reshape(-1, x.shape[-1])
-    y = relay.times(bits(w), a) if len(a) <= DRAFTS else many(a, w)
+    a = x.reshape(-1, x.shape[-1])
+    y = relay.times(bits(w), floats(a)) if len(a) <= DRAFTS else many(*pairs.given(a, w))
     return y.reshape(*x.shape[:-1], len(w)).astype(x.dtype, copy=False)
 
 
