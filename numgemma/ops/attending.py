@@ -10,7 +10,7 @@ import numpy as np
 from numgemma.ops import lanes
 from numgemma.ops.compiled import kernel
 from numgemma.ops.kernels import PLAIN, exp, number
-from numgemma.ops.tiles import DEPTH, ROWS, WIDTH, none, plus, put, six_rows, turn
+from numgemma.ops.tiles import ROWS, WIDTH, none, plus, put, turn
 
 KEYS = 256  # that are laid out together, as panels of WIDTH
 QUERIES = 4 * ROWS  # whose scores with them are in the first cache
@@ -78,10 +78,7 @@ def product(x, panels, apart, y):
     numbers, into = x.reshape(x.size), y.reshape(y.size)
     for t in range(0, T, ROWS):
         for o in range(0, width, WIDTH):
-            if I > DEPTH:
-                six_rows(numbers, I, t, T - 1, panels[o * apart :], into, t * width + o, width)
-            else:
-                six_short_rows(numbers, I, t, T - 1, panels[o * apart :], into, t * width + o, width)
+            six_short_rows(numbers, I, t, T - 1, panels[o * apart :], into, t * width + o, width)
 
 
 @kernel(PLAIN)

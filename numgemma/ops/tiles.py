@@ -19,7 +19,7 @@ from numgemma.ops.kernels import PLAIN, number
 
 ROWS = 6  # of X at once
 WIDTH = 32 if "+avx512f" in FEATURES else 16  # rows of W: two registers, or four of ARM
-DEPTH = 256  # numbers of a row at a time: a panel of them fits a core's first cache
+DEPTH = 512  # numbers of a row in one chain of additions: the longer, the fewer steps between, and the less exact
 EIGHT = 8  # numbers of a row that are turned at once
 SEEN = 768  # rows of X that are gone over for each panel: a multiple of ROWS
 
