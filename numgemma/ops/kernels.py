@@ -118,9 +118,8 @@ def times_one(w, x, y, first, end):
         a, b, c, d = w[o], w[p], w[q], w[r]
         to_a = to_b = to_c = to_d = np.float32(0)
         for i in range(len(a)):
-            factor = number(x[i])
-            to_a, to_b = to_a + number(a[i]) * factor, to_b + number(b[i]) * factor
-            to_c, to_d = to_c + number(c[i]) * factor, to_d + number(d[i]) * factor
+            to_a, to_b = to_a + number(a[i]) * x[i], to_b + number(b[i]) * x[i]
+            to_c, to_d = to_c + number(c[i]) * x[i], to_d + number(d[i]) * x[i]
         y[o], y[p], y[q], y[r] = rounded(to_a, y), rounded(to_b, y), rounded(to_c, y), rounded(to_d, y)
 
 

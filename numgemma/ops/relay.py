@@ -29,7 +29,7 @@ KIND, W, ROWS, ROW, X, TOKENS, INPUTS, SUMS, Y, FIRST, END = range(2, 13)  # wha
 BOX = 32  # so long that no two share a line of the cache, wherever the first one begins
 KINDS = {np.dtype(np.uint16): 0, np.dtype(np.int16): 1, np.dtype(np.float32): 2}  # of numbers, as kernels take them
 KINDS |= {name: 3 + n for n, name in enumerate(blocks.KERNELS)}
-ROUNDED = len(KINDS)  # a token of a bfloat16 run, and bfloat16 too what comes of it
+ROUNDED = len(KINDS)  # bfloat16 for one token, and what comes of it is rounded to that
 PATIENCE = 1 << 20  # looks, which are some milliseconds: longer than any step of a layer without products
 SHARE = 1 << 15  # products of numbers that are worth a share of their own
 WOKEN = 1 << 18  # the same where the thread must be woken
@@ -127,8 +127,7 @@ def do(box):
     elif kind == 2:
         of_numbers(carray(w, shape, np.float32), x, y, first, end)
     elif kind == ROUNDED:
-        token, result = (carray(pointer(box[X]), box[INPUTS], np.uint16), carray(pointer(box[Y]), box[ROWS], np.uint16))
-        kernels.times_one(carray(w, shape, np.uint16), token, result, first, end)
+        kernels.times_one(carray(w, shape, np.uint16), x[0], carray(pointer(box[Y]), box[ROWS], np.uint16), first, end)
     else:
         sums = carray(pointer(box[SUMS]), box[INPUTS] // blocks.SIXTEEN, np.float32)
         of_codes(kind, carray(w, shape, np.uint8), x[0], sums, y[0], first, end)
@@ -195,14 +194,14 @@ def passed_on(asked, boxes, helpers):
     return True
 
 
-def times(w, x):
+def times(w, x, stored=np.float32):
     """X W^T for one token, or for as many as a drafter guesses.  w: O I, as kernels take it   x: T I  ->  T O
 
-    One token may be of a bfloat16 run: y is rounded to it then.
+    stored: of what the result is; for one token it may be bfloat16 as integers, to which it is rounded then.
     """
-    y = np.empty((len(x), len(w)), x.dtype)
+    y = np.empty((len(x), len(w)), stored)
     if len(x) == 1:
-        kind = KINDS[w.dtype] if x.dtype == np.float32 else ROUNDED
+        kind = KINDS[w.dtype] if stored == np.float32 else ROUNDED
         share_out(kind, w, x, x[0], y, len(w), partial(kernels.times_one, w, x[0], y[0]))
     else:
         share_out(KINDS[w.dtype], w, x, x[0], y, (len(w) + 1) // 2, partial(kernels.times_drafts, w, x, y))

@@ -80,10 +80,11 @@ def linear(x, w):
         return of_codes(floats(x).reshape(-1, x.shape[-1]), w).reshape(*x.shape[:-1], len(w))
     if not fits(x, w) or not w.flags.c_contiguous or not x.size:
         return definitions.linear(x, w)
-    if x.size == w.shape[1]:
-        return relay.times(bits(w), plain(x, 1, -1)).view(x.dtype).reshape(*x.shape[:-1], len(w))
     a = x.reshape(-1, x.shape[-1])
-    y = relay.times(bits(w), floats(a)) if len(a) <= DRAFTS else many(*pairs.given(a, w))
+    if len(a) == 1:
+        y = relay.times(bits(w), floats(a), BITS[x.dtype]).view(x.dtype)
+    else:
+        y = relay.times(bits(w), floats(a)) if len(a) <= DRAFTS else many(*pairs.given(a, w))
     return y.reshape(*x.shape[:-1], len(w)).astype(x.dtype, copy=False)
 
 
