@@ -7,12 +7,10 @@ gives.  A model larger than memory runs at that speed, since pages of a file are
 import ctypes
 import mmap
 import os
-import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from queue import SimpleQueue
 
 import numpy as np
 
@@ -22,15 +20,12 @@ from numgemma.weights.packed import parts_of
 from numgemma.weights.safetensors import release
 
 SHARE_OF_MEMORY = 0.8
-STEP = 1 << 22  # bytes asked for at once: the disk gives its best, and nobody waits long for the interpreter
-POPULATE_READ = 22  # Linux's advice to read pages and map them, whatever number; by MADV_WILLNEED it reads one window
-HEADS = ("lm_head.weight", "embed_tokens.weight")
 
 
 def streamed(w: Weights, layers: int) -> Weights:
     """The same weights; who enters a layer makes the next one come, and the one before go if not all can stay."""
-    tensors = by_layer(w, layers)
-    larger = not can_stay(tensors)
+    tensors = [[w.at(f"layers.{i}")[name] for name in w.at(f"layers.{i}")] for i in range(layers)]
+    larger = sum(x.nbytes for some in tensors for x in some) > SHARE_OF_MEMORY * available_memory()
     asked: set[int] = set()
 
     def entered(scope):
@@ -50,73 +45,37 @@ def streamed(w: Weights, layers: int) -> Weights:
     return replace(w, entered=entered)
 
 
-def read_ahead(w: Weights, layers: int) -> None:
-    """Have all layers come in their order, and what makes logits, while a run is prepared; none if not all can stay."""
-    if can_stay(by_layer(replace(w, entered=str), layers)):
-        for i in range(layers):
-            w.at(f"layers.{i}")  # as who enters it does
-        ask([w[name] for name in HEADS if name in w][:1])
-
-
-def by_layer(w, layers):
-    """All tensors of each layer."""
-    return [[scope[name] for name in scope] for scope in (w.at(f"layers.{i}") for i in range(layers))]
-
-
-def can_stay(tensors):
-    return sum(x.nbytes for some in tensors for x in some) <= SHARE_OF_MEMORY * available_memory()
-
-
 def layer_of(scope):
     head, _, number = scope.partition(".")
     return int(number) if head == "layers" and number.isdecimal() else None
 
 
 def ask(tensors):
-    """Have them read while something else is computed, where that can be.
-
-    Experts are left out: a token reads a few of them, by what it chooses.
-    """
+    """Have them read while something else is computed, where that can be."""
     if hasattr(mmap, "MADV_WILLNEED") and not BROWSER:
-        for x in (part for w in tensors if w.ndim < 3 for part in parts_of(w) if part.nbytes > mmap.PAGESIZE):
-            disk().put(x)
+        disk().submit(will_need, tensors)
 
 
 @cache
-def disk() -> SimpleQueue:
-    """Where arrays are put for two threads, of which one waits for the disk; they end with the process, done or not."""
-    wanted: SimpleQueue = SimpleQueue()
-
-    def work():
-        while True:
-            come(wanted.get())
-
-    for _ in range(2):
-        threading.Thread(target=work, name="numgemma-disk", daemon=True).start()
-    return wanted
+def disk():
+    """One thread that waits for the disk."""
+    return ThreadPoolExecutor(1, "numgemma-disk")
 
 
 if hasattr(os, "register_at_fork"):  # a child process has none of its parent's threads
     os.register_at_fork(after_in_child=disk.cache_clear)
 
 
-def come(x):
-    """Have the pages of an array read."""
-    first, end = x.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE, x.ctypes.data + x.nbytes
-    for start in range(first, end, STEP):
-        size = min(STEP, end - start)
-        if sys.platform != "linux" or madvise(start, size, POPULATE_READ):  # which came with Linux 5.14
-            madvise(start, size, mmap.MADV_WILLNEED)
+def will_need(tensors):
+    """Have the pages of these tensors read.  Experts are left out: a token reads a few of them, by what it chooses."""
+    for x in (part for w in tensors if w.ndim < 3 for part in parts_of(w)):
+        if x.nbytes > mmap.PAGESIZE:
+            start = x.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(x.ctypes.data + x.nbytes - start), mmap.MADV_WILLNEED)
 
 
-def madvise(start, size, advice):
-    """Zero if it was taken; unlike mmap's own, this one lets other threads of Python run."""
-    return libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)
-
-
-@cache
-def libc():
-    return ctypes.CDLL(None)
+def madvise(*args):
+    return ctypes.CDLL(None).madvise(*args)  # unlike mmap's, this one lets other threads of Python run
 
 
 def available_memory() -> float:

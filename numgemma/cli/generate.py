@@ -30,7 +30,6 @@ from numgemma.generate import Memory
 from numgemma.model import PRECISIONS, load
 from numgemma.prompt.tokenizer import stream
 from numgemma.speculative import Draft, Round
-from numgemma.streaming import read_ahead
 from numgemma.surgery.loops import described, repetition
 
 SCHEMA = "numgemma.generate/1"
@@ -86,9 +85,8 @@ def run(args):
     if args.draft_tokens is not None and args.drafter is None:
         raise InputError("--draft-tokens is an option of --drafter; name the drafter of this model.")
     memory = Memory(args.chunk, args.cache_dtype and PRECISIONS[args.cache_dtype])
-    model = load(args.ckpt, args.precision, args.image_mask, adapters=args.adapter)
-    read_ahead(model.weights, len(model.outline.layers))  # while numba is imported
     use_backend(args, ops.fastest(PRECISIONS[args.precision]))
+    model = load(args.ckpt, args.precision, args.image_mask, adapters=args.adapter)
     if writes_canvases(model):
         return run_canvases(args, model, memory)
     refuse_sampler(args)
