@@ -99,7 +99,7 @@ def timed(call):
 
 def numgemma_engine(folder, backend, precision, threads):
     from numgemma import generate, load, ops
-    from numgemma.cli.common import keep_memory
+    from numgemma.cli.memory import keep_memory
 
     ops.use(backend, threads=threads)
     keep_memory()  # as the command line does

@@ -135,7 +135,7 @@ def their_run(case, path, args):
 
 def our_run(case, path, args):
     from numgemma import ops
-    from numgemma.cli.common import keep_memory
+    from numgemma.cli.memory import keep_memory
 
     ops.use(args.backend, args.threads)
     keep_memory()  # as the command line does

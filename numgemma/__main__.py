@@ -12,7 +12,9 @@ def main() -> int:
     """
     answered = signal.signal(signal.SIGINT, signal.SIG_DFL)
     from numgemma.cli import main as command
+    from numgemma.cli import memory
 
+    memory.ours = True
     try:
         signal.signal(signal.SIGINT, answered)
         code = command()

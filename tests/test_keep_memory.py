@@ -6,10 +6,13 @@ import sys
 
 import pytest
 
+from numgemma.__main__ import main as own
+from numgemma.cli import main, memory
+
 SCRIPT = """
 import resource, sys
 import numpy as np
-from numgemma.cli.common import keep_memory
+from numgemma.cli.memory import keep_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -36,7 +39,22 @@ def test_an_array_has_the_pages_of_the_one_before_it():
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    from numgemma.cli.common import keep_memory
-
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    keep_memory()
+    memory.keep_memory()
+
+
+def test_a_process_that_goes_on_to_other_things_is_left_alone(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(memory, "keep_memory", lambda: asked.append(True))
+    for ours in (False, True):
+        monkeypatch.setattr(memory, "ours", ours)
+        assert main(["generate", "tiny", "--ids", "5,6", "--max-new-tokens", "1", "--print-ids"]) == 0
+        assert bool(asked) == ours
+
+
+def test_the_command_is_a_process_of_its_own(monkeypatch):
+    monkeypatch.setattr(memory, "ours", False)
+    monkeypatch.setattr(sys, "argv", ["numgemma", "--version"])
+    with pytest.raises(SystemExit):
+        own()
+    assert memory.ours

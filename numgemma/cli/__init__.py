@@ -2,7 +2,7 @@
 
 In reading order:
 
-    terminal numbers files common report building denoising  what prints, and what several verbs share
+    terminal numbers memory files common report building denoising  what prints, and what several verbs share
     inspect generate embed preprocess dump          verbs that run a model
     capture precheck floor                          before two runs are compared
     seams diff replay whatif emulate                where they part, whose fault it is, which

@@ -1,8 +1,6 @@
 """What several verbs share: the prompt in its four forms, the points to keep, a progress bar."""
 
 import argparse
-import contextlib
-import ctypes
 import re
 import sys
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from numgemma import ops
+from numgemma.cli import memory
 from numgemma.cli.files import add_files, given_files, remark
 from numgemma.cli.numbers import whole_number
 from numgemma.errors import InputError
@@ -23,8 +22,6 @@ from numgemma.trace import EVERYTHING_BUT_MAPS, selects
 from numgemma.weights.safetensors import open_safetensors
 
 MOST_IDS = 2**31  # no vocabulary is larger
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt's names for them
-KEPT = 1 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -145,20 +142,8 @@ def add_backend(parser, default):
 def use_backend(args, default="numpy"):
     """Bind the operations as --backend and --threads say."""
     ops.use(args.backend or default, args.threads)
-    keep_memory()
-
-
-def keep_memory():
-    """The memory that an array leaves is the next one's, where the C library is glibc.
-
-    Otherwise large ones go back to the system, which zeroes each page before it gives it again: up to a tenth of a
-    tower's time.  It holds for the whole process, and so only the command line may ask for it.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError):  # another C library
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(TRIM_THRESHOLD, KEPT)
-            mallopt(MMAP_THRESHOLD, KEPT)
+    if memory.ours:
+        memory.keep_memory()
 
 
 def read_prompts(args, model: Model) -> list[Prompt]:
