@@ -10,13 +10,14 @@ from numgemma.__main__ import main as own
 from numgemma.cli import main, memory
 
 SCRIPT = """
-import resource, sys
+import ctypes, resource, sys
 import numpy as np
 from numgemma.cli.memory import keep_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: there are huge pages at times, and few of them to count
 if sys.argv[1] == "kept":
     keep_memory()
 before = faults()
