@@ -48,6 +48,18 @@ def asymmetric(O, I, group, scale, seed=0):
     return unpacked("f", leaves, {"quantization_config": {"quant_method": "compressed-tensors"}})["m.weight"]
 
 
+def experts(zeros, E=3, O=16, I=256, group=64):
+    """A stack of compressed-tensors' codes that one tensor holds."""
+    rng = np.random.default_rng(0)
+    words = rng.integers(-(2**31), 2**31, (E, O, I // 8)).astype(np.int32)
+    leaves = {"packed": words, "scale": rng.normal(0, 0.01, (E, O, I // group)).astype(np.float32)}
+    if zeros:
+        leaves["zero_point"] = rng.integers(-(2**31), 2**31, (E, O // 8, I // group)).astype(np.int32)
+    leaves = {f"m.experts.down_proj_{leaf}": x for leaf, x in leaves.items()}
+    found = unpacked("f", leaves, {"quantization_config": {"quant_method": "compressed-tensors"}})
+    return found["m.experts.down_proj"]
+
+
 def transposed(kind, O, I, group, scale, seed=0, order=None):
     """Random words of GPTQ or AWQ."""
     rng = np.random.default_rng(seed)
@@ -93,9 +105,13 @@ def test_a_few_tokens_have_the_bits_of_each_alone(name):
         np.testing.assert_array_equal(found, coded.times(one, w))
 
 
-@pytest.mark.parametrize("kind", TYPES)
-def test_of_a_stack_each_matrix_is_multiplied_by_its_own_rows(kind):
-    w = blocks(kind, (3, 8, 256))
+STACKS = {kind: lambda kind=kind: blocks(kind, (3, 8, 256)) for kind in TYPES}
+STACKS |= {"centred": lambda: experts(False), "zeroed": lambda: experts(True)}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_of_a_stack_each_matrix_is_multiplied_by_its_own_rows(name):
+    w = STACKS[name]()
     x = np.random.default_rng(1).normal(size=256).astype(np.float32)
     for matrix in w:
         assert_near(coded.times(x, matrix), x, matrix)

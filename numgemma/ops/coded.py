@@ -27,16 +27,15 @@ def times(x, w):
     known = kind in KERNELS or kind in blocks.KERNELS or kind in columns.KERNELS
     if not known or not np.isfinite(x).all():  # infinity would meet its like in the two sums
         return None
-    codes, *scales = (as_bits(array) for array in arrays)
-    rows = codes[w.first : w.first + len(w)]
-    if kind in blocks.KERNELS:
-        return relay.times_codes(kind, rows, x, x.reshape(-1, blocks.SIXTEEN).sum(1, dtype=np.float32))
-    y = np.empty(len(w), np.float32)
+    arrays = [as_bits(array) for array in arrays]
     if kind in columns.KERNELS:
-        columns.times(kind, (codes, *scales), x, y)
-    else:
-        share = partial(KERNELS[kind], rows, *scales, *by_groups(x, len(scales[0][0])), y)
-        in_shares(share, len(w), max(1, SHARE // len(x)))
+        return columns.times(kind, arrays, x)
+    rows = [array[w.first : w.first + len(w)] for array in arrays]  # of one matrix of a stack, its own
+    if kind in blocks.KERNELS:
+        return relay.times_codes(kind, rows[0], x, x.reshape(-1, blocks.SIXTEEN).sum(1, dtype=np.float32))
+    y = np.empty(len(w), np.float32)
+    share = partial(KERNELS[kind], *rows, *by_groups(x, rows[1].shape[1]), y)
+    in_shares(share, len(w), max(1, SHARE // len(x)))
     return y
 
 
@@ -66,19 +65,6 @@ def of_nibbles(codes, low, high):
 
 
 @kernel(SUMS)
-def centred(codes, scales, centre, pairs, sums, y, first, end):
-    """w = (q - centre) s"""
-    (even, odd), width = (pairs[0], pairs[1]), pairs.shape[1] // len(sums)
-    for o in range(first, end):
-        total = np.float32(0)
-        for g in range(len(sums)):
-            at = slice(g * width, (g + 1) * width)
-            s = of_nibbles(codes[o, at], even[at], odd[at])
-            total += number(scales[o, g]) * (s - centre[0] * sums[g])
-        y[o] = total
-
-
-@kernel(SUMS)
 def zeroed(codes, scales, zeros, pairs, sums, y, first, end):
     """w = (q - z) s"""
     (even, odd), width = (pairs[0], pairs[1]), pairs.shape[1] // len(sums)
@@ -104,4 +90,4 @@ def biased(codes, scales, biases, pairs, sums, y, first, end):
         y[o] = total
 
 
-KERNELS = {"centred": centred, "zeroed": zeroed, "biased": biased}
+KERNELS = {"zeroed": zeroed, "biased": biased}

@@ -18,13 +18,15 @@ SHARE = 1 << 16  # codes that are worth waking a thread for
 TILE = 2048  # columns, or 256 words of eight, whose sums stay in a core's first cache
 
 
-def times(kind, arrays, x, y):
-    """W x into y.  arrays: words, scales, zero points, as GPTQ or AWQ has them   x: I, float32   y: O"""
+def times(kind, arrays, x):
+    """W x.  arrays: words, scales, zero points, as GPTQ or AWQ has them   x: I, float32  ->  O"""
     words, scales, zeros = arrays
+    y = np.empty(scales.shape[1], np.float32)
     sums, n = x.reshape(len(scales), -1).sum(1, dtype=np.float32), words.shape[1]
     if kind == "awq":
         words, zeros = (as_bytes(some) for some in (words, zeros))
     in_shares(partial(KERNELS[kind], words, scales, zeros, x, sums, y), n, max(1, SHARE // (8 * len(words))))
+    return y
 
 
 def as_bytes(words):

@@ -169,9 +169,6 @@ def share_of(kind, arrays, at):
     """What decodes a share of these rows, (out, first, end); None where no kernel knows how they lie."""
     if kind in BLOCKS:
         return partial(BLOCKS[kind], arrays[0][at])
-    if kind == "centred":
-        codes, scales, centre = arrays
-        return partial(zeroed, codes[at], scales[at], np.broadcast_to(centre, scales[at].shape))
     if kind in ("zeroed", "biased"):
         return partial({"zeroed": zeroed, "biased": biased}[kind], *(array[at] for array in arrays))
     if kind == "gptq":

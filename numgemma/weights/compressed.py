@@ -100,8 +100,8 @@ def integers(where, leaves, bits):
     parts = tuple(leaves[name] for name in ("weight_packed", "weight_scale", "weight_zero_point") if name in leaves)
     raw: tuple = ()
     if bits == 4 and order is None and I % (2 * groups) == 0:
-        kind, centre = ("centred", np.array([half], np.float32)) if z is None else ("zeroed", z + half)
-        raw = (kind, as_nibbles(packed, I), scale, centre)
+        centre = np.broadcast_to(np.float32(half), scale.shape) if z is None else z + half
+        raw = ("zeroed", as_nibbles(packed, I), scale, centre)
     return Packed((O, I), f"int{bits}", decode, parts, step, raw=raw)
 
 
