@@ -74,7 +74,8 @@ def convert(folder, dtype, path, llama, *options):
 
 def lend_tokenizer(folder):
     """tokenizer.json and tokenizer_config.json of bytes, with one merge: llama.cpp takes no vocabulary without."""
-    from numgemma.surgery.tokens import SPACE, byte_tokenizer
+    from numgemma.pieces import SPACE
+    from numgemma.surgery.tokens import byte_tokenizer
 
     raw = json.loads((folder / "config.json").read_text())
     made = byte_tokenizer(raw, (raw.get("text_config") or raw)["vocab_size"])

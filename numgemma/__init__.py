@@ -9,6 +9,7 @@ Its files: each imports only what stands above it.  To read, begin with families
     incoming     files that come in, opened with care, and JSON parsed
     extras       packages that only some users need
     smallfloats  bfloat16 and float8, which NumPy has not
+    pieces       tokenizer.json, around what differs from file to file
     config       JSON to dataclasses: an unknown key is an error
     weights      files of weights, one module a storage format
     checkpoint   the files of a checkpoint as one tree of weights

@@ -14,6 +14,8 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 from numgemma.errors import InputError
+from numgemma.pieces import SPACE
+from numgemma.pieces import STEPS as OF_PIECES
 
 CONTRACTION = re.compile("'(?:s|t|re|ve|m|ll|d)")
 # A word in the kinds of its characters: L letter, N number, O other, S space, W another white one.
@@ -24,22 +26,8 @@ STEPS = {
     "decoder": {"type": "ByteLevel"},
 }
 MERGING = {"type": "BPE", "dropout": None, "unk_token": None, "byte_fallback": False, "ignore_merges": False}
-
-
-SPACE = "▁"
 BYTE = re.compile(r"<0x[0-9A-F]{2}>\Z")
 FALLING_BACK = {"type": "BPE", "byte_fallback": True, "merges": []}
-BARE = {
-    "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-    "decoder": {
-        "type": "Sequence",
-        "decoders": [
-            {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-            {"type": "ByteFallback"},
-            {"type": "Fuse"},
-        ],
-    },
-}
 
 
 def drawn() -> dict[int, str]:
@@ -127,7 +115,7 @@ def make_of(table, ids):
     if all(has(table[key], due) for key, due in STEPS.items()) and has(model, MERGING) and not table["normalizer"]:
         pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
         return ByteLevel(ids, {tuple(pair): rank for rank, pair in enumerate(pairs)})
-    bare = table["pre_tokenizer"] is None and all(table[key] == due for key, due in BARE.items())
+    bare = all(table[key] == due for key, due in OF_PIECES.items())
     every = all(f"<0x{byte:02X}>" in ids for byte in range(256))
     return Bytes(model["vocab"]) if bare and has(model, FALLING_BACK) and every else None
 

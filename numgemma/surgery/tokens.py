@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from numgemma.pieces import SPACE, mark, tokenizer_json
 from numgemma.prompt.processor import released_class
 
 FIRST_BYTE = 128
-SPACE = "\u2581"  # stands for a space in Gemma's pieces
 
 
 def byte_tokenizer(raw: dict[str, Any], vocab: int) -> dict[str, Any]:
@@ -15,34 +15,8 @@ def byte_tokenizer(raw: dict[str, Any], vocab: int) -> dict[str, Any]:
     pieces = {i: f"<unused{i}>" for i in range(vocab)}
     pieces |= {FIRST_BYTE + byte: f"<0x{byte:02X}>" for byte in range(256)}
     pieces |= {107: "\n", 108: SPACE} | special
-    return {
-        "version": "1.0",
-        "added_tokens": [added(i, text) for i, text in sorted(special.items())],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-        "pre_tokenizer": None,
-        "post_processor": put_around(*cls.around),
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-            ],
-        },
-        "model": {
-            "type": "BPE",
-            "unk_token": "<unk>",
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "vocab": {text: i for i, text in pieces.items()},
-            "merges": [],
-        },
-    }
-
-
-def added(i, text):
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": i, "content": text, "special": True, **flags}
+    ids, marks = {text: i for i, text in pieces.items()}, [mark(*token) for token in sorted(special.items())]
+    return tokenizer_json(ids, [], "<unk>", marks, put_around(*cls.around))
 
 
 def put_around(before: str, after: str):

@@ -6,11 +6,11 @@ into letters here too.  So a tokenizer.json beside the file is used before this.
 
 from typing import Any
 
+from numgemma.pieces import mark, tokenizer_json
 from numgemma.weights.gguf import Gguf, Texts
 
 PIECES, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 CONTROL, USER_DEFINED = 3, 4  # kinds of token that are found before the text is cut
-SPACE = "▁"
 
 
 def holds_tokenizer(file: Gguf) -> bool:
@@ -23,35 +23,11 @@ def tokenizer_of(file: Gguf) -> dict[str, Any]:
     vocabulary, merges = list(file.keys[PIECES]), file.keys[MERGES]
     kinds = file.keys.get("tokenizer.ggml.token_type", ())
     added = [i for i, kind in enumerate(kinds) if kind in (CONTROL, USER_DEFINED)]
-    return {
-        "version": "1.0",
-        "added_tokens": [mark(i, vocabulary[i], bool(kinds[i] == CONTROL)) for i in added],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-        "pre_tokenizer": None,
-        "post_processor": begins_with(vocabulary, file.keys),
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-            ],
-        },
-        "model": {
-            "type": "BPE",
-            "unk_token": vocabulary[number(file.keys, "unknown_token_id", 3, len(vocabulary))],
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "vocab": {piece: i for i, piece in enumerate(vocabulary)},
-            "merges": [merge.split(" ", 1) for merge in merges],
-        },
-    }
-
-
-def mark(i, piece, special):
-    """An added token."""
-    looks = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": i, "content": piece, "special": special} | looks
+    marks = [mark(i, vocabulary[i], bool(kinds[i] == CONTROL)) for i in added]
+    unknown = vocabulary[number(file.keys, "unknown_token_id", 3, len(vocabulary))]
+    pairs = [merge.split(" ", 1) for merge in merges]
+    ids = {piece: i for i, piece in enumerate(vocabulary)}
+    return tokenizer_json(ids, pairs, unknown, marks, begins_with(vocabulary, file.keys))
 
 
 def begins_with(vocabulary, keys):
