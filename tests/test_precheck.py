@@ -95,7 +95,7 @@ HARMLESS = {
         "1 of 2 hold other numbers, as b",
     ),
     "fidelity": (dump(fidelity="rounded:4dp"), "fidelity of B", "not exact (rounded:4dp)"),
-    "the cache": (dump(cache="prefill 2"), "cache", "none in A, prefill 2 in B"),
+    "the cache": (dump(cache="prefill 2"), "cache", "no cache in A, a cache prefill 2 in B"),
     "precision": (dump(precision="bfloat16"), "precision", "float32 in A, bfloat16 in B"),
 }
 

@@ -43,7 +43,7 @@ def told(runs):
     """Shows on a terminal which run is under way, and nothing in a pipe."""
     if not sys.stderr.isatty():
         return lambda run: None
-    return lambda run: print(f"\rrun {run + 1} of {runs} ", end="", file=sys.stderr, flush=True)
+    return lambda run: print(f"\rrun {run + 1} of {runs} ", end="\r", file=sys.stderr, flush=True)
 
 
 def render(found):

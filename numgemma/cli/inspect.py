@@ -18,7 +18,7 @@ from numgemma.weights.packed import format_of
 
 LEGEND = """\
 N query heads, K key/value heads, H head width, F feed-forward width
-keys of: a layer that shares reads the keys and values of that earlier layer
+keys of: a layer that shares reads the keys and values of that earlier layer; values, where they are the raw keys
 window: tokens that a layer sees back, itself included; where it sees both ways, how far to either side
 turning: pairs of lanes that the rotary embedding turns
 buffers, in the table below: numbers that training does not change"""
@@ -132,7 +132,8 @@ def module_of(name):
 def render(found):
     blocks = [found["name"], layer_table_text(found["layers"]), LEGEND, parameters_text(found["parameters"])]
     blocks.append("\n".join(format_line(kind, size, found["formats"][kind]) for kind, size in found["bytes"].items()))
-    lines = [f"{what:<38}{human(size):>12}" for what, size in found["memory"].items()]
+    width = max(38, *map(len, found["memory"]))
+    lines = [f"{what:<{width}}{human(size):>12}" for what, size in found["memory"].items()]
     blocks.append("\n".join(["memory of a float32 run, beside the checkpoint's pages", *lines]))
     if found["passed_over"]:
         blocks.append(f"keys that are passed over, since they change nothing: {', '.join(found['passed_over'])}")
@@ -145,9 +146,13 @@ def format_line(kind, size, form):
 
 def layer_table_text(layers):
     """The layer table as aligned text, without the columns of what these layers do not have."""
-    columns = {name: cell for name, (keys, cell) in COLUMNS.items() if layers[0].keys() >= set(keys.split())}
-    rows = [tuple(columns), *(tuple(cell(s) for cell in columns.values()) for s in layers)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = {name: cell for name, (keys, cell) in COLUMNS.items() if layers[0].keys() >= set(keys.split())}
+    columns = {name: [cell(s) for s in layers] for name, cell in cells.items()}
+    if columns["values"] == columns["keys of"]:
+        del columns["values"]
+    told = [[name, *column] for name, column in columns.items() if {*column} != {"-"}]
+    widths = [max(map(len, column)) for column in told]
+    rows = zip(*told, strict=True)
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
 
 

@@ -107,7 +107,7 @@ def begun(ids, model):
 
 def shown(done):
     if sys.stderr.isatty():
-        print(f"\r{done} prompts ", end="", file=sys.stderr, flush=True)
+        print(f"\r{done} prompts ", end="\r", file=sys.stderr, flush=True)
 
 
 def render(found):

@@ -294,7 +294,13 @@ def run_precision(a, b):
 
 
 def cache(a, b):
-    yield compared("cache", a.meta.get("cache"), b.meta.get("cache"))
+    """Which tokens came one by one, after a cache was there."""
+    x, y = (None if dump.meta.get("cache") is None else cache_words(dump.meta["cache"]) for dump in (a, b))
+    yield compared("cache", x, y)
+
+
+def cache_words(told):
+    return "no cache" if told == "none" else f"a cache {told}"
 
 
 def fidelity(a, b):
