@@ -226,3 +226,41 @@ def test_a_scale_of_mlx_that_is_no_number_is_one_sentence(bases, scale, tmp_path
 def test_an_adapter_named_as_a_checkpoint_is_one_sentence():
     with pytest.raises(InputError, match="LoRA adapter"):
         load(ADAPTERS / "ple-lora")
+
+
+def factors(base, folder):
+    found = adapted(open_checkpoint(base).weights.tensors, folder)
+    return {name: w.factor for name, w in found.items() if isinstance(w, Adapted)}
+
+
+def test_of_two_patterns_that_mean_a_module_the_first_counts_as_in_peft(bases, tmp_path):
+    alphas = {"layers.1.self_attn.q_proj": 20, "q_proj": 12}
+    first = factors(bases["ple"], spoiled("ple-lora", tmp_path / "a", config={"alpha_pattern": alphas}))
+    turned = dict(reversed(alphas.items()))
+    second = factors(bases["ple"], spoiled("ple-lora", tmp_path / "b", config={"alpha_pattern": turned}))
+    name = "layers.1.self_attn.q_proj.weight"
+    assert (first[name], second[name]) == (20 / 4, 12 / 4)
+    assert first["layers.0.self_attn.q_proj.weight"] == 12 / 4
+
+
+@pytest.mark.parametrize("pattern", ["^model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.q_proj"])
+def test_a_pattern_may_name_a_module_by_its_whole_path_in_the_model_that_was_trained(bases, pattern, tmp_path):
+    found = factors(bases["ple"], spoiled("ple-lora", tmp_path / "a", config={"alpha_pattern": {pattern: 20}}))
+    assert found["layers.1.self_attn.q_proj.weight"] == 20 / 4
+    assert found["layers.0.self_attn.q_proj.weight"] != 20 / 4
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"init_lora_weights": "pissa_niter_16"}, "changed the base"),
+        ({"init_lora_weights": "olora"}, "changed the base"),
+        ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"),
+        ({"arrow_config": {"top_k": 2}}, "arrow_config"),
+        ({"use_dora": True}, "no magnitudes"),
+    ],
+)
+def test_an_adapter_that_is_more_than_a_product_of_two_matrices_is_refused(bases, config, says, tmp_path):
+    folder = spoiled("ple-lora", tmp_path / "a", config=config)
+    with pytest.raises(InputError, match=rf"{folder}: .*{says}"):
+        factors(bases["ple"], folder)

@@ -26,6 +26,11 @@ from numgemma.weights.packed import parts_of
 from numgemma.weights.safetensors import open_safetensors, read_header
 
 PEFT, MLX = "adapter_model.safetensors", "adapters.safetensors"
+
+# Settings of PEFT under which a layer computes something else; and beginnings that take from the base what A and B get.
+MORE = ("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "use_bdlora", "use_qalora")
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
 LEAF = re.compile(r"(.+?)\.(lora_(?:A|B|a|b|embedding_A|embedding_B|magnitude_vector))(?:\.default)?(?:\.weight)?")
 
 
@@ -127,7 +132,7 @@ def header_hash(path: Path) -> str:
 
 
 def read_adapter(folder: Path):
-    """-> its settings, module -> leaf -> array, and tensors that it replaces"""
+    """-> its settings, module as it was trained -> leaf -> array, and tensors that it replaces"""
     if folder.suffix == ".gguf":
         return read_gguf_adapter(folder)
     path = file_of(folder)
@@ -136,12 +141,11 @@ def read_adapter(folder: Path):
     modules: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     whole: dict[str, np.ndarray] = {}
     for stored, tensor in open_safetensors(path).tensors.items():
-        name = bare(stored)
-        split = LEAF.fullmatch(name)
+        split = LEAF.fullmatch(stored.removeprefix("base_model.model."))
         if split:
-            modules[split[1]][split[2]] = tensor
+            modules[split[1]][split[2]] = tensor  # under the name that the patterns of adapter_config.json mean
         else:
-            whole[name.replace(".modules_to_save", "").replace(".default", "")] = tensor
+            whole[bare(stored).replace(".modules_to_save", "").replace(".default", "")] = tensor
     return config, dict(modules), whole
 
 
@@ -151,6 +155,14 @@ def check_kind(folder, config):
         raise InputError(f"{folder}: is an adapter of the kind {kind!r:.40}, and LoRA alone is read; merge it first.")
     if config.get("fan_in_fan_out"):
         raise InputError(f"{folder}: fan_in_fan_out is true, and no matrix of Gemma is stored so; correct its config.")
+    if more := next((key for key in MORE if config.get(key)), None):
+        raise InputError(f"{folder}: adapter_config.json sets {more}, which is more than W + s B A; merge it in PEFT.")
+    begun = config.get("init_lora_weights")
+    if isinstance(begun, str) and begun.startswith(CHANGE_THE_BASE):
+        raise InputError(
+            f"{folder}: init_lora_weights is {begun!r:.40}, which changed the base before training; save it from PEFT "
+            "as a plain LoRA (path_initial_model_for_weight_conversion)."
+        )
 
 
 def bare(stored):
@@ -179,8 +191,10 @@ def over(folder, module, leaves, tensors, config):
     if len(tensors[target].shape) == 3 and A.ndim == 2:
         A, B = of_experts(folder, module, A, B, tensors[target].shape)
     rank = A.shape[-2]
-    factor = factor_of(folder, module, config, rank)
-    found = layered(folder, module, tensors, A, B, factor, leaves.get("lora_magnitude_vector"), target)
+    factor, magnitude = factor_of(folder, module, config, rank), leaves.get("lora_magnitude_vector")
+    if config.get("use_dora") and magnitude is None:
+        raise InputError(f"{folder}: use_dora is true, and {module!r:.120} has no magnitudes; save the adapter again.")
+    found = layered(folder, module, tensors, A, B, factor, magnitude, target)
     return {target: replace(found, table="lora_embedding_A" in leaves)}
 
 
@@ -206,7 +220,7 @@ def layered(folder, module, tensors, A, B, factor, magnitude, target=None):
 
 def target_of(folder, module, tensors, A, B):
     """The base's tensor that a module's adapter is for: of experts the first parameter is in base_layer."""
-    plain = re.sub(r"(\.base_layer)+$", "", module)
+    plain = bare(re.sub(r"(\.base_layer)+$", "", module))
     names = [f"{plain}.weight", f"{plain}.linear.weight", plain]
     if plain.endswith("experts"):
         widths = {
@@ -243,14 +257,15 @@ def matches(folder, pattern, module) -> bool:
 
 def factor_of(folder, module, config, rank) -> float:
     """alpha / r, or alpha / sqrt(r), with what the patterns say of this module."""
-    alpha, said = config.get("lora_alpha", config.get("r", rank)), config.get("r", rank)
+    said = patterned(folder, module, config, "rank_pattern", config.get("r", rank))
+    alpha = patterned(folder, module, config, "alpha_pattern", config.get("lora_alpha", config.get("r", rank)))
     where = f"{folder}: adapter_config.json: the alpha of {module:.120}"
-    for key, value in section(config, "alpha_pattern", folder).items():
-        if matches(folder, key, module):
-            alpha = value
-    for key, value in section(config, "rank_pattern", folder).items():
-        if matches(folder, key, module):
-            said = value
     if said != rank or rank < 1:
         raise InputError(f"{folder}: {module!r:.120} has rank {rank}, and adapter_config.json says {said}; correct it.")
     return typed(alpha, float, where) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def patterned(folder, module, config, patterns, usual):
+    """What the first pattern that means the module says, as in PEFT; `usual` where none does."""
+    said = section(config, patterns, folder).items()
+    return next((value for pattern, value in said if matches(folder, pattern, module)), usual)
