@@ -215,7 +215,7 @@ def test_the_tolerance_that_passes_does_pass_and_a_smaller_one_does_not():
 
 
 def test_a_precision_without_tolerances_is_refused_in_one_sentence():
-    with pytest.raises(InputError, match="'int4' has no tolerances"):
+    with pytest.raises(InputError, match="'int4', which has no tolerances"):
         diff(dump({"x": normal(2, 2)}), dump({"x": normal(2, 2)}, precision="int4"))
 
 

@@ -330,8 +330,36 @@ def test_a_batch_is_refused(debugger):
     for file in folder.glob("*_outputs.safetensors"):
         x = np.zeros((2, 4, 48), ml_dtypes.bfloat16)
         save_file({"data": x}, file)
-    with pytest.raises(InputError, match="batch of 2"):
+    with pytest.raises(InputError, match=rf"{folder.name}: .*batch of 2"):
         read_any(folder)
+
+
+def test_of_one_row_a_point_it_is_said_that_the_last_token_alone_was_compared(tmp_path):
+    x = np.arange(20, dtype=np.float32).reshape(5, 4) + 1
+    for name, rows in (("all", slice(None)), ("last", slice(4, 5))):
+        np.savez(tmp_path / f"{name}.npz", **{"layers.0.out": x[rows], "layers.1.out": 2 * x[rows]})
+    a, b = (read_any(tmp_path / f"{name}.npz") for name in ("all", "last"))
+    found = diff(a, b)
+    assert (found.verdict, len(found.points)) == ("same", 2)
+    assert any("taken for the last of 5 tokens" in line for line in found.warnings)
+    assert not any("taken for the last" in line for line in diff(a, a).warnings)
+
+
+def test_points_of_ours_in_an_impossible_shape_are_told_with_that_shape(tmp_path):
+    np.savez(tmp_path / "x.npz", **{"layers.0.out": np.zeros(4), "norm": np.zeros(4)})
+    with pytest.raises(InputError, match=r"x\.npz: layers\.0\.out has the shape \[4\], not 'T D'"):
+        read_any(tmp_path / "x.npz")
+
+
+def test_log_probabilities_with_a_hole_are_refused_and_not_moved_to_another_token(tmp_path):
+    rows = [None, {"7": -0.1}, {"8": -0.2}, {"9": -0.3}]
+    record = {"prompt_token_ids": [2, 7, 8, 9]}
+    path = tmp_path / "g.json"
+    path.write_text("\ufeff" + json.dumps(record | {"prompt_logprobs": rows}))  # the mark of an editor on Windows
+    assert read_any(path)["top_ids"].tolist() == [[7], [8], [9]]
+    path.write_text(json.dumps(record | {"prompt_logprobs": [{"7": -0.1}, {"8": -0.2}, None, {"9": -0.3}]}))
+    with pytest.raises(InputError, match=r"g\.json: .*amid the others is empty"):
+        read_any(path)
 
 
 def test_a_step_of_generate_is_refused(debugger):

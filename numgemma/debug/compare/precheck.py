@@ -78,6 +78,7 @@ def precheck(a, b, mapped=False) -> Precheck:
         fidelity,
         versions,
         rows,
+        last_alone,
     )
     found = [finding for check in checks for finding in check(a, b)]
     if mapped:
@@ -257,7 +258,7 @@ def input_array(name, x, y, axes):
         return Check(name, SAME if equal else DIFFERS, "equal" if equal else f"{name} differs", not equal)
     rel = metrics.measure(x, y, axes).rel
     if rel is None or rel > ANOTHER_INPUT:
-        size = "not finite" if rel is None else f"off by {100 * rel:.2g} %"
+        size = "not finite" if rel is None else f"off by {100 * rel:.3g} %"
         says = f"{name} is {size}: the preprocessing differs"
         return Check(name, DIFFERS, because(says, front_end.looks(name, x, y)), fatal=True)
     return Check(name, SAME if rel == 0 else DIFFERS, f"relative error {rel:.1e}")
@@ -332,6 +333,21 @@ def rows(a, b):
             where = f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
             says = f"{side} has recorded {len(dump[short[0]])} of {tokens} tokens in {where}; Transformers does so"
             yield Check(f"tokens of {side}", DIFFERS, f"{says} unless logits_to_keep is 0")
+
+
+def last_alone(a, b):
+    """A dump of one row a point, which stands for the last token: nothing else is compared."""
+    for side, dump in (("A", a), ("B", b)):
+        parts = dump.meta.get("parts") or {}
+        known = [parts.get(name) for name in dump if dump.axes.get(name, "").startswith("T ")]
+        if known and all(part and part["shape"][0] > 1 and at_the_end(part) for part in known):
+            says = f"{side} has one row a point, taken for the last of {known[0]['shape'][0]} tokens: that one is compared"
+            yield Check(f"tokens of {side}", DIFFERS, says)
+
+
+def at_the_end(part):
+    """Whether a point is known in its last row alone."""
+    return (part.get("at") or [None])[0] == [part["shape"][0] - 1]
 
 
 IDENTITY = ("token ids", "configuration", "weights")

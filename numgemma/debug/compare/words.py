@@ -122,8 +122,8 @@ def why(p, diff):
     if p.rel is None or p.state in (NOT_COMPARABLE, MISSING, UNMEASURED):
         return note(p)
     if p.worst_channel is None and p.tolerance == 0.0:
-        some = f"{100 * p.rel:.2g} % of the tokens have other values, first token {place(p.worst_token_at)}"
-        return f"{p.reason} ({100 * p.rel:.2g} % of the tokens)" if p.reason else some
+        some = f"{100 * p.rel:.3g} % of the tokens have other values, first token {place(p.worst_token_at)}"
+        return f"{p.reason} ({100 * p.rel:.3g} % of the tokens)" if p.reason else some
     if p.xfloor is not None:
         size = f"{WORDS[p.by]}{place_of(p, p.by)} {value_of(p)}, {p.xfloor:.2g} x the noise floor"
         return size + lost_factor(p)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from numgemma.errors import InputError
+from numgemma.errors import InputError, meant
 from numgemma.smallfloats import BFLOAT16, kept
 
 # From one number to the next, relative to the number: 2^-(bits of the significand).
@@ -87,7 +87,8 @@ def coarser(*precisions: str) -> str:
     for precision in precisions:
         if precision not in TOLERANCES:
             raise InputError(
-                f"a dump of precision '{precision:.40}' has no tolerances; known are {', '.join(TOLERANCES)}."
+                f"A dump is of precision '{precision:.40}', which has no tolerances; known are float64, float32, float16, "
+                f"bfloat16 and these with a format of codes, as bfloat16:fp8{meant(precision, TOLERANCES)}."
             )
     return max(precisions, key=list(TOLERANCES).index)
 

@@ -36,7 +36,10 @@ def make_dump(path, engine, haul: Haul, *, ids=None, precision=None, rounded="")
     ids: None where the engine did not record them.  rounded: how the values known in part were, as "rounded:4dp".
     """
     if not haul.arrays:
-        some = ", ".join(list(haul.unused)[:3]) or "nothing"
+        few = list(haul.unused.items())[:3]
+        if few and few[0][1].startswith("has the shape"):
+            raise InputError(f"{path}: {few[0][0]:.60} {few[0][1]}; dump what the modules return, as it is.")
+        some = ", ".join(label for label, _ in few) or "nothing"
         raise InputError(f"{path}: no tensor in it is a point of ours (it holds {some}); give a map file with --map.")
     arrays = {name: haul.arrays[name] for name in sorted(haul.arrays, key=place_in_order)}
     meta = {

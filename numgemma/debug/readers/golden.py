@@ -43,7 +43,7 @@ def is_golden(path) -> bool:
 
 
 def records(path) -> list[Any]:
-    text = read_bytes(path).decode("utf-8", "replace")
+    text = read_bytes(path).decode("utf-8", "replace").removeprefix("\ufeff")
     try:
         whole = json.loads(text) if path.suffix == ".json" else [json.loads(s) for s in text.splitlines() if s.strip()]
     except (ValueError, RecursionError) as error:
@@ -79,6 +79,8 @@ def of_logits(path, x, ids) -> Haul:
 def of_probs(path, rows, ids) -> Haul:
     """The likeliest tokens after each token, as far as every row knows some.  ->  top_logprobs, top_ids: T J"""
     given = [row for row in rows if row] if isinstance(rows, list) else []
+    if given and not all(rows[1:-1]):  # what comes after a hole would be taken for another token's
+        raise InputError(f"{path}: a row of log-probabilities amid the others is empty; write one for every token.")
     if not given or len(given) not in (len(ids) - 1, len(ids)):
         raise InputError(f"{path}: has {len(given)} rows of log-probabilities for {len(ids)} tokens.")
     pairs = [sorted(listed(path, row), key=lambda pair: -pair[1]) for row in given]

@@ -65,7 +65,7 @@ def read_hf_debugger(path, config=None):
     check_first_step(seen, path)
     chosen, unused = select(seen)
     haul = Haul({}, {}, unused=unused)
-    assemble(haul, chosen, config)
+    assemble(haul, chosen, config, path)
     kinds = Counter(
         "bfloat16" if s.dtype == BFLOAT16 else str(s.dtype) for _, _, s in chosen if s.dtype.kind not in "iub"
     )
@@ -194,9 +194,9 @@ def point_of(s, last):
     return target.format(i=i, p=None if i is None else i - 1, last=last)
 
 
-def assemble(haul, chosen, config):
+def assemble(haul, chosen, config, path):
     """Fills a haul; batch axis dropped, heads split where the config is given."""
-    batched = is_batched([(point, s.part["shape"] if s.part else s.array.shape) for point, _, s in chosen])
+    batched = is_batched([(point, s.part["shape"] if s.part else s.array.shape) for point, _, s in chosen], path)
     slices = {}
     for point, label, s in chosen:
         if point.startswith("per_layer_inputs."):

@@ -122,12 +122,12 @@ class Unfit(ValueError):
     """A tensor that has a point's name and not its shape; the text says how."""
 
 
-def is_batched(shapes):
+def is_batched(shapes, path):
     """Whether the stream comes as 1 T D: decided once for a dump, since of [1, T, NH] alone nobody can tell.
 
     shapes: (point, shape) pairs.  Raises InputError for more than one sequence.
     """
     batches = {shape[0] for name, shape in shapes if axes_of(name) in ("T D", "T V", "T F") and len(shape) == 3}
     if batches - {1}:
-        raise InputError(f"a batch of {max(batches)} sequences was dumped; run one sequence, without padding.")
+        raise InputError(f"{path}: is of a batch of {max(batches)} sequences; dump one sequence, without padding.")
     return bool(batches)

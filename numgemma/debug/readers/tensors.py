@@ -43,7 +43,7 @@ def read_tensors(path, kind, table=None, config=None):
                 found.append((point, label, part))
             elif not are_ids(label, x):
                 unused[label] = "no point of ours"
-    arrays, axes = fitted(found, unused, mapping, config)
+    arrays, axes = fitted(found, unused, mapping, config, path)
     engine = {"pt": "torch dump", "npy": "NumPy files", "npz": "NumPy archive", "safetensors": "safetensors"}[kind]
     return make_dump(path, engine, Haul(arrays, axes, unused=unused), ids=ids)
 
@@ -53,10 +53,10 @@ def are_ids(name, x):
     return name.rpartition(".")[2] in IDS and x.dtype.kind in "iu"
 
 
-def fitted(found, unused, mapping, config):
+def fitted(found, unused, mapping, config, path):
     """arrays and axes; the first tensor of a name counts."""
     arrays, axes = {}, {}
-    batched = is_batched([(point, x.shape) for point, _, x in found])
+    batched = is_batched([(point, x.shape) for point, _, x in found], path)
     for point, label, x in found:
         if point in arrays:
             unused[label] = f"a second {point}"
