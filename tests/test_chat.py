@@ -324,8 +324,51 @@ def test_attachments_come_in_the_order_of_their_placeholders(small):
     ],
 )
 def test_nothing_is_fetched(item):
-    assert "save that as a file and give its path" in complaint(attachments, [asks(item)])
+    assert "save it as a file and give its path" in complaint(attachments, [asks(item)])
 
 
 def test_an_item_names_one_file():
     assert "has path and url" in complaint(attachments, [asks({"type": "image", "path": "a", "url": "b"})])
+
+
+# -- what would be left out without a word ----------------------------------------------------------------------------
+
+OTHERS_WORDS = {
+    "OpenAI's sound": {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+    "the text of OpenAI's later form": {"type": "input_text", "text": "Hello"},
+    "vLLM's clip": {"type": "video_url", "video_url": {"url": "clip.mp4"}},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS_WORDS)
+def test_an_item_of_a_type_that_the_template_does_not_know_is_refused_and_not_left_out(large, name):
+    said = complaint(render_chat, large, [{"role": "user", "content": [OTHERS_WORDS[name]]}])
+    assert f"knows no item of type {OTHERS_WORDS[name]['type']!r}" in said
+    assert "chat_template.jinja" in said
+
+
+def test_a_type_that_the_template_itself_names_is_its_own_business(tmp_path):
+    folder = tiny_tokenizer.write(
+        tmp_path, "{% for i in messages[0].content %}{{ i.text if i.type == 'poem' }}{% endfor %}"
+    )
+    assert render_chat(folder, [{"role": "user", "content": [{"type": "poem", "text": "Roses"}]}]) == "Roses"
+
+
+@pytest.mark.parametrize("text", [None, 5, {"a": 1}])
+def test_an_item_whose_text_is_no_text_is_refused_and_not_printed_as_python_would(large, text):
+    said = complaint(render_chat, large, [{"role": "user", "content": [{"type": "text", "text": text}]}])
+    assert "message 0 has an item whose text is no text" in said
+
+
+def test_half_a_character_in_a_chat_is_told_with_the_name_of_the_file(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(r'[{"role": "user", "content": "a\ud800b"}]')
+    assert str(path) in complaint(read_chat, path)
+    path.write_text(r'[{"role": "user", "content": "a\ud83d\ude00"}]')
+    assert read_chat(path).messages[0]["content"] == "a\U0001f600"
+
+
+def test_what_is_not_on_this_machine_is_told_with_the_name_of_the_chat(tmp_path):
+    item = {"type": "image", "path": "https://there/a.png"}
+    said = complaint(chat.chat_files, [{"role": "user", "content": [item]}], {}, tmp_path / "c.json")
+    assert said.startswith(str(tmp_path / "c.json"))

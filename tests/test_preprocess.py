@@ -360,7 +360,7 @@ def test_a_chat_takes_the_files_that_it_names_and_those_given(run, folder, tmp_p
     [
         ([{"type": "image"}], (), 'names no file; add its "path", or --image'),
         ([{"type": "text", "text": "Hello"}], ("--image", RGB), "has no item for 1 --image"),
-        ([{"type": "audio", "path": "https://there/a.wav"}], (), "save that as a file"),
+        ([{"type": "audio", "path": "https://there/a.wav"}], (), "save it as a file"),
     ],
 )
 def test_a_chat_with_another_number_of_files_is_told_of(run, folder, tmp_path, content, words, told):

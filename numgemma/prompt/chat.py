@@ -6,6 +6,7 @@ The text holds its own <bos>: it is tokenised without another (Tokenizer.encode_
 apply_chat_template, which the tests compare.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from numgemma.prompt.template import Template, render
 
 FORM = '[{"role": "user", "content": "Hello"}]'
 KINDS = ("image", "audio", "video")
+READ = ("text", *KINDS, "image_url")  # types of the items of a content list
 COPY = "copy it again from the model's repository"
 
 # Names under which a message carries its thoughts.  Templates read the first; gpt-oss's reads the second.
@@ -71,7 +73,21 @@ def render_chat(
         variables["enable_thinking"] = thinking
     values = special_tokens(Path(folder)) | variables
     values |= {"messages": [as_read(message) for message in messages], "tools": tools, "documents": documents}
-    return render(choose(Path(folder), template, tools), values | {"add_generation_prompt": add_generation_prompt})
+    chosen = choose(Path(folder), template, tools)
+    check_items(messages, chosen)
+    return render(chosen, values | {"add_generation_prompt": add_generation_prompt})
+
+
+def check_items(messages, template: Template):
+    """No item of a content list is of a type that the template does not know: it would be left out without a word."""
+    for i, message in enumerate(messages):
+        items = message.get("content")
+        for kind in [item["type"] for item in items] if isinstance(items, (list, tuple)) else ():
+            if kind not in READ and kind not in template.text:
+                raise InputError(
+                    f"{template.origin}: knows no item of type {kind!r:.40}, which message {i} has, and would leave it "
+                    f"out; write it as {', '.join(READ[:3])} or {READ[3]}, a file as its path."
+                )
 
 
 def as_read(message):
@@ -96,26 +112,28 @@ def as_image(item):
 # what the messages name
 
 
-def attachments(messages: Sequence[Mapping]) -> list[Attachment]:
+def attachments(messages: Sequence[Mapping], where="the messages") -> list[Attachment]:
     """The images, recordings and videos of a chat, in the order of their placeholders.
 
     Raises InputError for what is not on this machine: nothing is fetched.
     """
-    check_messages(messages, "the messages")
+    check_messages(messages, where)
     contents = [as_read(message).get("content") for message in messages]
     items = [item for content in contents if isinstance(content, list) for item in content]
-    return [Attachment(item["type"], source(item)) for item in items if item["type"] in KINDS]
+    return [Attachment(item["type"], source(item, where)) for item in items if item["type"] in KINDS]
 
 
-def source(item):
+def source(item, where):
     """Where an item of a content list has its file, under one of the keys that Transformers knows."""
     kind = item["type"]
     found = {key: item[key] for key in (kind, "path", "url", "base64") if item.get(key) is not None}
     if len(found) > 1:
-        raise InputError(f"An item of type {kind} has {' and '.join(found)}; give one path.")
+        raise InputError(f"{where}: an item of type {kind} has {' and '.join(found)}; give one path.")
     for key, value in found.items():
         if key == "base64" or (isinstance(value, str) and ("://" in value or value.startswith("data:"))):
-            raise InputError(f"An item of type {kind} names '{value:.60}'; save that as a file and give its path.")
+            raise InputError(
+                f"{where}: an item of type {kind} names '{value:.60}'; save it as a file and give its path."
+            )
         return Path(value) if isinstance(value, str) else value
     return None
 
@@ -127,7 +145,7 @@ def chat_files(messages: Sequence[Mapping], given: Mapping[str, Sequence[Path]],
     """
     queues = {kind: iter(given.get(kind, ())) for kind in KINDS}
     files: dict[str, list[Path]] = {kind: [] for kind in KINDS}
-    for item in attachments(messages):
+    for item in attachments(messages, where):
         path = next(queues[item.kind], None) if item.source is None else item.source
         if not isinstance(path, Path):
             raise InputError(f'{where}: an item of type {item.kind} names no file; add its "path", or --{item.kind}.')
@@ -227,7 +245,14 @@ def read_chat(path: str | Path, tools: str | Path | None = None) -> Chat:
 
 def read_json(path):
     where = "standard input" if Path(path) == STANDARD else path
-    return parse_json(read_text(path), f"{where}:", f"it should hold messages as {FORM}")
+    text = read_text(path)
+    found = parse_json(text, f"{where}:", f"it should hold messages as {FORM}")
+    if "\\u" in text:  # the one way by which half a character comes in
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{where}: holds half of a surrogate pair, as \\ud83d; write a whole one.") from None
+    return found
 
 
 def check_messages(messages, where):
@@ -245,6 +270,8 @@ def check_messages(messages, where):
                     raise InputError(
                         f'{where}: the content of message {i} should hold items as {{"type": "text", ...}}.'
                     )
+                if item["type"] == "text" and not isinstance(item.get("text", ""), str):
+                    raise InputError(f"{where}: message {i} has an item whose text is no text; write it in quotes.")
         elif content is not None and not isinstance(content, str):
             raise InputError(f"{where}: the content of message {i} is neither a text nor a list; see {FORM}.")
 

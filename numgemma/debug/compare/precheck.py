@@ -341,7 +341,8 @@ def last_alone(a, b):
         parts = dump.meta.get("parts") or {}
         known = [parts.get(name) for name in dump if dump.axes.get(name, "").startswith("T ")]
         if known and all(part and part["shape"][0] > 1 and at_the_end(part) for part in known):
-            says = f"{side} has one row a point, taken for the last of {known[0]['shape'][0]} tokens: that one is compared"
+            tokens = known[0]["shape"][0]
+            says = f"{side} has one row a point, taken for the last of {tokens} tokens: the others are not compared"
             yield Check(f"tokens of {side}", DIFFERS, says)
 
 

@@ -87,8 +87,8 @@ def coarser(*precisions: str) -> str:
     for precision in precisions:
         if precision not in TOLERANCES:
             raise InputError(
-                f"A dump is of precision '{precision:.40}', which has no tolerances; known are float64, float32, float16, "
-                f"bfloat16 and these with a format of codes, as bfloat16:fp8{meant(precision, TOLERANCES)}."
+                f"A dump is of precision '{precision:.40}', which has no tolerances; known are float64, float32, "
+                f"float16, bfloat16, and these with a format of codes, as bfloat16:fp8{meant(precision, TOLERANCES)}."
             )
     return max(precisions, key=list(TOLERANCES).index)
 
