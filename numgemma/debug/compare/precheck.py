@@ -339,8 +339,8 @@ def last_alone(a, b):
     """A dump of one row a point, which stands for the last token: nothing else is compared."""
     for side, dump in (("A", a), ("B", b)):
         parts = dump.meta.get("parts") or {}
-        known = [parts.get(name) for name in dump if dump.axes.get(name, "").startswith("T ")]
-        if known and all(part and part["shape"][0] > 1 and at_the_end(part) for part in known):
+        known = [parts.get(name) or {} for name in dump if dump.axes.get(name, "").startswith("T ")]
+        if known and all(part.get("shape", [0])[0] > 1 and at_the_end(part) for part in known):
             tokens = known[0]["shape"][0]
             says = f"{side} has one row a point, taken for the last of {tokens} tokens: the others are not compared"
             yield Check(f"tokens of {side}", DIFFERS, says)
