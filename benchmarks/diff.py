@@ -15,7 +15,6 @@ Two cores of a Xeon at 2.5 GHz, files of 2 GB, from the system's memory (which g
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from disk import forget
 
 from numgemma.dump import DumpWriter, new_meta
 
@@ -126,15 +126,6 @@ def run(*lines, paths):
     code = "\n".join(["import sys", *lines, last])
     done = subprocess.run([sys.executable, "-c", code, *paths], stdout=subprocess.PIPE, text=True, check=True)
     return int(done.stdout.split()[-1]) / 1e3
-
-
-def forget(paths):
-    """Have the system drop what it holds of the files."""
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(handle)
 
 
 if __name__ == "__main__":

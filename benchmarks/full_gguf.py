@@ -22,8 +22,9 @@ from pathlib import Path
 
 import full_size
 import gguf
+from disk import forget
 from shapes import CONFIGS
-from surgery import FAULTS, check, files_of, forget, reading
+from surgery import FAULTS, check, files_of, reading
 from to_gguf import convert, source
 
 from numgemma.checkpoint import open_checkpoint

@@ -21,6 +21,8 @@ import threading
 import time
 from pathlib import Path
 
+from disk import forget
+
 NAMES = ("gemma-4-E4B-it", "gemma-4-26B-A4B-it", "gemma-4-31B-it")
 TOKENS = 16
 
@@ -46,7 +48,7 @@ def main():
             write(name, folder, args.scale, args.text)
         print(f"{name}: {size(folder) / 1e9:.1f} GB of weights, {memory() / 1e9:.1f} GB of memory", flush=True)
         for engine in ("numgemma", "transformers")[: 1 + args.hf]:
-            forget(folder)
+            forget(folder.glob("*.safetensors"))
             command = [sys.executable, __file__, "--run", engine, folder]
             out = subprocess.run(command, capture_output=True, text=True, check=True)
             for row in json.loads(out.stdout.splitlines()[-1]):
@@ -85,14 +87,6 @@ def size(folder):
 
 def memory():
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def forget(folder):
-    """Take the files out of the page cache."""
-    for file in folder.glob("*.safetensors"):
-        with open(file, "rb") as opened:
-            os.fsync(opened.fileno())
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def run(folder):

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+from disk import forget
 from engines import PRECISIONS, llama_command, prompt, read_vocabulary
 from to_gguf import gguf_path
 
@@ -85,10 +86,7 @@ def warm(files):
 
 def cool(files):
     """Makes the system forget the files; raises RuntimeError where it does not: another process holds them."""
-    for file in files:
-        with open(file, "rb") as stream:
-            os.fsync(stream.fileno())
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    forget(files)
     share = sum(map(cached, files)) / len(files)
     if share > CACHED:
         raise RuntimeError(f"{share:.0%} of {files[0].parent} stays in the page cache; who else has it open?")

@@ -22,6 +22,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+from disk import forget
 
 from numgemma.checkpoint import open_checkpoint
 from numgemma.families import find, read_config
@@ -77,14 +78,6 @@ def traced(child, parents, scale):
 
 def files_of(folders):
     return [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
-
-
-def forget(files):
-    """Take them out of the page cache."""
-    for file in files:
-        with open(file, "rb") as opened:
-            os.fsync(opened.fileno())
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def reading(files):

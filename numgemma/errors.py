@@ -16,11 +16,11 @@ def visible(text: str, kept: str = "") -> str:
     return UNSEEN.sub(lambda found: found[0] if found[0] in kept else f"\\u{ord(found[0]):04x}", text)
 
 
-def one_line(text: str, longest: int = LONGEST) -> str:
+def one_line(text: str) -> str:
     """A message on one line, its middle cut out where it is too long."""
     text = visible(" ".join(re.split(r"[ \t\n\r\f\v]+", text.strip())))
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)  # code points that are no characters too
-    return text if len(text) <= longest else f"{text[:HEAD].rstrip()} ... {text[HEAD + 5 - longest :].lstrip()}"
+    return text if len(text) <= LONGEST else f"{text[:HEAD].rstrip()} ... {text[HEAD + 5 - LONGEST :].lstrip()}"
 
 
 class InputError(ValueError):

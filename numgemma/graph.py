@@ -76,14 +76,6 @@ class Graph:
     def parents(self, name) -> tuple[str, ...]:
         return self.points[name].parents if name in self else ()
 
-    def ancestors(self, name) -> set[str]:
-        """All points that a point is computed from, over however many steps."""
-        return {p for p in self.points if self.hands_on(p, name)} if name in self else set()
-
-    def descendants(self, name) -> set[str]:
-        """All points that change with a point."""
-        return {p for p in self.points if self.hands_on(name, p)} if name in self else set()
-
     def hands_on(self, fault, later) -> bool:
         """Whether a point can have its error from another.  Of a point that is not known anything is possible."""
         if fault not in self or later not in self:

@@ -249,8 +249,10 @@ def test_the_logits_of_a_bfloat16_run_are_float32(folder):
 def test_the_graph_has_all_points_and_the_arrows_between_the_stacks(model):
     graph = graph_of(model.checkpoint.config)
     assert set(graph.points) == set(record(model))
-    assert "encoder.language_model.layers.3.self_attn.v_norm" in graph.ancestors("decoder.layers.3.self_attn.context")
-    assert "encoder.language_model.layers.5.out" not in graph.ancestors("logits")
+    read, reader = "encoder.language_model.layers.3.self_attn.v_norm", "decoder.layers.3.self_attn.context"
+    assert {read, reader} <= set(graph.points)
+    assert graph.hands_on(read, reader)
+    assert not graph.hands_on("encoder.language_model.layers.5.out", "logits")
     assert graph.parents("decoder.self_conditioning.soft") == ("inputs.self_conditioning_logits",)
 
 

@@ -9,14 +9,14 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from numgemma import load, ops
-from numgemma.debug.noise.rounding import e2m1, int8, mobile, nvfp4, rounded_as
+from numgemma.debug.noise.rounding import e2m1, int8_given, mobile, nvfp4_given, rounded_as
 from numgemma.smallfloats import BFLOAT16
 from numgemma.weights.bits import E2M1
 from numgemma.weights.packed import Entering, Packed, joined, stacked
 from numgemma.weights.quantised import entering
 
 TOOLS = load_file(Path(__file__).parent / "fixtures/entering.safetensors")  # of reference_outputs/make_entering.py
-ROUND = {"nvfp4": nvfp4, "int8": int8, "int8-zeroed": int8}
+ROUND = {"nvfp4": nvfp4_given, "int8": int8_given, "int8-zeroed": int8_given}
 
 
 def leaves_of(case):
@@ -27,7 +27,7 @@ def leaves_of(case):
 def test_what_enters_is_rounded_to_compressed_tensors_own_bits(case):
     leaves = leaves_of(case)
     x, told = leaves.pop("x"), entering(leaves)
-    y = ROUND[case](x, told.scale, told.zero)
+    y = ROUND[case](x, told)
     np.testing.assert_array_equal(y, leaves["rounded"])
     assert np.abs(y - x).max() > 1  # the loud token is beyond all codes
     assert (told.zero != 0) == (case == "int8-zeroed")
@@ -71,14 +71,14 @@ def test_a_matrix_of_nvfp4_without_a_scale_for_what_enters_is_of_weights_alone()
     with rounded_as("nvfp4"):
         np.testing.assert_array_equal(ops.linear(x, alone), x @ np.asarray(alone).T)
         y = ops.linear(x, both)
-    np.testing.assert_allclose(y, nvfp4(x, 0.01) @ np.asarray(both).T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(y, nvfp4_given(x, Entering(0.01)) @ np.asarray(both).T, rtol=1e-5, atol=1e-5)
     assert np.abs(y - ops.linear(x, both)).max() > 1e-3
 
 
 def test_rows_that_are_no_multiple_of_sixteen_end_in_a_short_block():
     x = np.random.default_rng(5).normal(size=(3, 40)).astype(np.float32)
-    np.testing.assert_array_equal(nvfp4(x, 0.01)[:, :32], nvfp4(x[:, :32], 0.01))
-    np.testing.assert_array_equal(nvfp4(x, 0.01)[:, 32:], nvfp4(x[:, 32:], 0.01))
+    np.testing.assert_array_equal(nvfp4_given(x, Entering(0.01))[:, :32], nvfp4_given(x[:, :32], Entering(0.01)))
+    np.testing.assert_array_equal(nvfp4_given(x, Entering(0.01))[:, 32:], nvfp4_given(x[:, 32:], Entering(0.01)))
 
 
 def test_each_expert_of_a_stack_keeps_its_own_and_gate_and_up_take_the_wider():

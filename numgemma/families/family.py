@@ -55,6 +55,14 @@ def started(config, dtype, kvs, start) -> Run:
     return Run(config, dtype, kvs, start)
 
 
+def first_of_each_kind(rows) -> dict:
+    """Kind of layer -> the first such row of a layer table.  Heads and rope are alike within a kind; F may not be."""
+    found: dict = {}
+    for spec in rows:
+        found.setdefault(spec.kind, spec)
+    return found
+
+
 @dataclass(frozen=True)
 class Outline:
     """What every config tells, whatever its spelling."""
@@ -70,7 +78,7 @@ class Outline:
     @property
     def kinds(self) -> dict:
         """The first layer of each kind."""
-        return {kind: next(s for s in self.layers if s.kind == kind) for kind in dict.fromkeys(self.layer_kinds)}
+        return first_of_each_kind(self.layers)
 
     @property
     def layer_kinds(self) -> list[str]:

@@ -14,7 +14,7 @@ from numgemma import ops
 from numgemma.trace import Tap
 
 
-def enter(x, w, A, tap=Tap()):
+def as_streams(x, w, A, tap=Tap()):
     """The streams of the first layer: the embedding, and projections of it made as large as it.  x: T D  ->  A T D"""
     streams = [x]
     for a in range(A - 1):
@@ -23,7 +23,7 @@ def enter(x, w, A, tap=Tap()):
     return tap("streams", np.stack(streams), "A T D")
 
 
-def leave(s, w, tap=Tap()):
+def as_one(s, w, tap=Tap()):
     """The mean of all streams, each projected back and made as large as stream 0.  s: A T D  ->  T D"""
     streams = [s[0]]
     for a in range(len(s) - 1):

@@ -95,7 +95,7 @@ def residual_norms(dump: Dump, ax=None):
             sizes = [rms(point(dump, f"layers.{i}.{name}")) for i in layers]
             ax.plot(layers, sizes, color=colour, marker=marker, linestyle="--", label=label)
     ax.set_ylim(bottom=0)
-    layer_axis(ax, layers, "embedding")
+    layer_axis(ax, layers)
     ax.set_ylabel("root mean square over tokens and channels")
     ax.legend(fontsize=8, frameon=False)
     return ax
@@ -196,7 +196,7 @@ def error_against_depth(truth: Dump, runs: Mapping[str, Dump], ax=None):
         ax.plot(range(-1, len(layers)), found, color=colour, marker=marker, label=label)
     if any(map(any, errors.values())):  # a logarithm cannot show runs that are all equal
         ax.set_yscale("log")
-    layer_axis(ax, layers, "embedding")
+    layer_axis(ax, layers)
     ax.set_ylabel("relative error of the stream (1e-2 is 1 %)")
     ax.legend(fontsize=8, frameon=False)
     return ax
@@ -316,8 +316,8 @@ def name_ticks(axis, labels, **style):
     axis.set_ticks(range(len(labels)), labels, fontsize=8, **style)
 
 
-def layer_axis(ax, layers, before):
-    """Layers along x, and what comes before the first."""
+def layer_axis(ax, layers):
+    """Layers along x, and before the first the embedding."""
     step = 1 + len(layers) // 20
-    ax.set_xticks([-1, *layers[::step]], [before, *map(str, layers[::step])])
+    ax.set_xticks([-1, *layers[::step]], ["embedding", *map(str, layers[::step])])
     ax.set_xlabel("layer")

@@ -152,21 +152,21 @@ class Trial:
 
         near: the step under the fault on all tokens.
         """
-        ways, last = self.ways(fault, step, tokens, near)
-        if not ways and (tokens := until(self.subject, last, step.name, tokens, limits[step.name])):
-            ways = self.ways(fault, step, tokens, near)[0][:1]
-        after = self.far(fault) if ways else near
-        some = (in_noisy_parts(self.subject, self.base, after, passes, fault, self.under(fault)) for passes in ways)
+        tried = list(self.in_passes(fault, step, tokens, near))
+        fitting = [passes for passes, _, fits in tried if fits]
+        _, last, _ = tried[-1]
+        if not fitting and (tokens := until(self.subject, last, step.name, tokens, limits[step.name])):
+            fitting = [passes for passes, _, fits in self.in_passes(fault, step, tokens, near) if fits][:1]
+        after = self.far(fault) if fitting else near
+        some = (in_noisy_parts(self.subject, self.base, after, passes, fault, self.under(fault)) for passes in fitting)
         return max((self.of_span(fault, found, tokens) for found in some), key=self.explained, default=None)
 
-    def ways(self, fault, step, tokens, near):
-        """The passes in which a fault fixes the step; and what the last of those tried makes of it."""
-        layers, fitting = self.near(fault, step), []
+    def in_passes(self, fault, step, tokens, near) -> Iterator[tuple[list, Local, bool]]:
+        """Passes that a run may have gone through, what a fault in them makes of the step, and whether it fixes it."""
+        layers = self.near(fault, step)
         for passes in parts(tokens, len(self.subject.ids), self.subject.dump):
             found = in_noisy_parts(self.subject, self.base, near, passes, fault, self.under(fault), layers)
-            if self.fixes(self.of_span(fault, found, tokens), step):
-                fitting.append(passes)
-        return fitting, found
+            yield passes, found, self.fixes(self.of_span(fault, found, tokens), step)
 
     def of_span(self, fault, some, tokens) -> Outcome:
         return Outcome((fault,), {name: self.left(some, name, m) for name, m in some.errors.items()}, tokens)

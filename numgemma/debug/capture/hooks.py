@@ -268,8 +268,8 @@ class Catcher:
         leaf = name.rpartition(".")[2]
         special = {"rotary_emb": self.table, "router": self.routing}
         if re.fullmatch(r"layers\.\d+", name):
-            yield module.register_forward_pre_hook(lambda m, x: self.enter(name, x[0]))
-            yield module.register_forward_hook(lambda m, x, out: self.leave(name, out))
+            yield module.register_forward_pre_hook(lambda m, x: self.begin_layer(name, x[0]))
+            yield module.register_forward_hook(lambda m, x, out: self.end_layer(name, out))
         elif leaf in special:
             yield module.register_forward_hook(lambda m, args, out: special[leaf](name, args, out))
         elif name in self.graph:
@@ -293,13 +293,13 @@ class Catcher:
     def merged(self, text, args, kwargs):
         self.keep("inputs_embeds", kwargs["inputs_embeds"])
 
-    def enter(self, layer, x):
+    def begin_layer(self, layer, x):
         spec = self.config.layers[int(layer.rpartition(".")[2])]
         self.sizes |= {"T": x.shape[1], "N": spec.N, "K": spec.K}
         self.full = spec.window is None
         self.attention, self.to_rotate = f"{layer}.self_attn", ["q_rope", "k_rope"]  # in the order of the calls
 
-    def leave(self, layer, out):
+    def end_layer(self, layer, out):
         self.attention = None
         self.keep(f"{layer}.out", out)
 

@@ -83,8 +83,8 @@ class StreamsCatcher:
         layer, _, leaf = name.rpartition(".")
         after, before = module.register_forward_hook, module.register_forward_pre_hook
         if re.fullmatch(r"layers\.\d+", name):
-            yield before(lambda m, x: self.enter(name, x[0]))
-            yield after(lambda m, x, out: self.leave(name, out))
+            yield before(lambda m, x: self.begin_layer(name, x[0]))
+            yield after(lambda m, x, out: self.end_layer(name, out))
         elif leaf == "laurel":
             yield after(lambda m, x, out: self.keep(f"{name}.out", out))
         elif leaf == "rotary_emb":
@@ -105,14 +105,14 @@ class StreamsCatcher:
         if kwargs.get("inputs_embeds") is not None:
             self.keep("inputs_embeds", kwargs["inputs_embeds"])
 
-    def enter(self, layer, streams):
+    def begin_layer(self, layer, streams):
         if layer == "layers.0":
             self.put("streams", streams[:, 0])
             if self.runs["inputs_embeds"] == 0 and not self.towers.there:
                 self.put("inputs_embeds", streams[0, 0])
         self.attention, self.to_rotate = f"{layer}.self_attn", ["q_rope", "k_rope"]  # in the order of the calls
 
-    def leave(self, layer, out):
+    def end_layer(self, layer, out):
         self.attention = ""
         self.put(f"{layer}.out", out[:, 0])
 

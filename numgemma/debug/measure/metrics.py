@@ -112,9 +112,9 @@ def measure(a: np.ndarray, b: np.ndarray, axes: str, channel_floor: float = 1e-3
     with np.errstate(all="ignore"):  # a non-finite value ends up in the sums, and is looked for only then
         collect(sums, a.reshape(shape), b.reshape(shape))
         places = [[a.shape[i] for i in axes] for axes in (token, channel)]
-        worst_token, token_at, quiet_token = worst(sums.aa[0], sums.dd[0], token_sizes(sums.aa[0]), places[0])
+        worst_token, token_at, quiet_token = worst(sums.dd[0], token_sizes(sums.aa[0]), places[0])
         worst_channel, channel_at, quiet_channel = worst(
-            sums.aa[1], sums.dd[1], channel_sizes(sums.aa[1], channel_floor), places[1]
+            sums.dd[1], channel_sizes(sums.aa[1], channel_floor), places[1]
         )
     aa, dd, ad = float(sums.aa[0].sum()), float(sums.dd[0].sum()), sums.ad
     if not math.isfinite(aa + dd):
@@ -306,10 +306,11 @@ def channel_sizes(aa, floor):
     return np.maximum(aa, floor**2 * aa.mean())
 
 
-def worst(aa, dd, size, places):
+def worst(dd, size, places):
     """The largest relative error among tokens (or channels), which it is, and the smallest size measured against.
 
-    aa, dd: sums of squares of each.  size: of what each is measured against.  places: of the axes that tell them apart.
+    dd: sums of the squares of each one's differences.  size: of what each is measured against.  places: of the axes
+    that tell them apart.
     """
     errors = np.where(dd == 0, 0.0, np.sqrt(dd / size))
     at = int(errors.argmax())

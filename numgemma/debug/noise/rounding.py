@@ -65,6 +65,11 @@ def int8_token(x):
     return int8(x, np.abs(x).max(-1, keepdims=True) / np.float32(127))
 
 
+def int8_given(x, told):
+    """The same under the file's own scale and zero point.  told: Entering"""
+    return int8(x, told.scale, told.zero)
+
+
 def int8(x, scale, zero=0.0):
     """Codes of eight bits under a scale; what is beyond them becomes the last one.  zero: the code of nought"""
     zero = np.float32(zero)
@@ -77,8 +82,13 @@ def fp8_token(x):
     return fp8(x, np.maximum(np.abs(x).max(-1, keepdims=True) / np.float32(448), np.float32(1 / (448 * 512))))
 
 
-def fp8(x, scale, zero=0.0):
-    """E4M3 numbers under a scale; what is beyond them becomes the last one.  zero: floats have none"""
+def fp8_given(x, told):
+    """The same under the file's own scale.  told: Entering"""
+    return fp8(x, told.scale)
+
+
+def fp8(x, scale):
+    """E4M3 numbers under a scale; what is beyond them becomes the last one."""
     return e4m3(x / scale) * scale
 
 
@@ -86,13 +96,13 @@ def e4m3(x):
     return np.clip(x, -448, 448).astype("float8_e4m3fn").astype(np.float32)
 
 
-def nvfp4(x, scale, zero=0.0):
-    """E2M1 numbers; of sixteen the largest is 6 under their scale, an E4M3 number under the one for all.
+def nvfp4_given(x, told):
+    """E2M1 numbers; of sixteen the largest is 6 under their scale, an E4M3 number under the file's one for all.
 
-    x: ... I  ->  ... I   (equals compressed-tensors' forward_quantize of a local dynamic group; zero: none)
+    x: ... I   told: Entering  ->  ... I   (equals compressed-tensors' forward_quantize of a local dynamic group)
     """
     blocks, joined = rows_in(x, 16)
-    for_all = np.float32(1 / np.float64(scale))
+    for_all = np.float32(1 / np.float64(told.scale))
     scales = e4m3(np.abs(blocks).max(-1, keepdims=True) / np.float32(6) * for_all)
     scales = np.where(scales == 0, LEAST, scales) / for_all
     return joined(e2m1(blocks / scales) * scales)
@@ -218,16 +228,16 @@ def attend_of_llama(original, ways, q, k, v, mask, tap=Tap()):
 # -- products of codes
 
 
-def linear_of_codes(form, by_token, under, original, ways, x, w):
+def linear_of_codes(form, by_token, given, original, ways, x, w):
     """Codes times codes, in numbers that hold both exactly enough; only the result is rounded to the stream's dtype.
 
-    by_token, under: what is made of x with a scale for each token, and with the file's own where it has one for all;
+    by_token, given: what is made of x with a scale for each token, and with the file's own where it has one for all;
     None: an engine that leaves x as it is where the file has none.
     """
     if format_of(w) != form or (by_token is None and w.enters is None):
         return original(x, w)
     narrow, wide = x.astype(np.float32), x.dtype if x.dtype.itemsize > 4 else np.dtype(np.float32)
-    rounded = by_token(narrow) if w.enters is None else under(narrow, w.enters.scale, w.enters.zero)
+    rounded = by_token(narrow) if w.enters is None else given(narrow, w.enters)
     return original(ways(x, rounded.astype(wide)), w).astype(x.dtype)
 
 
@@ -249,9 +259,9 @@ CHANGES: dict[str, dict[str, Callable]] = {
     "": {},
     "llama.cpp-f32": F32,
     "llama.cpp": F32 | {"attend": attend_of_llama},
-    "int8": {"linear": partial(linear_of_codes, "int8", int8_token, int8), "clipped_linear": clipped},
-    "fp8": {"linear": partial(linear_of_codes, "float8_e4m3fn", fp8_token, fp8), "clipped_linear": clipped},
-    "nvfp4": {"linear": partial(linear_of_codes, "nvfp4", None, nvfp4), "clipped_linear": clipped},
+    "int8": {"linear": partial(linear_of_codes, "int8", int8_token, int8_given), "clipped_linear": clipped},
+    "fp8": {"linear": partial(linear_of_codes, "float8_e4m3fn", fp8_token, fp8_given), "clipped_linear": clipped},
+    "nvfp4": {"linear": partial(linear_of_codes, "nvfp4", None, nvfp4_given), "clipped_linear": clipped},
     "mobile": {"linear": linear_of_mobile, "clipped_linear": clipped},
 }
 

@@ -35,7 +35,7 @@ def ignored(config: DiffusionConfig) -> list[str]:
     return [] if config.vision else [r"(vision_tower|embed_vision)\..*"]
 
 
-def stored_name(name: str, family: str) -> str:
+def stored_name(name: str, model_type: str) -> str:
     """The name that Transformers gives a tensor in a file: norm.weight -> model.decoder.norm.weight."""
     if name.startswith("lm_head"):
         return name

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from numgemma.config import build, demand, section
 from numgemma.errors import InputError
-from numgemma.families.family import Outline
+from numgemma.families.family import Outline, first_of_each_kind
 from numgemma.families.gemma4.config import LayerSpec, TextConfig, check_text_config, layer_table
 from numgemma.families.unified.config import spelled_text
 
@@ -45,7 +45,7 @@ class DrafterConfig:
     @cached_property
     def kinds(self) -> dict[str, LayerSpec]:
         """The first layer of each kind."""
-        return {kind: next(s for s in self.layers if s.kind == kind) for kind in dict.fromkeys(self.text.layer_types)}
+        return first_of_each_kind(self.layers)
 
     @property
     def clusters(self) -> int:

@@ -34,7 +34,7 @@ def besides(config: DrafterConfig) -> Shapes:
     return shapes
 
 
-def stored_name(name: str, family: str) -> str:
+def stored_name(name: str, model_type: str) -> str:
     """The name that Transformers gives a tensor in a file: norm.weight -> model.norm.weight."""
     return name if name.startswith(BARE) else f"model.{name}"
 

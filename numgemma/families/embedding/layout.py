@@ -27,9 +27,9 @@ def in_its_block(name):
     return f"ple_block.{name}" if "per_layer" in name else name
 
 
-def stored_name(name: str, family: str) -> str:
+def stored_name(name: str, model_type: str) -> str:
     """The name that Transformers gives a tensor in a file of that model_type: nothing is called `model.` here."""
-    return name if name.startswith(TOWERS) or family.endswith("_text") else f"language_model.{name}"
+    return name if name.startswith(TOWERS) or model_type.endswith("_text") else f"language_model.{name}"
 
 
 def memory(config: EmbeddingConfig, context: int) -> dict[str, int]:

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from numgemma.config import MOST, build, demand, is_positive, section
+from numgemma.families.family import first_of_each_kind
 from numgemma.layers.mobilenet import Architecture, architecture
 
 KINDS = ("sliding_attention", "full_attention")
@@ -81,8 +82,8 @@ class Gemma3nTextConfig:
 
     @cached_property
     def kinds(self):
-        """The first layer of each kind: widths and rope are the same within a kind."""
-        return {kind: next(s for s in self.layers if s.kind == kind) for kind in dict.fromkeys(self.layer_types)}
+        """The first layer of each kind."""
+        return first_of_each_kind(self.layers)
 
 
 @dataclass(frozen=True)

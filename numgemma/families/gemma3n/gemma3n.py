@@ -61,7 +61,7 @@ def enter(ids, soft, blocks, w, run, tap=Tap()):
     ple = per_layer_inputs(ids, x, w, c, tap)
     positions = np.arange(run.start, run.start + len(ids))
     ropes = {kind: gemma4.rope_table(positions, spec, run.dtype, tap) for kind, spec in c.kinds.items()}
-    streams = altup.enter(x, w, c.altup_num_inputs, tap)
+    streams = altup.as_streams(x, w, c.altup_num_inputs, tap)
     return StreamsOfTokens(streams, ple, ropes, gemma4.causal_masks(len(ids), c, run.start))
 
 
@@ -126,4 +126,4 @@ def joined(s, e):
 def leave(tokens, w, run, tap=Tap()):
     """All streams as one, after the last norm, when all layers are done.  ->  T D"""
     gemma4.forget(run.kvs, run.config.text.layers)
-    return gemma4.norm("norm", altup.leave(tokens.streams, w, tap), w, run.config.text.rms_norm_eps, tap)
+    return gemma4.norm("norm", altup.as_one(tokens.streams, w, tap), w, run.config.text.rms_norm_eps, tap)

@@ -10,7 +10,7 @@ from typing import Any
 
 from numgemma.config import build, demand, is_positive, section, typed
 from numgemma.errors import InputError
-from numgemma.families.family import Outline
+from numgemma.families.family import Outline, first_of_each_kind
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class TextConfig:
 
     @cached_property
     def kinds(self):
-        """The first layer of each kind: heads and rope are the same within a kind (F may not be)."""
-        return {kind: next(s for s in self.layers if s.kind == kind) for kind in dict.fromkeys(self.layer_types)}
+        """The first layer of each kind."""
+        return first_of_each_kind(self.layers)
 
 
 @dataclass(frozen=True)

@@ -83,11 +83,11 @@ def cached(c, context: int) -> dict[str, int]:
     return numbers
 
 
-def stored_name(name: str, family: str) -> str:
+def stored_name(name: str, model_type: str) -> str:
     """The name that Transformers gives a tensor in a file of that model_type: norm.weight -> model.norm.weight."""
     if name.startswith("lm_head"):
         return name
-    bare = name.startswith(TOWERS) or family.endswith("_text")
+    bare = name.startswith(TOWERS) or model_type.endswith("_text")
     return f"model.{name}" if bare else f"model.language_model.{name}"
 
 

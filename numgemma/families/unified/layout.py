@@ -52,9 +52,9 @@ def ignored(config: UnifiedConfig) -> list[str]:
     return vision + ([] if config.audio else [r"embed_audio\..*"])
 
 
-def stored_name(name: str, family: str) -> str:
+def stored_name(name: str, model_type: str) -> str:
     """The name that Transformers gives a tensor in a file of that model_type: norm.weight -> model.norm.weight."""
     if name.startswith("lm_head"):
         return name
-    bare = name.startswith(BESIDE) or family == "gemma4_unified_text"
+    bare = name.startswith(BESIDE) or model_type == "gemma4_unified_text"
     return f"model.{name}" if bare else f"model.language_model.{name}"
