@@ -40,6 +40,7 @@ def empty(rows, dtype):
 
 
 def no_rows(spec, dtype):
+    """What keys or values of a layer are before the first token.  -> 0 K H"""
     return np.empty((0, spec.K, spec.H), dtype)
 
 

@@ -68,6 +68,8 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
+    """What the files of a model say, before anybody asks what kind of model it is."""
+
     folder: Path  # of config.json
     config: dict[str, Any]
     weights: Weights
@@ -82,6 +84,7 @@ class Checkpoint:
 
 
 def sampled(tensor) -> str:
+    """A hash of a few numbers of a weight."""
     return hashlib.sha256(few(tensor).tobytes()).hexdigest()[:16]
 
 
@@ -99,6 +102,7 @@ def few(tensor) -> np.ndarray:
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> shard, from model.safetensors.index.json.  Raises InputError for a shard that lies elsewhere."""
     weight_map = read_object(index, AGAIN).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: has no weight_map of tensor names to shards; {AGAIN}.")
@@ -112,6 +116,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
 
 def open_shards(index: Path) -> dict[str, TensorFile]:
+    """Name of a shard -> its file.  Raises InputError where index and shards do not list the same tensors."""
     weight_map = read_weight_map(index)
     files = {shard: open_safetensors(index.parent / shard) for shard in sorted(set(weight_map.values()))}
     listed = set(weight_map.items())
@@ -144,6 +149,7 @@ def open_files(path: Path) -> dict[str, TensorFile]:
 
 
 def join_files(path: Path, files: dict[str, TensorFile]) -> Weights:
+    """All their tensors, by short name.  Raises InputError where two have the same."""
     stored: dict[str, str] = {}
     tensors: dict[str, np.ndarray] = {}
     for file in files.values():
@@ -177,6 +183,7 @@ def gguf_file(path: Path) -> Path | None:
 
 
 def open_gguf_file(path: Path) -> Checkpoint:
+    """A .gguf file as a checkpoint, with the towers in the mmproj file beside it."""
     file = open_gguf(path)
     check_architecture(path, file)
     family = gguf_gemma3n if file.keys["general.architecture"] == "gemma3n" else gguf_gemma
@@ -193,6 +200,7 @@ def open_gguf_file(path: Path) -> Checkpoint:
 
 
 def open_folder(path: Path) -> Checkpoint:
+    """A folder with config.json and .safetensors files, or one such file in it."""
     files = open_files(path)
     folder = path if path.is_dir() else path.parent
     config = read_object(folder / "config.json", "copy config.json from the model's repository, beside the weights")

@@ -58,7 +58,10 @@ def gains(coefs):
 
 
 def router(x, w, eps, tap=Tap(), again=""):
-    """What kind of token this is, as a number between -1 and 1 for each stream.  x: T D  ->  T A"""
+    """What kind of token this is, as a number between -1 and 1 for each stream.  x: T D  ->  T A
+
+    again: "#1" where it runs for the second time in a layer.  Equals Gemma3nTextAltUp.compute_router_modalities.
+    """
     h = tap(f"router_norm{again}", ops.rms_norm(x, w["router_norm.weight"], eps), "T D")
     h = ops.scale(h, x.dtype.type(1 / x.shape[-1]))
     h = tap(f"modality_router{again}", ops.linear(h, w["modality_router.weight"]), "T A")
@@ -66,5 +69,8 @@ def router(x, w, eps, tap=Tap(), again=""):
 
 
 def output_scale(x, w, tap=Tap()):
-    """Stream 0 as the per-layer input's gate reads it; the stream itself goes on unscaled.  x: T D  ->  T D"""
+    """Stream 0 as the per-layer input's gate reads it; the stream itself goes on unscaled.  x: T D  ->  T D
+
+    Equals Gemma3nTextAltUp.forward.
+    """
     return tap("out", ops.scale(x, w["correct_output_scale"]), "T D")

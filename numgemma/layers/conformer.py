@@ -34,7 +34,10 @@ def subsample(features, w, c, tap=Tap()):
 
 
 def halve(x, w, c, tap=Tap()):
-    """Half the frames and half the bins.  x: B U M  ->  C U/2 M/2, rounded up"""
+    """Half the frames and half the bins.  x: B U M  ->  C U/2 M/2, rounded up
+
+    Equals Gemma4AudioSubSampleConvProjectionLayer.
+    """
     h = tap("conv", ops.conv2d(x, w["conv.weight"]), "C U M")
     h = tap("norm", ops.layer_norm(h.transpose(1, 2, 0), w["norm.weight"], c.rms_norm_eps), "U M C")
     return tap("out", ops.relu(h).transpose(2, 0, 1), "C U M")

@@ -52,7 +52,7 @@ def router(x, w, spec, tap=Tap()):
 
 
 def experts(x, weights, ids, w):
-    """Weighted sum over the experts each token chose.  x: T D   weights, ids: T J  ->  T D"""
+    """Weighted sum over the experts each token chose.  x: T D   weights, ids: T J  ->  T D   (Gemma4TextExperts)"""
 
     def expert(e):
         t, j = np.nonzero(ids == e)  # the tokens that chose e, and as which of their choices

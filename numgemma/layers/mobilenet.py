@@ -320,6 +320,7 @@ def net_shapes(net: Architecture) -> Shapes:
 
 
 def edge_shapes(row: Edge) -> Shapes:
+    """What `edge` reads."""
     return {
         "conv_exp.weight": (row.middle, row.before, row.kernel, row.kernel),
         "bn1.weight": (row.middle,),
@@ -329,6 +330,7 @@ def edge_shapes(row: Edge) -> Shapes:
 
 
 def inverted_shapes(row: Inverted) -> Shapes:
+    """What `inverted` reads."""
     filters = {
         "dw_start": (row.before, 1, row.start, row.start) if row.start else None,
         "pw_exp": (row.middle, row.before, 1, 1),
@@ -343,6 +345,7 @@ def inverted_shapes(row: Inverted) -> Shapes:
 
 
 def attention_shapes(row: SharedAttention) -> Shapes:
+    """What `attention` reads."""
     C, k = row.before, row.kernel
     shapes: Shapes = {"norm.weight": (C,), "layer_scale.gamma": (row.after,)}
     for one in ("key", "value"):

@@ -30,7 +30,10 @@ def audio_tower(features, frames, w, c, dtype, tap=Tap()):
 
 
 def subsample(features, frames, w, c, tap=Tap()):
-    """A quarter of the frames, of which `frames` are real.  features: U M  ->  U C"""
+    """A quarter of the frames, of which `frames` are real.  features: U M  ->  U C
+
+    Equals Gemma3nAudioSubSampleConvProjection.
+    """
     x = halve(features[..., None], 2 * frames + 1, w.at("conv_0"), c, tap.at("conv_0"))
     x = halve(x, frames, w.at("conv_1"), c, tap.at("conv_1"))
     x = x.reshape(frames, -1)  # U MC: bins first, then the channels of a bin

@@ -29,7 +29,7 @@ def vision_tower(patches, positions, w, c, dtype, tap=Tap()):
 
 
 def patch_embedder(patches, positions, w, dtype, tap=Tap()):
-    """Pixels and place of each patch.  patches: I pixels   positions: I 2  ->  I C"""
+    """Pixels and place of each patch.  patches: I pixels   positions: I 2  ->  I C   (Gemma4VisionPatchEmbedder)"""
     x = tap("input_proj", ops.linear(ops.center(patches, dtype), w["input_proj.weight"]), "I C")
     columns, rows = w["position_embedding_table"]  # one table by column, one by row
     place = ops.embed(positions[:, 0], columns, dtype) + ops.embed(positions[:, 1], rows, dtype)
@@ -37,7 +37,7 @@ def patch_embedder(patches, positions, w, dtype, tap=Tap()):
 
 
 def encoder(x, positions, w, c, tap=Tap()):
-    """All layers.  x: I C   positions: I 2  ->  I C"""
+    """All layers.  x: I C   positions: I 2  ->  I C   (equals Gemma4VisionEncoder)"""
     rope = axial_rope_table(positions, c, x.dtype, tap.at("rotary_emb"))
     for i in range(c.num_hidden_layers):
         x = block(x, w.at(f"layers.{i}"), c, rope, tap.at(f"layers.{i}"))
@@ -86,7 +86,10 @@ def mlp(x, w, tap=Tap()):
 
 
 def axial_rope_table(positions, c, dtype, tap=Tap()):
-    """cos and sin for both halves of a head: the first turns by column, the second by row.  I 2  ->  I H, I H"""
+    """cos and sin for both halves of a head: the first turns by column, the second by row.  I 2  ->  I H, I H
+
+    Equals Gemma4VisionRotaryEmbedding.
+    """
     half, theta = c.head_dim // 2, float(c.rope_parameters["rope_theta"])
     tables = [ops.rope_table(positions[:, axis], half, theta, half // 2, 1.0, dtype) for axis in (0, 1)]
     cos, sin = (np.concatenate(parts, -1) for parts in zip(*tables, strict=True))
@@ -94,7 +97,10 @@ def axial_rope_table(positions, c, dtype, tap=Tap()):
 
 
 def axial_rope(x, rope):
-    """Rotary embedding of two positions; pairs of lanes lie within one half.  x: I N H   cos, sin: I H  ->  I N H"""
+    """Rotary embedding of two positions; pairs of lanes lie within one half.  x: I N H   cos, sin: I H  ->  I N H
+
+    Equals apply_multidimensional_rope.
+    """
     (by_column, by_row), (cos, cos_row), (sin, sin_row) = (np.split(part, 2, -1) for part in (x, *rope))
     return np.concatenate([ops.rope(by_column, cos, sin), ops.rope(by_row, cos_row, sin_row)], -1)
 

@@ -152,6 +152,7 @@ def glu(x):
 
 
 def relu(x):
+    """max(x, 0), elementwise."""
     return np.maximum(x, x.dtype.type(0))
 
 
@@ -197,7 +198,7 @@ def rope_table(positions, H, theta, angles, factor, dtype):
 
 
 def rope(x, cos, sin):
-    """Turn each pair of lanes (i, i + H/2) by its angle.  x: T N H   cos, sin: T H  ->  T N H"""
+    """Turn each pair of lanes (i, i + H/2) by its angle (apply_rotary_pos_emb).  x: T N H   cos, sin: T H  ->  T N H"""
     left, right = np.split(x, 2, -1)
     turned = np.concatenate([-right, left], -1)
     return x * cos[:, None] + turned * sin[:, None]
@@ -207,7 +208,7 @@ def attend(q, k, v, mask, tap=Tap()):
     """Every query takes its softmax-weighted mean of the values.  q: T N H   k, v: S K H   mask: T S  ->  T N H
 
     The G = N / K query heads of a group read the same key/value head (Ainslie et al. 2023, arXiv 2305.13245).
-    The scale is 1: q_norm and k_norm carry it.  Scores that the mask hides read as 0.
+    The scale is 1: q_norm and k_norm carry it.  Scores that the mask hides read as 0.  Equals eager_attention_forward.
     """
     if isinstance(mask, Spans) and not (tap.watches("scores") or tap.watches("probs")):
         return attend_in_blocks(q, k, v, mask, 128)

@@ -86,6 +86,7 @@ def cumulative_norm(x, w, eps):
     """Over all bins and channels of this frame and those before.  x: U M C   w: C  ->  U M C
 
     The variance adds up how far each frame lay from the mean as it was then.  In float32 or wider, rounded once.
+    Equals Gemma3nAudioCumulativeGroupNorm.
     """
     y = x.astype(wide(x.dtype))
     n = np.cumsum(np.full(len(y), y[0].size, y.dtype))[:, None, None]

@@ -89,7 +89,10 @@ def head(x, w, run, tap=Tap()):
 
 
 def clustered(x, w, J, tap=Tap()):
-    """Logits of the tokens in the J best clusters; any other token's is the least of them, less 1.  x: 1 D  ->  1 V"""
+    """Logits of the tokens in the J best clusters; any other token's is the least of them, less 1.  x: 1 D  ->  1 V
+
+    Equals Gemma4AssistantMaskedEmbedder.
+    """
     scores = tap("centroids", ops.linear(x, w["masked_embedding.centroids.weight"]), "T E")
     ids = in_clusters(w["masked_embedding.token_ordering"], len(scores[0]), np.argsort(-scores[0], kind="stable")[:J])
     table = w["embed_tokens.weight"]

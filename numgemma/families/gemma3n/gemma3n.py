@@ -27,14 +27,14 @@ class StreamsOfTokens:
 
     streams: np.ndarray  # A T D
     ple: np.ndarray  # T L P
-    ropes: dict  # kind of layer -> cos T H, sin T H
-    masks: dict  # kind of layer -> T S
+    ropes: dict  # kind of layer: cos T H, sin T H
+    masks: dict  # kind of layer: T S
 
-    def of(self, wanted: slice):
-        """Some of the tokens."""
-        ropes = {kind: (cos[wanted], sin[wanted]) for kind, (cos, sin) in self.ropes.items()}
-        masks = {kind: mask[wanted] for kind, mask in self.masks.items()}
-        return StreamsOfTokens(self.streams[:, wanted], self.ple[wanted], ropes, masks)
+    def of(self, some):
+        """The same for some of the tokens, a slice."""
+        ropes = {kind: (cos[some], sin[some]) for kind, (cos, sin) in self.ropes.items()}
+        masks = {kind: mask[some] for kind, mask in self.masks.items()}
+        return StreamsOfTokens(self.streams[:, some], self.ple[some], ropes, masks)
 
 
 def forward(ids, media, w, run, tap=Tap()):
@@ -89,7 +89,7 @@ def projected_inputs(x, w, c, tap=Tap()):
 
 
 def layers(tokens, rows, w, run, tap=Tap()):
-    """These layers, one after another."""
+    """These layers, one after another.  tokens: StreamsOfTokens   rows: of the layer table  ->  StreamsOfTokens"""
     s = tokens.streams
     for spec in rows:
         scope, kind = f"layers.{spec.index}", spec.kind
@@ -124,6 +124,6 @@ def joined(s, e):
 
 
 def leave(tokens, w, run, tap=Tap()):
-    """All streams as one, after the last norm, when all layers are done.  ->  T D"""
+    """All streams as one, after the last norm, when all layers are done; keys out of sight go.  ->  T D"""
     gemma4.forget(run.kvs, run.config.text.layers)
     return gemma4.norm("norm", altup.as_one(tokens.streams, w, tap), w, run.config.text.rms_norm_eps, tap)

@@ -55,6 +55,7 @@ def towers(config: Gemma3nConfig) -> dict[str, Shapes]:
 
 
 def embedder_shapes(name, c: Gemma3nVisionConfig | Gemma3nAudioConfig, text: Gemma3nTextConfig) -> Shapes:
+    """What brings a tower's soft tokens, and its own hard ones, to the decoder's width."""
     W = c.hidden_size
     shapes: Shapes = {
         "embedding.weight": (c.vocab_size, W),
@@ -66,6 +67,7 @@ def embedder_shapes(name, c: Gemma3nVisionConfig | Gemma3nAudioConfig, text: Gem
 
 
 def text_shapes(c: Gemma3nTextConfig) -> Shapes:
+    """The text model, from its table of embeddings to the last norm; the head is not in it."""
     D, L, P = c.hidden_size, c.num_hidden_layers, c.hidden_size_per_layer_input
     shapes: Shapes = {
         "embed_tokens.weight": (c.vocab_size, D),
@@ -82,6 +84,7 @@ def text_shapes(c: Gemma3nTextConfig) -> Shapes:
 
 
 def layer_shapes(c: Gemma3nTextConfig, spec: Gemma3nSpec) -> Shapes:
+    """One layer of it."""
     D, P = c.hidden_size, c.hidden_size_per_layer_input
     norms = ["input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"]
     norms += ["post_per_layer_input_norm"]
@@ -92,6 +95,7 @@ def layer_shapes(c: Gemma3nTextConfig, spec: Gemma3nSpec) -> Shapes:
 
 
 def altup_shapes(D, A) -> Shapes:
+    """What mixes A streams."""
     return {
         "correct_output_scale": (D,),
         "correction_coefs.weight": (A, A),
@@ -102,10 +106,12 @@ def altup_shapes(D, A) -> Shapes:
 
 
 def laurel_shapes(D, Z) -> Shapes:
+    """The residual of rank Z."""
     return {"linear_left.weight": (Z, D), "linear_right.weight": (D, Z), "post_laurel_norm.weight": (D,)}
 
 
 def audio_shapes(c: Gemma3nAudioConfig) -> Shapes:
+    """The audio tower."""
     D, (C0, C1) = c.hidden_size, c.sscp_conv_channel_size
     bins = -(-c.input_feat_size // 4)  # two convolutions of stride 2
     subsample: Shapes = {
@@ -122,6 +128,7 @@ def audio_shapes(c: Gemma3nAudioConfig) -> Shapes:
 
 
 def conformer_shapes(c: Gemma3nAudioConfig) -> Shapes:
+    """One layer of it."""
     D = c.hidden_size
     shapes: Shapes = {}
     for half in ("ffw_layer_start", "ffw_layer_end"):

@@ -201,6 +201,7 @@ def with_layers(config: Config, rows: tuple[LayerSpec, ...]) -> Config:
 
 
 def read_text_config(raw, where):
+    """The text half, built and checked."""
     c = build(TextConfig, raw, where)
     check_text_config(c, where)
     return c
@@ -241,6 +242,7 @@ def check_text_config(c: TextConfig, where):
 
 
 def check_vision_config(c: VisionConfig, where):
+    """As check_text_config, of the vision tower."""
     rope, (N, K, H) = c.rope_parameters, (c.num_attention_heads, c.num_key_value_heads, c.head_dim)
     sizes = (c.hidden_size, c.intermediate_size, c.patch_size, c.pooling_kernel_size, c.position_embedding_size)
     rules: list[tuple[Any, str]] = [
@@ -280,6 +282,7 @@ def check_audio_config(c: AudioConfig, where):
 
 
 def sizes(c):
+    """What has to be above zero, each where the config says it."""
     return (
         c.vocab_size,
         c.hidden_size,
@@ -296,6 +299,7 @@ def sizes(c):
 
 
 def check_rope(rope, what):
+    """Raises InputError where rope_parameters of one kind are not computed.  what: what they are called in it"""
     if not isinstance(rope, dict) or rope.get("rope_type") not in ("default", "proportional"):
         raise InputError(f"{what} need rope_type 'default' or 'proportional'.")
     plain = rope["rope_type"] == "default"
@@ -308,6 +312,7 @@ def check_rope(rope, what):
 
 
 def check_kind(c, kind, where):
+    """Raises InputError where layers of one kind have no maker of keys, or heads that do not fit each other."""
     makers = c.layer_types[: c.num_hidden_layers - c.num_kv_shared_layers]
     if kind not in makers:
         raise InputError(f"{where}: {kind} layers share keys that no earlier layer of that kind makes.")

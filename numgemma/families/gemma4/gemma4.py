@@ -38,7 +38,10 @@ def hidden(ids, w, run, tap=Tap()):
 
 
 def embed(ids, w, config, dtype, tap=Tap()):
-    """Token embeddings times sqrt(D), the factor rounded to the run's precision.  ids: T  ->  T D"""
+    """Token embeddings times sqrt(D), the factor rounded to the run's precision.  ids: T  ->  T D
+
+    Equals Gemma4TextScaledWordEmbedding.
+    """
     x = ops.embed(ids, w["embed_tokens.weight"], dtype)
     return tap("embed_tokens", ops.scale(x, dtype.type(math.sqrt(config.hidden_size))), "T D")
 
@@ -78,7 +81,7 @@ def layers(tokens, rows, w, run, tap=Tap()):
 
 
 def leave(tokens, w, run, tap=Tap()):
-    """The last norm, when all layers are done.  tokens: Tokens  ->  T D"""
+    """The last norm, when all layers are done; keys that no later token can see go.  tokens: Tokens  ->  T D"""
     forget(run.kvs, run.config.text.layers)
     return norm("norm", tokens.x, w, run.config.text.rms_norm_eps, tap)
 
@@ -127,7 +130,7 @@ def norm(name, x, w, eps, tap):
 def rope_table(positions, spec, dtype, tap=Tap()):
     """The rotary table that all layers of one kind share.  positions: T  ->  cos T H, sin T H
 
-    Only the first spec.angles pairs of lanes turn.
+    Only the first spec.angles pairs of lanes turn.  Equals Gemma4TextRotaryEmbedding.
     """
     cos, sin = ops.rope_table(positions, spec.H, spec.theta, spec.angles, spec.rope_factor, dtype)
     tap = tap.at(f"rotary_emb.{spec.kind}")
@@ -135,7 +138,7 @@ def rope_table(positions, spec, dtype, tap=Tap()):
 
 
 def causal_masks(count, config, start=0):
-    """Who sees whom among so many tokens and those before them.  -> kind of layer: T S"""
+    """Who sees whom among so many tokens, the first at position start, and those before them.  -> kind of layer: T S"""
     positions = np.arange(start, start + count)
     return {kind: causal_mask(positions, oldest_key(start, spec), spec.window) for kind, spec in config.kinds.items()}
 

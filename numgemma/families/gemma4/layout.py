@@ -101,6 +101,7 @@ def unread_by_sharing_layers(c: TextConfig) -> Shapes:
 
 
 def scoped(scope, shapes):
+    """The same shapes, their names inside a module."""
     return {f"{scope}.{name}": shape for name, shape in shapes.items()}
 
 
@@ -110,6 +111,7 @@ def count(shapes: Shapes) -> int:
 
 
 def text_shapes(c: TextConfig) -> Shapes:
+    """The text model, from its table of embeddings to the last norm; the head is not in it."""
     D, L, P = c.hidden_size, c.num_hidden_layers, c.hidden_size_per_layer_input or 0
     shapes: Shapes = {"embed_tokens.weight": (c.vocab_size, D), "norm.weight": (D,)}
     if P:
@@ -124,6 +126,7 @@ def text_shapes(c: TextConfig) -> Shapes:
 
 
 def layer_shapes(c: TextConfig, spec: LayerSpec) -> Shapes:
+    """One layer of it."""
     D, P = c.hidden_size, c.hidden_size_per_layer_input or 0
     norms = ["input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"]
     shapes: Shapes = scoped("self_attn", attention_shapes(spec, D)) | scoped("mlp", mlp_shapes(D, spec.F))
@@ -137,21 +140,25 @@ def layer_shapes(c: TextConfig, spec: LayerSpec) -> Shapes:
 
 
 def attention_shapes(spec, D) -> Shapes:
+    """Queries and output, and keys and values where the layer makes its own."""
     NH = spec.N * spec.H
     shapes: Shapes = {"q_proj.weight": (NH, D), "q_norm.weight": (spec.H,), "o_proj.weight": (D, NH)}
     return shapes | (key_value_shapes(spec, D) if spec.kv_from == spec.index else {})
 
 
 def key_value_shapes(spec, D) -> Shapes:
+    """What makes keys and values; nothing makes values that are the raw keys."""
     shapes: Shapes = {"k_proj.weight": (spec.K * spec.H, D), "k_norm.weight": (spec.H,)}
     return shapes if spec.k_eq_v else shapes | {"v_proj.weight": (spec.K * spec.H, D)}
 
 
 def mlp_shapes(D, F) -> Shapes:
+    """The gated feed-forward."""
     return {"gate_proj.weight": (F, D), "up_proj.weight": (F, D), "down_proj.weight": (D, F)}
 
 
 def moe_shapes(D, E, F) -> Shapes:
+    """The router, and E experts of inner width F, each kind of matrix in one stack."""
     return {
         "router.proj.weight": (E, D),
         "router.scale": (D,),
@@ -169,6 +176,7 @@ def clipped(shapes: Shapes, clips: bool) -> Shapes:
 
 
 def vision_shapes(c: VisionConfig) -> Shapes:
+    """The vision tower."""
     D, F, H = c.hidden_size, c.intermediate_size, c.head_dim
     N, K = c.num_attention_heads, c.num_key_value_heads
     linears: Shapes = {f"self_attn.{x}_proj": (heads * H, D) for x, heads in (("q", N), ("k", K), ("v", K))}
@@ -189,6 +197,7 @@ def vision_shapes(c: VisionConfig) -> Shapes:
 
 
 def audio_shapes(c: AudioConfig) -> Shapes:
+    """The audio tower."""
     D, (C0, C1) = c.hidden_size, c.subsampling_conv_channels
     linears: Shapes = {f"self_attn.{x}": (D, D) for x in ("q_proj", "k_proj", "v_proj", "post")}
     linears |= {"lconv1d.linear_start": (2 * D, D), "lconv1d.linear_end": (D, D)}

@@ -94,6 +94,7 @@ def twin(raw: dict[str, Any], where: str, shallow=False) -> dict[str, Any]:
 
 
 def narrowest(shallow) -> Scale:
+    """The scale of a twin.  shallow: with some layers of each kind alone"""
     return replace(TWIN, full_layers=1, full_layers_sharing=2, tower_layers=1) if shallow else TWIN
 
 
@@ -114,7 +115,7 @@ def sample(config: Config, pictures: int, sounds: int):
 
 
 def shrunk(raw: dict[str, Any], scale: Scale, where: str) -> dict[str, Any]:
-    """A config.json like this one, for a model of that scale.  raw: of family gemma4 or gemma4_text"""
+    """A config.json like this one, for a model of that scale.  raw: of model_type gemma4 or gemma4_text"""
     whole = read_config(raw, where)
     raw = deepcopy(raw)
     nested = raw["model_type"] == "gemma4"
@@ -227,10 +228,12 @@ def shrunk_audio(c, scale: Scale) -> dict[str, Any]:
 
 
 def is_token_key(key: str) -> bool:
+    """Whether a key of config.json holds token ids."""
     return key.endswith(("_token_id", "_token_index"))
 
 
 def listed(value) -> list[int]:
+    """What such a key holds: one id, several or none."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
