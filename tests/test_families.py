@@ -79,6 +79,7 @@ def test_its_cached_run_equals_its_whole_run_at_every_point(folder):
 
 def test_it_generates_what_its_logits_say(model):
     new = model.generate(IDS, 5, ignore_eos=True)
+    assert len(new) == 5
     ids = list(IDS)
     for i in new:
         assert model.logits(ids)[-1].argmax() == i

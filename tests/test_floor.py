@@ -534,6 +534,7 @@ def test_logits_of_noise_are_noise_and_flips_inside_it_are_ties(models, measured
     capped = found.logits[-1]
     assert [x.point for x in found.logits] == ["lm_head", "logits"]
     assert capped.xfloor < 1.5
+    assert capped.flips
     assert all(flip.tie for flip in capped.flips)
 
 

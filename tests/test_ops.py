@@ -35,7 +35,7 @@ def test_linear_is_the_sum_over_inputs(T, i, o, seed, storage):
 def test_linear_in_blocks_equals_linear_at_once(rng, monkeypatch):
     x, w = rng.standard_normal((3, 8)), rng.standard_normal((21, 8))
     whole = ops.linear(x, w)
-    monkeypatch.setattr(ops, "BLOCK", 40)  # five rows at a time: the last block is short
+    monkeypatch.setattr(ops, "BLOCK", 40)  # four times x is more: twelve rows at a time, the last block is short
     np.testing.assert_allclose(ops.linear(x, w), whole, rtol=1e-15)
 
 

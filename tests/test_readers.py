@@ -317,6 +317,7 @@ def test_the_summary_alone_shows_a_lost_factor(models, debugger):
     folder = debugger("repr")
     dump = read_any(folder / "Gemma4ForCausalLM_debug_tree_SUMMARY.json")
     reference = models["moe"].record(make_fixtures.HF_IDS, EVERY)
+    assert {"layers.0.experts", "layers.0.self_attn.o_proj", "lm_head"} <= set(dump)
     assert all(dump[name].size == 0 for name in dump)
     assert "layers.0.router.ids" not in dump  # without values and without statistics nothing is known
     assert failures(reference, dump) == []

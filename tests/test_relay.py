@@ -221,6 +221,14 @@ def test_where_threads_are_more_than_processors_nobody_waits_awake(many, monkeyp
 
 
 def test_what_a_thread_cannot_do_after_its_share_ends_neither_it_nor_the_run():
+    asked = []
+
+    def after():
+        asked.append(threading.get_ident())
+        raise ZeroDivisionError
+
     with ops.using("numba", 2):
         for _ in range(3):
-            threads.in_shares(lambda first, end: None, 2, 1, lambda: 1 / 0)
+            threads.in_shares(lambda first, end: None, 2, 1, after)
+    assert until(lambda: len(asked) == 3)  # nobody waits for the last one
+    assert threading.get_ident() not in asked
