@@ -46,7 +46,9 @@ def test_the_demo_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     assert main(["demo"]) == 0
     (shown,) = (block for block in blocks("text") if "bundled Gemma 4" in block)
-    assert plain(shown) == plain(capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert plain(shown) == plain(said)
+    assert counts(shown) == counts(said)
 
 
 def test_doctor_says_of_a_wrong_port_what_the_readme_shows(tmp_path, monkeypatch, capsys):
@@ -57,15 +59,27 @@ def test_doctor_says_of_a_wrong_port_what_the_readme_shows(tmp_path, monkeypatch
     with applied(model, "T04"):
         model.record(model.tokenizer.encode("Once upon a time"), ("*", *unseen)).save("port.safetensors")
     (shown,) = (block for block in blocks("text") if "$ numgemma doctor" in block)
-    command, _, said = shown.partition("\n")
+    command, _, shown = shown.partition("\n")
     assert main(shlex.split(command)[2:]) == 1
-    assert plain(said) == plain(capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert plain(shown) == plain(said)
+    assert counts(shown) == counts(said)
 
 
 def plain(text):
     """The lines without numbers and the name of the noisiest point: those depend on the BLAS of the machine."""
     lines = [re.sub(r"largest relative error .*", "", line) for line in text.strip().splitlines()]
     return [" ".join(re.sub(r"[\d.]+(e[-+]\d+)?", "#", line).split()) for line in lines]
+
+
+COUNTS = r"[\d,]+ parameters|\d+ layers|\d+ recorded points|of \d+ points|\d+ points in|lines \d+ to \d+|\d+ runs"
+
+
+def counts(text):
+    """The whole numbers that no rounding moves."""
+    found = re.findall(COUNTS, " ".join(text.split()))
+    assert len(found) > 3
+    return found
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
