@@ -10,7 +10,7 @@ from wrong_caches import MODULES, cache_of_another, draft_left, turn_left
 import numgemma
 from numgemma.debug.blame.other import alongside
 from numgemma.debug.blame.replay import subject_of
-from numgemma.debug.blame.spans import in_words, numbered
+from numgemma.debug.blame.spans import in_words, which_one
 from numgemma.debug.blame.whatif import whatif
 from numgemma.debug.faults import CATALOGUE, applied, swapped
 from numgemma.dump import Dump
@@ -224,7 +224,7 @@ def test_a_fault_of_one_picture_is_named_with_its_tokens(multimodal_folders, fau
     ],
 )
 def test_a_point_of_one_of_several_pictures_has_its_number(name, number):
-    assert numbered(name) == number
+    assert which_one(name) == number
 
 
 @pytest.mark.parametrize("fault", ["T20"])

@@ -61,14 +61,14 @@ def errors_of_tokens(subject: Rerun, base: Local, name):
     return np.sqrt((d * d).sum(others) / np.maximum(metrics.token_sizes((x * x).sum(others)), 1e-300))
 
 
-def numbered(name) -> str:
+def which_one(name) -> str:
     """Which of several pictures or sounds a point of a tower is of: "vision@1", "audio@0"; "" where there is one."""
     found = re.match(r"(?:\w+\.)?(?:embed_)?(vision|audio)\w*(@\d+)\.", name)
     return found[1] + found[2] if found else ""
 
 
 def tokens_of(some: Iterable[str], dump) -> tuple[int, ...]:
-    """The tokens that stand for one picture or sound, by `numbered`; () for more of them, or where it is not said."""
+    """The tokens that stand for one picture or sound, by `which_one`; () for more of them, or where it is not said."""
     (kind, _, number), *more = (which.partition("@") for which in some)
     kinds = ("audio",) if kind == "audio" else ("image", "video")
     spans = [span for k in kinds for span in dump.meta.get("media") or () if span.get("kind") == k]

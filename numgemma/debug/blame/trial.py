@@ -17,7 +17,7 @@ from numgemma.debug.blame.limits import size_of
 from numgemma.debug.blame.one_step import RUNS, TOWERS, Local, Rerun
 from numgemma.debug.blame.other import in_noisy_parts, reads_other
 from numgemma.debug.blame.replay import Step
-from numgemma.debug.blame.spans import closed, mixed, numbered, parts, tokens_of, until, wrong_tokens
+from numgemma.debug.blame.spans import closed, mixed, parts, tokens_of, until, which_one, wrong_tokens
 from numgemma.debug.compare.scoring import NOISE_TO, SUSPECT_TO
 from numgemma.debug.faults import CATALOGUE, Fault, applied
 from numgemma.debug.faults.sequences import KNOWN
@@ -182,10 +182,10 @@ class Trial:
 
     def of_one_picture(self, found: list[Outcome]) -> Iterator[Outcome]:
         """Faults that fix all, if they act on some of several pictures or sounds alone: those with bad steps."""
-        hit = {numbered(step.name) for step in self.bad} - {""}
+        hit = {which_one(step.name) for step in self.bad} - {""}
         for outcome in [o for o in found if hit and not o.tokens and self.breaks(o)]:
             left = {
-                name: self.left(self.base, name, self.base.errors[name]) if numbered(name) not in {*hit, ""} else size
+                name: self.left(self.base, name, self.base.errors[name]) if which_one(name) not in {*hit, ""} else size
                 for name, size in outcome.left.items()
             }
             yield replace(outcome, left=left, tokens=tokens_of(sorted(hit), self.subject.dump))

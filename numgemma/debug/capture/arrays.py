@@ -23,6 +23,17 @@ def to_numpy(x):
     return x.numpy()
 
 
+def in_a_band(blocked, R):
+    """A map of scores that Transformers computes chunk by chunk, as one row of R for each frame.
+
+    B N blocks chunk context  ->  B N U R.  Row r of a chunk sees columns r to r + R - 1 of its context, the farthest
+    frame first.
+    """
+    rows = [[r] * R for r in range(blocked.shape[3])]
+    columns = [[r + back for back in range(R)] for r in range(blocked.shape[3])]
+    return blocked[:, :, :, rows, columns].flatten(2, 3)
+
+
 def modelling_of(hf):
     """The file of Transformers that a model's class is written in; of a class derived from one, that one's."""
     names = [cls.__module__ for cls in type(hf).__mro__]

@@ -7,7 +7,7 @@ and the batch taken apart, as if each had run alone, under the names that multim
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
-from numgemma.debug.capture.arrays import modelling_of
+from numgemma.debug.capture.arrays import in_a_band, modelling_of
 from numgemma.prompt.media import clips, frames, images, suffixes
 
 
@@ -202,13 +202,7 @@ class Towers:
         return softmax
 
     def frame_map(self, point, blocked):
-        """One map of one layer of the audio tower.  B N blocks chunk context -> for each clip N U R
-
-        Row r of a chunk sees columns r to r + R - 1 of its context, the farthest frame first.
-        """
-        chunk, R = blocked.shape[3], self.config.audio.attention_context_left
-        rows = [[r] * R for r in range(chunk)]
-        columns = [[r + back for back in range(R)] for r in range(chunk)]
-        banded = blocked[:, :, :, rows, columns].flatten(2, 3)
+        """One map of one layer of the audio tower.  B N blocks chunk context -> for each clip N U R"""
+        banded = in_a_band(blocked, self.config.audio.attention_context_left)
         for (suffix, real), piece in zip(self.batch, banded, strict=True):
             self.put(f"{self.layer}.{point}", suffix, piece[:, : real[::4].sum()])

@@ -7,7 +7,9 @@ apart, and the padding of sound is cut off.  Maps of C Y X become Y X C.
 import re
 from collections import Counter
 
+from numgemma.debug.capture.arrays import in_a_band
 from numgemma.families.gemma3n.embedders import clips, pictures
+from numgemma.prompt.media import suffixes
 
 IDLE = ("Identity", "Dropout", "GELU", "ReLU")  # classes of modules that are no step of their own
 NORMS = ("bn", "bn1", "bn2", "norm")  # that hold an activation, and are one point with it
@@ -166,14 +168,8 @@ class TowersOf3n:
         return softmax
 
     def frame_map(self, point, blocked):
-        """One map of one layer.  B N blocks chunk context -> for each clip N U R
-
-        Row r of a chunk sees columns r to r + R - 1 of its context, the farthest frame first.
-        """
-        chunk, R = blocked.shape[3], self.config.audio.conf_attention_context_left
-        rows = [[r] * R for r in range(chunk)]
-        columns = [[r + back for back in range(R)] for r in range(chunk)]
-        banded = blocked[:, :, :, rows, columns].flatten(2, 3)
+        """One map of one layer.  B N blocks chunk context -> for each clip N U R"""
+        banded = in_a_band(blocked, self.config.audio.conf_attention_context_left)
         for (suffix, frames), piece in zip(self.heard, banded, strict=True):
             self.put(f"{self.layer}.{point}".replace("*", suffix), piece[:, : -(-frames // 4)])
 
@@ -188,8 +184,3 @@ def smallest(x):
 def is_step(module):
     """Whether the module has no parts with points of their own, and does something."""
     return not any(module.children()) and type(module).__name__ not in IDLE
-
-
-def suffixes(n):
-    """As embedders.numbered gives them."""
-    return [""] if n == 1 else [f"@{i}" for i in range(n)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from numgemma import ops
 from numgemma.errors import InputError
-from numgemma.families.gemma4.multimodal import numbered
+from numgemma.families.gemma4.multimodal import with_suffixes
 from numgemma.layers.mobilenet import mobilenet
 from numgemma.layers.usm import audio_tower
 from numgemma.prompt.media import Media
@@ -33,8 +33,8 @@ def soft_tokens(media: Media, w, run, tap=Tap()):
     Each picture and each clip runs alone.  With more than one their points are numbered: vision_tower@0, ...
     """
     config, dtype = run.config, run.dtype
-    seen = [see(pixels, w, config, dtype, tap, n) for n, pixels in numbered(pictures(media))]
-    heard = [hear(clip, w, config, dtype, tap, n) for n, clip in numbered(clips(media))]
+    seen = [see(pixels, w, config, dtype, tap, n) for n, pixels in with_suffixes(pictures(media))]
+    heard = [hear(clip, w, config, dtype, tap, n) for n, clip in with_suffixes(clips(media))]
     if heard:
         behind = silence(w.at("embed_audio"), config, dtype, tap.at("embed_audio"))
         heard = [filled(rows, behind, config.audio_soft_tokens_per_image) for rows in heard]

@@ -14,7 +14,7 @@ from numgemma.layers.conformer import audio_tower
 from numgemma.layers.per_layer import per_layer_inputs
 from numgemma.layers.vision import vision_tower
 from numgemma.masks import image_mask
-from numgemma.prompt.media import Media, clips, frames, images, picture_blocks, placeholders
+from numgemma.prompt.media import Media, clips, frames, images, picture_blocks, placeholders, suffixes
 from numgemma.trace import Tap
 
 
@@ -63,17 +63,17 @@ def soft_tokens(media: Media, w, run, tap=Tap()):
     Each picture and each clip runs alone.  With more than one their points are numbered: vision_tower@0, ...; the
     frames of videos count on after the images.
     """
-    pictures = numbered(images(media) + frames(media))
+    pictures = with_suffixes(images(media) + frames(media))
     seen = [see(patches, positions, w, run, tap, suffix) for suffix, (patches, positions) in pictures]
-    heard = [hear(clip, w, run, tap, suffix) for suffix, clip in numbered(clips(media))]
+    heard = [hear(clip, w, run, tap, suffix) for suffix, clip in with_suffixes(clips(media))]
     first_frame = len(images(media))
     parts = {"image": seen[:first_frame], "video": seen[first_frame:], "audio": heard}
     return {kind: np.concatenate(some) for kind, some in parts.items() if some}
 
 
-def numbered(things):
-    """Pairs of a suffix for names of points, and a thing."""
-    return [("" if len(things) == 1 else f"@{i}", thing) for i, thing in enumerate(things)]
+def with_suffixes(things):
+    """Pairs of what tells a thing apart in the names of its points, and the thing."""
+    return list(zip(suffixes(len(things)), things, strict=True))
 
 
 def see(patches, positions, w, run, tap, suffix):

@@ -11,7 +11,7 @@ import numpy as np
 
 from numgemma import ops
 from numgemma.families.gemma4 import gemma4
-from numgemma.families.gemma4.multimodal import embedder, merge, numbered, without_placeholders
+from numgemma.families.gemma4.multimodal import embedder, merge, with_suffixes, without_placeholders
 from numgemma.masks import far_image_mask, image_mask
 from numgemma.prompt.media import Media, clips, frames, images, picture_blocks, placeholders
 from numgemma.trace import Tap
@@ -45,9 +45,9 @@ def enter(ids, soft, blocks, w, run, tap=Tap()):
 
 def soft_tokens(media: Media, w, run, tap=Tap()):
     """What stands for all media of a kind, one after another.  ->  kind: O D"""
-    pictures, first_frame = numbered(images(media) + frames(media)), len(images(media))
+    pictures, first_frame = with_suffixes(images(media) + frames(media)), len(images(media))
     seen = [see(px, xy, w, run, tap.at(f"embed_vision{n}")) for n, (px, xy) in pictures]
-    heard = [hear(clip, w, run, tap.at(f"embed_audio{n}")) for n, clip in numbered(clips(media))]
+    heard = [hear(clip, w, run, tap.at(f"embed_audio{n}")) for n, clip in with_suffixes(clips(media))]
     parts = {"image": seen[:first_frame], "video": seen[first_frame:], "audio": heard}
     return {kind: np.concatenate(some) for kind, some in parts.items() if some}
 
