@@ -170,6 +170,35 @@ def test_an_output_is_never_one_of_the_inputs(run, dumped):
     assert dumped.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "extra.json"])
+def test_no_output_takes_the_place_of_a_file_in_a_checkpoint_that_is_read(run, tmp_path, name):
+    folder = tiny.write(tmp_path / "ckpt", tiny.PLE)
+    (folder / "extra.json").write_text("{}")
+    (tmp_path / "link").symlink_to(folder)
+    before = (folder / name).read_bytes()
+    for output in (folder / name, tmp_path / "link" / name):
+        code, _, err = run("dump", folder, "--ids", "5", "-o", output)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "choose another --out" in err
+    assert (folder / name).read_bytes() == before
+
+
+def test_an_output_beside_a_checkpoint_may_replace_an_older_one_and_a_new_one_may_lie_in_it(run, tmp_path):
+    folder = tiny.write(tmp_path / "ckpt", tiny.PLE)
+    for _ in range(2):
+        assert run("dump", folder, "--ids", "5", "--points", "norm", "-o", tmp_path / "x.safetensors")[0] == 0
+    assert run("dump", folder, "--ids", "5", "--points", "norm", "-o", folder / "new.safetensors")[0] == 0
+
+
+def test_a_link_in_a_checkpoint_to_a_file_elsewhere_is_part_of_it(run, tmp_path):
+    folder = tiny.write(tmp_path / "ckpt", tiny.PLE)
+    (folder / "model.safetensors").rename(tmp_path / "blob")
+    (folder / "model.safetensors").symlink_to(tmp_path / "blob")
+    before = (tmp_path / "blob").read_bytes()
+    assert run("dump", folder, "--ids", "5", "-o", folder / "model.safetensors")[0] == 2
+    assert (tmp_path / "blob").read_bytes() == before
+
+
 def test_a_device_is_not_replaced_and_a_link_is_followed(run, folders, tmp_path):
     code, _, err = run("dump", folders["ple"], "--ids", "5", "-o", "/dev/null")
     assert code == 2

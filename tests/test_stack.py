@@ -401,6 +401,11 @@ SLICE = "slices: [{sources: [{model: a, layer_range: [0, 4]}]}]"
         ("merge_method: passthrough\nslices: [{sources: [{model: 3, layer_range: [0, 1]}]}]", "names its model as 3"),
         ("merge_method: passthrough\nslices: [{sources: [{model: a}, {model: b}]}]", "with one model"),
         ("merge_method: passthrough\nslices: [3]", "with one model"),
+        ("merge_method: passthrough\n" + SLICE + "\n" + SLICE, "r.yaml: key 'slices' stands twice"),
+        (
+            "merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [0, 4], model: b}]}]",
+            "'model' stands",
+        ),
         ("merge_method: [", "is not YAML"),
         ("!!python/object/apply:os.system ['touch RAN']", "is not YAML"),
         ("[" * 1100, "is not YAML"),

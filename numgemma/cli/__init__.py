@@ -71,6 +71,9 @@ def first_line(verb):
 
 
 FILES_WRITTEN = ("json", "html", "plot", "emit", "out")
+DRAWN = (".html", ".svg", ".png", ".pdf")  # of which no checkpoint is made, and no dump
+BESIDE = {"config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json"}
+BESIDE |= {"processor_config.json", "preprocessor_config.json", "model.safetensors.index.json"}  # beside the weights
 
 
 def check_verb(words):
@@ -90,9 +93,11 @@ def check_outputs(args):
         path = args.get(key)
         if not isinstance(path, Path) or path == STANDARD or (key == "out" and not path.suffix):
             continue  # a flag; a folder has checks of its own
-        path = target(path)
+        given, path = path, target(path)
         if any(same_file(path, other) for other in read):
             raise InputError(f"{path}: is read and would be overwritten; choose another --{key}.")
+        if path.is_file() and (path.name in BESIDE or any(holds(folder, given) for folder in read)):
+            raise InputError(f"{path}: may be part of a checkpoint or dump that is read; choose another --{key}.")
 
 
 def check_values(words):
@@ -105,6 +110,16 @@ def check_values(words):
 
 def paths_of(value):
     return [path for path in (value if isinstance(value, list) else [value]) if isinstance(path, Path)]
+
+
+def holds(folder: Path, path: Path):
+    """Whether a file, or a link to one, lies in a folder that is read, and is of a kind that is read there."""
+    from numgemma.opening import located
+
+    if path.suffix in DRAWN or "\0" in str(folder):
+        return False
+    folder = located(folder)
+    return folder.is_dir() and path.parent.resolve().is_relative_to(folder.resolve())
 
 
 def same_file(a: Path, b: Path):

@@ -67,6 +67,7 @@ def read_recipe(path: Path) -> Recipe:
     yaml = package("yaml", "merge")
     raw = read_bytes(path, "name a YAML file", MOST_YAML)
     with by_library(f"{path}: is not YAML", "correct it"):
+        check_keys(yaml, yaml.compose(raw, yaml.SafeLoader), path)
         found = yaml.safe_load(raw)
     if isinstance(found, dict) and found.get("merge_method") in ELEMENTWISE:
         raise InputError(
@@ -86,6 +87,24 @@ def read_recipe(path: Path) -> Recipe:
     trunk, dtype = found.get("base_model"), found.get("dtype")
     trunk = beside(parent_of(trunk, f"{path}: base_model"), path) if trunk else parts[0].parent
     return Recipe(parts, trunk, dtype and str(dtype))
+
+
+def check_keys(yaml, root, path: Path):
+    """No mapping has a key twice: YAML's reader would silently keep the last.  root: the node of the whole document"""
+    nodes, seen = [root], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or id(node) in seen:
+            continue  # an alias
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if twice := next((key for key in keys if keys.count(key) > 1), None):
+                line = node.start_mark.line + 1
+                raise InputError(f"{path}: key '{twice:.60}' stands twice in what begins in line {line}; remove one.")
+            nodes += [value for _, value in node.value]
 
 
 def beside(parent: str, path: Path) -> str:
