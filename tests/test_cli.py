@@ -199,6 +199,31 @@ def test_a_link_in_a_checkpoint_to_a_file_elsewhere_is_part_of_it(run, tmp_path)
     assert (tmp_path / "blob").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"input_ids": np.zeros((0, 3), np.int64)}, "[rows, tokens]"),
+        ({"input_ids": np.full((1, 4), 5), "attention_mask": np.array([[1, 1, 2, 2]])}, "2 is neither"),
+        ({"input_ids": np.full((1, 2), 5), "attention_mask": np.array([[0, -1e9]])}, "-1000000000.0 is neither"),
+    ],
+)
+def test_inputs_without_a_row_and_masks_that_say_more_than_padding_are_refused(run, folders, tmp_path, arrays, says):
+    save_file(arrays, tmp_path / "i.safetensors")
+    code, out, err = run(
+        "dump", folders["ple"], "--inputs", tmp_path / "i.safetensors", "-o", tmp_path / "o.safetensors"
+    )
+    assert (code, out) == (2, "")
+    assert "i.safetensors: " in err
+    assert says in err
+
+
+@pytest.mark.parametrize("layers", ["99:0", "0:99", "0:0,0:1", ""])
+def test_a_layer_map_of_layers_that_are_not_there_or_of_none_compares_nothing_silently(run, dumped, layers):
+    code, out, err = run("diff", dumped, dumped, "--layer-map", layers)
+    assert (code, out) == (2, "")
+    assert "--layer-map" in err
+
+
 def test_a_device_is_not_replaced_and_a_link_is_followed(run, folders, tmp_path):
     code, _, err = run("dump", folders["ple"], "--ids", "5", "-o", "/dev/null")
     assert code == 2

@@ -402,10 +402,7 @@ SLICE = "slices: [{sources: [{model: a, layer_range: [0, 4]}]}]"
         ("merge_method: passthrough\nslices: [{sources: [{model: a}, {model: b}]}]", "with one model"),
         ("merge_method: passthrough\nslices: [3]", "with one model"),
         ("merge_method: passthrough\n" + SLICE + "\n" + SLICE, "r.yaml: key 'slices' stands twice"),
-        (
-            "merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [0, 4], model: b}]}]",
-            "'model' stands",
-        ),
+        ("merge_method: passthrough\nslices: [{sources: [{model: a, model: b}]}]", "key 'model' stands twice"),
         ("merge_method: [", "is not YAML"),
         ("!!python/object/apply:os.system ['touch RAN']", "is not YAML"),
         ("[" * 1100, "is not YAML"),

@@ -118,6 +118,11 @@ def test_closed_and_full_streams_leave_no_traceback(redirection):
     assert code == 0
 
 
+def test_what_is_meant_for_a_closed_standard_error_does_not_come_out_of_standard_output():
+    command = "numgemma generate tiny --ids 5 --max-new-tokens 2 --print-ids --backend numpy"
+    assert shell(f"{command} 2>&-")[1] == shell(f"{command} 2>/dev/null")[1]
+
+
 def test_closed_standard_input_is_said():
     code, _, err = shell("numgemma generate tiny --chat - <&-")
     assert code == 2

@@ -226,9 +226,12 @@ def rows_of(found, path) -> list[Prompt]:
     if others:
         raise InputError(f"{path}: holds '{others[0]}', which no processor of Gemma 4 returns; leave it out.")
     rows = np.atleast_2d(found["input_ids"])
-    keep = np.atleast_2d(found.get("attention_mask", np.ones_like(rows))).astype(bool)
-    if rows.ndim != 2 or rows.dtype.kind not in "iu" or keep.shape != rows.shape:
+    mask = np.atleast_2d(found.get("attention_mask", np.ones_like(rows)))
+    keep = mask.astype(bool)
+    if rows.ndim != 2 or not len(rows) or rows.dtype.kind not in "iu" or keep.shape != rows.shape:
         raise InputError(f"{path}: input_ids and attention_mask should be integers of one shape, [rows, tokens].")
+    if (mask != keep).any():  # numbers of packed sequences, or what is added to scores
+        raise InputError(f"{path}: attention_mask should hold 0 and 1 alone, and {mask[mask != keep][0]} is neither.")
     if (np.abs(np.diff(keep, axis=1)).sum(1) > 1).any() or not keep.any(1).all():
         raise InputError(f"{path}: attention_mask should leave one unbroken run of tokens in every row.")
     if len(rows) == 1:

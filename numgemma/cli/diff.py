@@ -78,7 +78,7 @@ def run(args):
         tolerance=args.tolerance,
         floor=floors(args, a, b),
         truth=read_any(args.truth, config=config) if args.truth else None,
-        mapping=parse_map(args.layer_map) if args.layer_map else NameMap(),
+        mapping=NameMap() if args.layer_map is None else parse_map(args.layer_map),
         allow_missing=args.allow_missing,
     )
     for line in filter(None, (*(summary(dump) for dump in (a, b)), own and own.verdict)):

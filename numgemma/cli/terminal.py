@@ -84,12 +84,14 @@ def standard_streams():
     before = sys.stdout, sys.stderr
     if sys.stdout is not None:
         sys.stdout = Shown(sys.stdout, "\n\t", cannot_print)
-    if sys.stderr is not None:
-        sys.stderr = Shown(sys.stderr, "\n\t\r", lambda error: None)
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before
+    with contextlib.ExitStack() as stack:
+        # closed before the start: print would send what is meant for it to standard output
+        error = sys.stderr or stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        sys.stderr = Shown(error, "\n\t\r", lambda error: None)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
 
 
 def let_go(stream):

@@ -54,6 +54,8 @@ def parse_map(text) -> NameMap:
         a, b = (range(int(x), int(y or x) + 1) for x, y in (found.group(1, 2), found.group(3, 4)))
         if len(a) != len(b) or not a:
             raise InputError(f"--layer-map '{part.strip()}' has {len(a)} layers of A and {len(b)} of B; give as many.")
+        if twice := layers.keys() & set(a):
+            raise InputError(f"--layer-map '{text:.60}' names layer {min(twice)} of A twice; name each of them once.")
         layers |= dict(zip(a, b, strict=True))
     return NameMap(layers=layers)
 
@@ -73,8 +75,18 @@ def read_map(path) -> NameMap:
     return NameMap(names=tuple(pairs))
 
 
+def check_layers(side, dump: Dump, layers):
+    """A map names no layer that a dump has not: of that one nothing would be compared, and no word said."""
+    told = (dump.meta.get("model") or {}).get("layer_kinds")
+    depth = len(told) if told else 1 + max((i for name in dump if (i := layer_of(name)) is not None), default=-1)
+    if layers and max(layers) >= depth:
+        raise InputError(f"--layer-map names layer {max(layers)} of {side}, which has {depth} layers; correct the map.")
+
+
 def aligned(a, b, mapping: NameMap):
     """Dump b under A's names, and how many points of both have no partner in the map."""
+    check_layers("A", a, mapping.layers)
+    check_layers("B", b, mapping.layers.values())
     wanted = {name: mapping.in_b(name) for name in a if mapping.compares(name)}
     taken = set(wanted.values())
     extra = [name for name in b if name not in taken and layer_of(name) is None and not mapping.names]
