@@ -77,6 +77,12 @@ class Checkpoint:
     generation_config: dict[str, Any] | None = None
     tokenizer: Callable[[], dict[str, Any]] | None = None  # a tokenizer.json that comes with the weights
 
+    @property
+    def told_by(self) -> str:
+        """The file that says the config: config.json, or a GGUF itself."""
+        source = Path(self.weights.source)
+        return str(source if source.suffix == ".gguf" else self.folder / "config.json")
+
     @cached_property
     def samples(self) -> dict[str, str]:
         """Of every weight a hash of a few numbers: headers of two checkpoints of one shape are equal."""

@@ -54,7 +54,7 @@ class Model:
     @cached_property
     def family(self) -> Family:
         """What the package knows of this kind of model."""
-        return find(self.checkpoint.config, str(self.checkpoint.folder / "config.json"))
+        return find(self.checkpoint.config, self.checkpoint.told_by)
 
     @cached_property
     def outline(self) -> Outline:
@@ -385,7 +385,7 @@ def load(
     if precision not in PRECISIONS:
         raise InputError(f"Precision '{precision}' is not one of {', '.join(PRECISIONS)}{ADVICE}.")
     checkpoint = open_checkpoint(opening.resolve(path))
-    where = str(checkpoint.folder / "config.json")
+    where = checkpoint.told_by
     family = find(checkpoint.config, where)
     config = opening.masked(family.read_config(checkpoint.config, where), image_mask, family, where)
     opening.check_model_tensors(checkpoint.weights, config, family)

@@ -154,6 +154,28 @@ def test_a_file_that_is_cut_anywhere_is_one_sentence(tmp_path):
         assert "\n" not in str(told.value)
 
 
+def rewritten(folder, key, value):
+    """A sound file with another number under one key."""
+    path = shutil.copy(next(path for path in FILES if path.stem == "ple-Q4_K_M"), folder)
+    file = library.GGUFReader(path, "r+").fields[key]
+    file.parts[file.data[0]][0] = value
+    return path
+
+
+@pytest.mark.parametrize(
+    "key", ["attention.value_length", "attention.value_length_swa", "rope.dimension_count", "rope.dimension_count_swa"]
+)
+def test_a_key_that_would_make_an_engine_compute_something_else_is_refused_and_not_passed_over(tmp_path, key):
+    path = rewritten(tmp_path, f"gemma4.{key}", 16)
+    assert f"{path}: gemma4.{key} is 16, where keys are " in (refusal(path) or "")
+
+
+def test_what_is_wrong_with_the_metadata_of_a_file_is_told_with_its_own_name(tmp_path):
+    """It has no config.json."""
+    path = rewritten(tmp_path, "gemma4.attention.sliding_window", 0)
+    assert (refusal(path) or "").startswith(f"{path}: ")
+
+
 def refusal(path):
     try:
         load(path)

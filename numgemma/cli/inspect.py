@@ -46,7 +46,7 @@ def describe(name, context=1024):
     known = official(str(name))
     if path.exists():
         checkpoint = open_checkpoint(path)
-        where = str(checkpoint.folder / "config.json")
+        where = checkpoint.told_by
         raw, family = checkpoint.config, find(checkpoint.config, where)
         config = family.read_config(raw, where)
         check_model_tensors(checkpoint.weights, config, family)

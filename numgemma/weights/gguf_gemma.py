@@ -90,6 +90,7 @@ def config_of(path, file: Gguf) -> dict[str, Any]:
     """What config.json would say, in the released spelling."""
     keys = Keys(path, file)
     L, kinds = keys.number("block_count"), keys.kinds()
+    keys.check_heads()
     shared = keys.number("attention.shared_kv_layers", 0)
     heads = keys.by_layer("attention.head_count_kv", L)
     F = keys.by_layer("feed_forward_length", L)
@@ -173,6 +174,17 @@ class Keys:
             told = f"{self.family}.attention.sliding_window_pattern does not name each layer's kind"
             raise InputError(f"{self.path}: {told}; convert it again.")
         return ["sliding_attention" if slides else "full_attention" for slides in pattern]
+
+    def check_heads(self):
+        """Values are as wide as keys, whole heads turn (what stays still is in rope_freqs), and at no other scale."""
+        for kind in ("", "_swa"):
+            H = self.number(f"attention.key_length{kind}")
+            for name in (f"attention.value_length{kind}", f"rope.dimension_count{kind}"):
+                if self.number(name, H) != H:
+                    told = f"{self.family}.{name} is {self.get(name)}, where keys are {H} wide"
+                    raise InputError(f"{self.path}: {told}, as in no Gemma 4; convert it again.")
+        if self.get("rope.scaling.type", "none") != "none":
+            raise InputError(f"{self.path}: has {self.family}.rope.scaling, as no Gemma 4 has; convert it again.")
 
     def tensor(self, name, axes=1):
         """One by its name, of so many axes at least."""
