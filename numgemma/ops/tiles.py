@@ -17,7 +17,8 @@ from numgemma.ops import pairs
 from numgemma.ops.compiled import FEATURES, in_llvm, kernel
 from numgemma.ops.kernels import PLAIN, number
 
-ROWS = 6  # of X at once
+ROWS = 6  # of X at once, or four
+FOURS = (1, 2, 3, 4, 7, 8)  # rows that are left where four are next: so no more than one is computed for nothing
 WIDTH = 32 if "+avx512f" in FEATURES else 16  # rows of W: two registers, or four of ARM
 DEPTH = 512  # numbers of a row in one chain of additions: the longer, the fewer steps between, and the less exact
 EIGHT = 8  # numbers of a row that are turned at once
@@ -125,19 +126,24 @@ def put(typing, y, at, sums, more):
 @kernel(PLAIN)
 def times_many(w, x, y, column):
     """X W^T into columns of Y, from that one on.  x: T I   w: O I   y: T and no fewer than column + O"""
-    (T, I), width = x.shape, y.shape[1]
-    numbers, into, panel = x.reshape(x.size), y.reshape(y.size), np.empty(I * WIDTH, x.dtype)
-    tile = np.empty((ROWS, WIDTH), np.float32)
+    T, width = len(x), y.shape[1]
+    numbers, into, panel = x.reshape(x.size), y.reshape(y.size), np.empty(x.shape[1] * WIDTH, x.dtype)
+    tile = np.empty(ROWS * WIDTH, np.float32)
     for start in range(0, T, SEEN):
         for o in range(0, len(w), WIDTH):
             rows, at = min(WIDTH, len(w) - o), column + o
             turn(w, o, panel)
-            for t in range(start, min(start + SEEN, T), ROWS):
-                if rows == WIDTH and t + ROWS <= T:
-                    six_rows(numbers, I, t, T - 1, panel, into, t * width + at, width)
+            t, stop = start, min(start + SEEN, T)
+            while t < stop:
+                some = 4 if stop - t in FOURS else ROWS
+                if rows < WIDTH or t + some > T:
+                    some_rows(some, numbers, t, T - 1, panel, tile)
+                    y[t : t + some, at : at + rows] = tile.reshape(ROWS, WIDTH)[: min(some, T - t), :rows]
+                elif some == ROWS:
+                    six_rows(numbers, t, T - 1, panel, into, t * width + at, width)
                 else:
-                    six_rows(numbers, I, t, T - 1, panel, tile.reshape(tile.size), 0, WIDTH)
-                    y[t : t + ROWS, at : at + rows] = tile[: min(ROWS, T - t), :rows]
+                    four_rows(numbers, t, T - 1, panel, into, t * width + at, width)
+                t += some
 
 
 @kernel(PLAIN)
@@ -157,8 +163,18 @@ def turn(w, o, panel):
 
 
 @kernel(PLAIN)
-def six_rows(x, I, t, last, panel, y, at, width):
-    """Rows t to t + 5 times a panel, into rows of Y of that width.  Behind the last row it stands for those missing."""
+def some_rows(some, x, t, last, panel, tile):
+    """Six or four rows into a tile of their own, at an edge."""
+    if some == ROWS:
+        six_rows(x, t, last, panel, tile, 0, WIDTH)
+    else:
+        four_rows(x, t, last, panel, tile, 0, WIDTH)
+
+
+@kernel(PLAIN)
+def six_rows(x, t, last, panel, y, at, width):
+    """Rows from t on times a panel, into rows of Y of that width.  Behind the last row it stands for those missing."""
+    I = len(panel) // WIDTH
     at_a, at_b, at_c = t * I, min(t + 1, last) * I, min(t + 2, last) * I
     at_d, at_e, at_f = min(t + 3, last) * I, min(t + 4, last) * I, min(t + 5, last) * I
     for i in range(0, I, DEPTH):
@@ -169,4 +185,19 @@ def six_rows(x, I, t, last, panel, y, at, width):
             c, d = plus(c, x, at_c + k, panel, row), plus(d, x, at_d + k, panel, row)
             e, f = plus(e, x, at_e + k, panel, row), plus(f, x, at_f + k, panel, row)
         for n, sums in enumerate((a, b, c, d, e, f)):
+            put(y, at + n * width, sums, i > 0)
+
+
+@kernel(PLAIN)
+def four_rows(x, t, last, panel, y, at, width):
+    """The same for four."""
+    I = len(panel) // WIDTH
+    at_a, at_b, at_c, at_d = t * I, min(t + 1, last) * I, min(t + 2, last) * I, min(t + 3, last) * I
+    for i in range(0, I, DEPTH):
+        a = b = c = d = none()
+        for k in range(i, min(i + DEPTH, I)):
+            row = WIDTH * k
+            a, b = plus(a, x, at_a + k, panel, row), plus(b, x, at_b + k, panel, row)
+            c, d = plus(c, x, at_c + k, panel, row), plus(d, x, at_d + k, panel, row)
+        for n, sums in enumerate((a, b, c, d)):
             put(y, at + n * width, sums, i > 0)
