@@ -170,9 +170,11 @@ def test_a_number_among_many_has_the_same_bits_whatever_is_computed_beside_it(st
         np.testing.assert_array_equal(twins.linear(x[:T], w), whole[:T])
 
 
-@pytest.mark.parametrize(
-    "name", ["gelu_tanh", "silu", "softcap", "rms_norm", "gated_gelu", "attend", "attend_all", "rope"]
-)
+PLAIN = ["gelu_tanh", "silu", "glu", "softcap", "rms_norm", "gated_gelu", "rope"]
+PLACES = ["attend", "attend_all", "attend_frames", "causal_conv"]
+
+
+@pytest.mark.parametrize("name", PLAIN + PLACES)
 @pytest.mark.parametrize("run", [np.float32, ml_dtypes.bfloat16])
 def test_every_other_twin_has_the_same_bits_on_any_number_of_threads(name, run):
     x, (k, v) = drawn(411, 8, 36).astype(run), drawn(2, 411, 2, 36, seed=1).astype(run)
@@ -182,6 +184,8 @@ def test_every_other_twin_has_the_same_bits_on_any_number_of_threads(name, run):
         "softcap": (x, 3.0),
         "attend": (x, k, v, causal_mask(np.arange(411), 0, 100)),
         "attend_all": (x, k, v),
+        "attend_frames": (x, x[::-1], 2 * x, x[:13], 12, 50.0),
+        "causal_conv": (x.reshape(411, -1).T, drawn(288, 1, 5, seed=2)),
         "rope": (x, *drawn(2, 411, 36, seed=2).astype(run)),
     }.get(name, (x,))
     one, *others = (under(number, lambda: getattr(twins, name)(*given)) for number in (1, 2, 3, 8))
@@ -303,6 +307,22 @@ def test_attend_band(frames, N, H, R, run):
     assert_equal(twins.attend_band(q, k, v, *given), definitions.attend_band(q, k, v, *given), np.sqrt(q.size) / 3)
 
 
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), RUNS)
+def test_attend_frames(sound, N, H, R, frames, run):
+    """Also to more frames than there are distances, and to more than the sound has."""
+    q, k, v = (x.astype(run) for x in drawn(3, sound, N, H))
+    given = v, drawn(R, N, H, seed=1).astype(run), frames, 5.0
+    assert_equal(twins.attend_frames(q, k, *given), definitions.attend_frames(q, k, *given), np.sqrt(q.size) / 3)
+
+
+@settings(deadline=None)
+@given(TOKENS, SIZES, RUNS, st.sampled_from([1, 30, 1000]))
+def test_glu(T, C, run, size):
+    x = (size * drawn(T, 2 * C)).astype(run)
+    assert_equal(twins.glu(x), definitions.glu(x), np.sqrt(x.size) / 3)
+
+
 @pytest.mark.parametrize("frames", [1, 2, 7, 128, 129, 300])
 @pytest.mark.parametrize("run", [np.float32, ml_dtypes.bfloat16])
 def test_conv2d(frames, run):
@@ -312,7 +332,7 @@ def test_conv2d(frames, run):
 
 @pytest.mark.parametrize("frames", [1, 2, 63, 64, 66, 300])
 @pytest.mark.parametrize("run", [np.float32, ml_dtypes.bfloat16])
-def test_causal_conv_in_pieces_has_the_bits_of_one(frames, run):
+def test_causal_conv_has_the_bits_of_its_definition(frames, run):
     x, w = drawn(11, frames).astype(run), drawn(11, 1, 5, seed=1).astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(twins.causal_conv(x, w), definitions.causal_conv(x, w))
 
@@ -335,6 +355,12 @@ def test_what_is_not_finite_comes_through(T, bad):
         assert_equal(twins.rope(x, *drawn(2, T, 10)), definitions.rope(x, *drawn(2, T, 10)))
         assert_equal(twins.gelu_tanh(x), definitions.gelu_tanh(x))
         assert_equal(twins.silu(x), definitions.silu(x))
+        assert_equal(twins.glu(x), definitions.glu(x))
+        filters = drawn(4, 1, 3)
+        assert_equal(twins.causal_conv(x[:, :, 0].T, filters), definitions.causal_conv(x[:, :, 0].T, filters))
+        few = drawn(3, 4, 10)  # distances to all the frames that are seen: what is not seen counts nothing
+        for given in ((x, drawn(T, 4, 10), drawn(T, 4, 10)), (drawn(T, 4, 10), x, drawn(T, 4, 10))):
+            assert_equal(twins.attend_frames(*given, few, 3, 5.0), definitions.attend_frames(*given, few, 3, 5.0))
         q, k, v = drawn(T, 4, 10), drawn(S, 2, 10), drawn(S, 2, 10)
         mask = everything(T, S)
         for given in ((spoilt(T, 4, 10), k, v), (q, spoilt(S, 2, 10), v), (q, k, spoilt(S, 2, 10))):

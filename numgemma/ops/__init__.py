@@ -21,6 +21,7 @@ context that makes it, and so in one thread; each call looks it up, which costs 
     pairs        bfloat16 two by two, where the processor multiplies it so
     tiles        a matrix times many rows
     attending    attention of many queries
+    last         what a frame of sound takes from those before it
     blocks       one token's product with GGUF's blocks of codes
     relay        a matrix times a few rows, by threads that stay awake
     columns      one token's product with codes that lie transposed

@@ -23,7 +23,7 @@ DIGEST = 32  # bytes
 CHOSEN = vars(config)["CPU_FEATURES"]
 FEATURES = (codegen.get_host_cpu_features() if CHOSEN is None else CHOSEN).split(",")
 in_llvm: Any = intrinsic  # a step in LLVM's own language; a kernel that takes it leaves out its first parameter
-FILES = ("kernels", "lanes", "pairs", "tiles", "attending", "blocks", "columns")
+FILES = ("kernels", "lanes", "pairs", "tiles", "attending", "last", "blocks", "columns")
 SOURCES = [Path(__file__).with_name(f"{name}.py") for name in FILES]
 
 

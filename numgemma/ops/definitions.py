@@ -274,21 +274,6 @@ def softplus(x):
     return np.logaddexp(0, x.astype(wide(x.dtype), copy=False)).astype(x.dtype, copy=False)
 
 
-def attend_band(q, k, v, distances, per_dim_scale, cap, tap=Tap()):
-    """Attention to the last few frames, with a term for the distance.  q, k, v: U N H   distances: R N H  ->  U N H
-
-    Row r of `distances` stands for frames R - 1 - r back (Dai et al. 2019, arXiv 1901.02860).  The farthest is never
-    attended to: a frame sees R - 1 frames, itself included.  The soft cap comes before the mask.  Equals the chunked
-    form of Gemma4AudioAttention, which computes a block of frames at a time; all of it in float32 as there.
-    """
-    H, real = q.shape[2], wide(q.dtype)
-    per_dim = softplus(per_dim_scale.astype(q.dtype, copy=False))
-    queries = q.astype(real) * real.type(H**-0.5 / math.log(2)) * per_dim.astype(real)
-    keys = k.astype(real) * real.type(math.log(1 + math.e) / math.log(2))
-    frames = len(distances) - 1
-    return attend_frames(queries, keys, v.astype(real), distances.astype(real), frames, cap, tap).astype(q.dtype)
-
-
 def attend_frames(q, k, v, distances, frames, cap, tap=Tap()):
     """Attention to so many frames, this one and those before.  q, k, v: U N H   distances: R N H  ->  U N H"""
     U, R = len(q), len(distances)
@@ -301,6 +286,21 @@ def attend_frames(q, k, v, distances, frames, cap, tap=Tap()):
     probs = tap("probs", softmax(scores, seen), "N U R")
     context = matmul(last_frames(v, R), probs.transpose(1, 0, 2)[..., None])  # U N H 1
     return context[..., 0]
+
+
+def attend_band(q, k, v, distances, per_dim_scale, cap, tap=Tap(), attend=attend_frames):
+    """Attention to the last few frames, with a term for the distance.  q, k, v: U N H   distances: R N H  ->  U N H
+
+    Row r of `distances` stands for frames R - 1 - r back (Dai et al. 2019, arXiv 1901.02860).  The farthest is never
+    attended to: a frame sees R - 1 frames, itself included.  The soft cap comes before the mask.  Equals the chunked
+    form of Gemma4AudioAttention, which computes a block of frames at a time; all of it in float32 as there.
+    """
+    H, real = q.shape[2], wide(q.dtype)
+    per_dim = softplus(per_dim_scale.astype(q.dtype, copy=False))
+    queries = q.astype(real) * real.type(H**-0.5 / math.log(2)) * per_dim.astype(real)
+    keys = k.astype(real) * real.type(math.log(1 + math.e) / math.log(2))
+    frames = len(distances) - 1
+    return attend(queries, keys, v.astype(real), distances.astype(real), frames, cap, tap).astype(q.dtype)
 
 
 def last_frames(x, R):

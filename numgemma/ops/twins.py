@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from numgemma.masks import Spans, everything
-from numgemma.ops import attending, coded, definitions, kernels, pairs, relay, tiles
+from numgemma.ops import attending, coded, definitions, kernels, last, pairs, relay, tiles
 from numgemma.ops.decoded import decoded
 from numgemma.ops.kernels import KEYS
 from numgemma.ops.threads import allowed, in_parallel, in_shares
@@ -144,14 +144,12 @@ def conv2d(x, w):
 
 def causal_conv(x, w):
     """One filter per channel, over this frame and those before it.  x: C U   w: C 1 k  ->  C U"""
-    y = np.empty(x.shape[::-1], x.dtype).T  # those of a frame lie together
-
-    def block(u):
-        seen = max(0, u - w.shape[-1] + 1)  # frames before the block that its first ones look back to
-        y[:, u : u + FRAMES] = definitions.causal_conv(x[:, seen : u + FRAMES], w)[:, u - seen :]
-
-    in_parallel(block, range(0, x.shape[1], FRAMES))
-    return y
+    if x.dtype != np.float32:
+        return definitions.causal_conv(x, w)
+    y = np.empty(x.shape[::-1], np.float32)  # those of a frame lie together
+    share = partial(last.filter_last, floats(x.T), floats(w[:, 0].T), y)
+    in_shares(share, len(y), max(1, LEAST // y.shape[1]))
+    return y.T
 
 
 def each(run, items):
@@ -206,6 +204,17 @@ def silu(x):
     return elementwise(kernels.silu_all, x) if fits(x) else definitions.silu(x)
 
 
+def glu(x):
+    """The first half, gated by the sigmoid of the second.  ... 2C -> ... C"""
+    if x.dtype != np.float32:
+        return definitions.glu(x)
+    C = x.shape[-1] // 2
+    y = np.empty((*x.shape[:-1], C), np.float32)
+    share = partial(last.gate_halves, plain(x, -1, 2 * C), plain(y, -1, C))
+    in_shares(share, y.size // C, max(1, LEAST // C))
+    return y
+
+
 def softcap(x, cap):
     """cap tanh(x / cap): bounds x smoothly, leaves small x alone.  Elementwise."""
     if not fits(x):
@@ -247,14 +256,17 @@ def attend_all(q, k, v, tap=Tap()):
 
 def attend_band(q, k, v, distances, per_dim_scale, cap, tap=Tap()):
     """Attention to the last few frames, with a term for the distance.  q, k, v: U N H   distances: R N H  ->  U N H"""
-    if tap.watches("scores") or tap.watches("probs"):
-        return definitions.attend_band(q, k, v, distances, per_dim_scale, cap, tap)
+    return definitions.attend_band(q, k, v, distances, per_dim_scale, cap, tap, attend_frames)
 
-    def head(n):
-        one = slice(n, n + 1)
-        return definitions.attend_band(q[:, one], k[:, one], v[:, one], distances[:, one], per_dim_scale, cap)
 
-    return np.concatenate(in_parallel(head, range(q.shape[1])), 1)
+def attend_frames(q, k, v, distances, frames, cap, tap=Tap()):
+    """Attention to so many frames, this one and those before.  q, k, v: U N H   distances: R N H  ->  U N H"""
+    if tap.watches("scores") or tap.watches("probs") or q.dtype != np.float32:
+        return definitions.attend_frames(q, k, v, distances, frames, cap, tap)
+    context, given = np.empty_like(q), [floats(x) for x in (q, k, v, distances[-frames:])]
+    share = partial(last.attend_last, *given, np.float32(cap), context)
+    in_shares(share, len(q), max(1, LEAST // (frames * q[0].size)))
+    return context
 
 
 def attend_few(q, k, v, mask):
