@@ -175,7 +175,7 @@ BROKEN = {
     "shorter than eight bytes": (b"\x02\0\0", "not a safetensors file", "download it again"),
     "a length above the file's": (b"\xff" + bytes(7) + b"{}", "cut off in its header", "download it again"),
     "an absurd length": (b"\xff" * 8 + b"{}", "not a safetensors file", "convert it"),
-    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "not a safetensors file"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
     "a zip of pickles": (b"PK\x03\x04\0\0\x08\x08" + bytes(4000), "not a safetensors file", "convert it"),
     "header is not JSON": (pack(b"{'a': 1}"), "header is not JSON", "download"),
     "header is not UTF-8": (pack(b'{"\xff": 1}'), "header is not JSON", "utf-8"),

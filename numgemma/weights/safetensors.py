@@ -93,7 +93,10 @@ def check_layout(path: str | Path, entries: dict[str, Entry], size: int) -> None
 
 
 def read_raw_header(path: str | Path, file: BinaryIO, size: int) -> bytes:
-    length = int.from_bytes(file.read(8), "little")
+    first = file.read(8)
+    if first == b"version ":
+        raise InputError(f"{path}: is a pointer of Git LFS, not the weights; run `git lfs pull` in its folder.")
+    length = int.from_bytes(first, "little")
     if size < 8 or length > min(size - 8, MAX_HEADER):
         fault = "is not a safetensors file, or is cut off in its header"
         raise InputError(f"{path}: {fault}; {AGAIN}, or convert it to safetensors if it is of another format.")
