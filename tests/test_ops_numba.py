@@ -51,6 +51,14 @@ def test_linear(T, I, O, stored, run):
     assert_equal(twins.linear(x, w), definitions.linear(x, w), terms / 3)
 
 
+@settings(deadline=None)
+@given(TOKENS, SIZES, SIZES, STORED, RUNS)
+def test_affine(T, I, O, stored, run):
+    x, w, b = drawn(T, I).astype(run), drawn(O, I, seed=1).astype(stored), drawn(O, seed=2).astype(stored)
+    terms = np.linalg.norm(np.abs(x.astype(np.float32)) @ np.abs(w.astype(np.float32)).T)
+    assert_equal(twins.affine(x, w, b), definitions.affine(x, w, b), terms / 3)
+
+
 @pytest.mark.parametrize("T", [1, 4, 30, 60])
 @pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_linear_over_more_rows_than_a_thread_takes_at_once(T, stored):

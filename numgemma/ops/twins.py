@@ -88,6 +88,13 @@ def linear(x, w):
     return y.reshape(*x.shape[:-1], len(w)).astype(x.dtype, copy=False)
 
 
+def affine(x, w, b):
+    """x W^T + b, rounded once.  x: ... I   w: O I   b: O  ->  ... O"""
+    if x.dtype != np.float32:
+        return definitions.affine(x, w, b)
+    return linear(x, w) + definitions.stored(b, x.dtype)
+
+
 def of_codes(a, w):
     """A W^T of a matrix that is stored as codes: as they lie for a few tokens, decoded block by block for more."""
     rows = [y for one in a if (y := coded.times(one, w)) is not None] if len(a) <= DRAFTS else []
