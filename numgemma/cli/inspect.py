@@ -148,8 +148,8 @@ def layer_table_text(layers):
     """The layer table as aligned text, without the columns of what these layers do not have."""
     cells = {name: cell for name, (keys, cell) in COLUMNS.items() if layers[0].keys() >= set(keys.split())}
     columns = {name: [cell(s) for s in layers] for name, cell in cells.items()}
-    if columns["values"] == columns["keys of"]:
-        del columns["values"]
+    if columns.get("values") == columns.get("keys of"):
+        columns.pop("values", None)
     told = [[name, *column] for name, column in columns.items() if {*column} != {"-"}]
     widths = [max(map(len, column)) for column in told]
     rows = zip(*told, strict=True)
