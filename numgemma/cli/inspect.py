@@ -132,7 +132,7 @@ def module_of(name):
 def render(found):
     blocks = [found["name"], layer_table_text(found["layers"]), LEGEND, parameters_text(found["parameters"])]
     blocks.append("\n".join(format_line(kind, size, found["formats"][kind]) for kind, size in found["bytes"].items()))
-    width = max(38, *map(len, found["memory"]))
+    width = max([38, *map(len, found["memory"])])
     lines = [f"{what:<{width}}{human(size):>12}" for what, size in found["memory"].items()]
     blocks.append("\n".join(["memory of a float32 run, beside the checkpoint's pages", *lines]))
     if found["passed_over"]:
