@@ -189,6 +189,7 @@ def test_every_other_twin_has_the_same_bits_on_any_number_of_threads(name, run):
     given = {
         "rms_norm": (x, None, 1e-6),
         "gated_gelu": (x, 2 * x),
+        "glu": (np.concatenate([x, x[::-1]], -1),),  # as many numbers out as in the others: fewer would not be cut
         "softcap": (x, 3.0),
         "attend": (x, k, v, causal_mask(np.arange(411), 0, 100)),
         "attend_all": (x, k, v),

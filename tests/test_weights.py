@@ -13,7 +13,6 @@ from numgemma.errors import InputError
 from numgemma.incoming import NAME, pattern_of
 from numgemma.weights.packed import Packed
 from numgemma.weights.quantised import unpacked
-from numgemma.weights.safetensors import open_safetensors
 
 FIXTURE = Path(__file__).parent / "fixtures/quantised.safetensors"
 with safe_open(FIXTURE, "np") as file:
@@ -311,10 +310,3 @@ def test_the_mobile_files_codes_by_a_plain_loop():
     table = {"e.embedding_quantized": rng.integers(-127, 127, (5, 8)).astype(np.int8), "e.embedding_scale": scale[:5]}
     w = unpacked("f", table, {})["e.weight"]
     np.testing.assert_array_equal(w[:], table["e.embedding_quantized"].astype(np.float32) * scale[:5])
-
-
-def test_a_pointer_that_git_left_in_the_place_of_the_weights_is_told_as_that(tmp_path):
-    path = tmp_path / "model.safetensors"
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5195260\n")
-    with pytest.raises(InputError, match=rf"{path}: is a pointer of Git LFS.*git lfs pull"):
-        open_safetensors(path)

@@ -154,7 +154,7 @@ def causal_conv(x, w):
     if x.dtype != np.float32:
         return definitions.causal_conv(x, w)
     y = np.empty(x.shape[::-1], np.float32)  # those of a frame lie together
-    share = partial(last.filter_last, floats(x.T), floats(w[:, 0].T), y)
+    share = partial(last.filter_last, floats(x.T), floats(definitions.stored(w, x.dtype)[:, 0].T), y)
     in_shares(share, len(y), max(1, LEAST // y.shape[1]))
     return y.T
 

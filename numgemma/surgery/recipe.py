@@ -7,6 +7,7 @@ last, as mergekit does.
 import json
 import re
 import reprlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,10 @@ def read_recipe(path: Path) -> Recipe:
     yaml = package("yaml", "merge")
     raw = read_bytes(path, "name a YAML file", MOST_YAML)
     with by_library(f"{path}: is not YAML", "correct it"):
-        check_keys(yaml, yaml.compose(raw, yaml.SafeLoader), path)
-        found = yaml.safe_load(raw)
+        loader = yaml.SafeLoader(raw)
+        root = loader.get_single_node()
+        check_keys(yaml, root, path)
+        found = loader.construct_document(root) if root else None
     if isinstance(found, dict) and found.get("merge_method") in ELEMENTWISE:
         raise InputError(
             f"{path}: merge_method {found['merge_method']} mixes weights number by number, which mergekit does: run "
@@ -101,7 +104,7 @@ def check_keys(yaml, root, path: Path):
             nodes += node.value
         elif isinstance(node, yaml.MappingNode):
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            if twice := next((key for key in keys if keys.count(key) > 1), None):
+            if twice := next((key for key, times in Counter(keys).items() if times > 1), None):
                 line = node.start_mark.line + 1
                 raise InputError(f"{path}: key '{twice:.60}' stands twice in what begins in line {line}; remove one.")
             nodes += [value for _, value in node.value]
