@@ -219,16 +219,35 @@ def test_attend(T, K, G, H, past, data):
 
 
 @settings(deadline=None)
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 20), st.integers(0, 600), st.data())
-def test_attend_of_few_tokens_rounds_where_a_bfloat16_run_does(T, K, G, H, past, data):
+@given(TOKENS, st.integers(1, 3), st.integers(1, 3), st.integers(1, 20), st.integers(0, 600), st.data())
+def test_attend_rounds_where_a_bfloat16_run_does(T, K, G, H, past, data):
     S = T + past
     drawn_here = drawn(T, K * G, H), drawn(S, K, H, seed=1), drawn(S, K, H, seed=2)
     q, k, v = (x.astype(ml_dtypes.bfloat16) for x in drawn_here)
     mask = causal_mask(np.arange(past, S), 0, data.draw(st.none() | st.integers(1, 300)))
-    found = twins.attend(q, k, v, mask)
-    assert_equal(found, definitions.attend(q, k, v, mask), np.sqrt(q.size) / 3)
+    found, definition = (attend(q, k, v, mask) for attend in (twins.attend, definitions.attend))
+    assert found.dtype == definition.dtype
+    assert (found != definition).mean() <= 0.02 + 2 / found.size  # a sum in another order is rounded otherwise at times
+    np.testing.assert_allclose(found.astype(np.float32), definition.astype(np.float32), 2**-7, 1e-2)
     for number in (1, 3):
         np.testing.assert_array_equal(under(number, lambda: twins.attend(q, k, v, mask)), found)
+
+
+@pytest.mark.parametrize("H", [64, 72, 300])
+@pytest.mark.parametrize("window", [None, 1, 100])
+def test_a_bfloat16_run_rounds_so_in_blocks_too(H, window):
+    """As softmax over all keys at once, so that a probability is rounded once its sum is known."""
+    q, k, v = (x.astype(ml_dtypes.bfloat16) for x in (drawn(300, 2, H), drawn(700, 1, H, seed=1), drawn(700, 1, H)))
+    mask = causal_mask(np.arange(400, 700), 0, window)
+    assert_equal(twins.attend(q, k, v, mask), definitions.attend(q, k, v, np.asarray(mask)))
+    assert_equal(twins.attend_all(q, k, v), definitions.attend(q, k, v, np.ones((300, 700), bool)))
+
+
+def test_what_is_not_finite_comes_through_a_bfloat16_run():
+    q, k, v = (x.astype(ml_dtypes.bfloat16) for x in (drawn(60, 2, 8), drawn(60, 1, 8, seed=1), drawn(60, 1, 8)))
+    v[30, 0, 3], v[40, 0, 5], q[50] = np.nan, np.inf, np.nan
+    with np.errstate(all="ignore"):
+        assert_equal(twins.attend_all(q, k, v), definitions.attend_all(q, k, v))
 
 
 @settings(deadline=None)
@@ -248,9 +267,15 @@ def test_bfloat16_is_rounded_as_by_its_own_package():
         x = (upper + np.uint32(lower)).view(np.float32)
         with np.errstate(invalid="ignore"):
             expected = x.astype(ml_dtypes.bfloat16)
-        found = np.array([kernels.to_bfloat16(value) for value in x], np.uint16).view(ml_dtypes.bfloat16)
-        np.testing.assert_array_equal(np.isnan(found), np.isnan(x))
-        np.testing.assert_array_equal(found.view(np.uint16)[~np.isnan(x)], expected.view(np.uint16)[~np.isnan(x)])
+        found = np.empty(len(x), np.uint16)
+        kernels.round_all(x, found)
+        in_lanes = x.copy()
+        attending.round_all(in_lanes)
+        lanes = in_lanes.view(np.uint32)
+        assert (lanes & 0xFFFF == 0).all()
+        for y in (found, (lanes >> 16).astype(np.uint16)):
+            np.testing.assert_array_equal((y & 0x7FFF) > 0x7F80, np.isnan(x))
+            np.testing.assert_array_equal(y[~np.isnan(x)], expected.view(np.uint16)[~np.isnan(x)])
 
 
 def test_attend_on_a_map_and_under_a_watch_is_the_definition():
@@ -302,10 +327,13 @@ def test_the_exponential_of_many_scores_is_right_down_to_the_smallest_number():
 
 
 @settings(deadline=None)
-@given(st.integers(1, 300), st.integers(1, 2), st.integers(1, 2), st.integers(1, 20))
-def test_attend_all(patches, K, G, H):
-    q, k, v = drawn(patches, K * G, H), drawn(patches, K, H, seed=1), drawn(patches, K, H, seed=2)
-    assert_equal(twins.attend_all(q, k, v), definitions.attend_all(q, k, v))
+@given(st.integers(1, 300), st.integers(1, 2), st.integers(1, 2), st.integers(1, 20), RUNS)
+def test_attend_all(patches, K, G, H, run):
+    shapes = (patches, K * G, H), (patches, K, H), (patches, K, H)
+    q, k, v = (drawn(*shape, seed=n).astype(run) for n, shape in enumerate(shapes))
+    assert_equal(
+        twins.attend_all(q, k, v), definitions.attend_all(q, k, v), 0 if run is np.float32 else 2 * np.sqrt(q.size)
+    )
 
 
 @settings(deadline=None)

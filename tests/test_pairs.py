@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 
 from numgemma import ops
+from numgemma.masks import causal_mask
 from numgemma.ops import definitions, pairs, tiles, twins
 
 OTHER = {  # a processor that has it, whatever this one is
@@ -90,6 +91,19 @@ def test_by_pairs_the_bits_are_the_same_on_any_number_of_threads_and_in_any_cut(
     for t, o in ((1, 0), (0, 1), (5, 7), (745, 100), (700, 202)):
         np.testing.assert_array_equal(twins.linear(x[t:], w[o:]), whole[t:, o:])
         np.testing.assert_array_equal(twins.linear(x[: 800 - t], w[: 907 - o]), whole[: 800 - t, : 907 - o])
+
+
+@pytest.mark.parametrize("H", [8, 72])
+def test_scores_by_pairs_are_the_definition_and_the_same_on_any_number_of_threads(by_pairs, H):
+    q, k, v = drawn(300, 4, H), drawn(700, 2, H), drawn(700, 2, H, seed=1)
+    mask = causal_mask(np.arange(400, 700), 0, 500)
+    with ops.using("numba", 1):
+        found = ops.attend(q, k, v, mask)
+    difference = found.astype(np.float64) - definitions.attend(q, k, v, mask).astype(np.float64)
+    assert np.linalg.norm(difference) <= 1e-3 * np.linalg.norm(found.astype(np.float64))
+    for number in (2, 3):
+        with ops.using("numba", number):
+            np.testing.assert_array_equal(ops.attend(q, k, v, mask), found)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -3,13 +3,15 @@
 What is known of a query is the largest score so far, the sum of exponentials below it, and their mean of the values
 (Dao et al. 2022, arXiv 2205.14135): scores never leave a core's first cache, however long the prompt.  Keys that none
 of a few queries sees are not multiplied by them.
+
+A bfloat16 run rounds scores and probabilities, and these need the whole sum first: there keys are gone over twice.
 """
 
 import numpy as np
 
 from numgemma.ops import lanes
 from numgemma.ops.compiled import kernel
-from numgemma.ops.kernels import PLAIN, exp, number
+from numgemma.ops.kernels import PLAIN, exp, number, to_bfloat16
 from numgemma.ops.tiles import ROWS, WIDTH, none, plus, put, turn
 
 KEYS = 256  # that are laid out together, as panels of WIDTH
@@ -23,20 +25,18 @@ def means(q, k, v, n, first, end):
 
     first, end: T, the keys that a query sees
     """
-    T, H = q.shape
-    keys, values = np.empty(KEYS * H, np.float32), np.zeros(KEYS * up(H, WIDTH), np.float32)
-    scores, more = np.empty(QUERIES * KEYS, np.float32), np.empty((QUERIES, up(H, WIDTH)), np.float32)
+    (T, width), H = q.shape, v.shape[2]
+    keys, values, scores, more = room(q, H)
     top, total, mean = np.full(T, LOWEST, np.float32), np.zeros(T, np.float32), np.zeros((T, H), np.float32)
     for s in range(first.min(), end.max(), KEYS):
         seen = slice(s, min(s + KEYS, end.max()))
         lay_out(k[seen, n].copy(), v[seen, n], keys, values)
         for t in range(0, T, QUERIES):
             few = slice(t, min(t + QUERIES, T))
-            low = max(0, first[few].min() - s) // lanes.WIDTH * lanes.WIDTH
-            count = up(min(seen.stop, end[few].max()) - s - low, lanes.WIDTH)
+            low, count = looked_at(first[few], end[few], s)
             if count > 0:
                 some = scores[: QUERIES * count].reshape(QUERIES, count)
-                product(q[few], keys[low * H :], H, some)
+                product(q[few], keys[low * width :], width, some)
                 known = softmax_on(some, first[few] - s - low, end[few] - s - low, top[few], total[few])
                 product(some[: len(known)], values[low * WIDTH :], KEYS, more)
                 for r in range(len(known)):
@@ -46,6 +46,53 @@ def means(q, k, v, n, first, end):
         for h in range(H):
             mean[t, h] /= total[t]
     return mean
+
+
+@kernel(PLAIN)
+def rounded_means(q, k, v, n, first, end):
+    """The same in a bfloat16 run: first the sum of a query's exponentials, then probabilities, and their mean.
+
+    q: T H, float32, or with k bfloat16 by pairs   v: bfloat16 as integers, and so is the result
+    """
+    (T, width), H = q.shape, v.shape[2]
+    keys, values, scores, more = room(q, H)
+    top, total, mean = np.full(T, LOWEST, np.float32), np.zeros(T, np.float32), np.zeros((T, H), np.float32)
+    for summed in (False, True):
+        for s in range(first.min(), end.max(), KEYS):
+            seen = slice(s, min(s + KEYS, end.max()))
+            lay_out(k[seen, n].copy(), v[seen, n], keys, values)
+            for t in range(0, T, QUERIES):
+                few = slice(t, min(t + QUERIES, T))
+                low, count = looked_at(first[few], end[few], s)
+                if count > 0:
+                    some = scores[: QUERIES * count].reshape(QUERIES, count)
+                    product(q[few], keys[low * width :], width, some)
+                    round_all(scores[: QUERIES * count])
+                    if summed:
+                        probs_on(some, first[few] - s - low, end[few] - s - low, top[few], total[few])
+                        product(some[: len(top[few])], values[low * WIDTH :], KEYS, more)
+                        mean[few] += more[: len(top[few])]
+                    else:
+                        softmax_on(some, first[few] - s - low, end[few] - s - low, top[few], total[few])
+    rounded = np.empty((T, H), np.uint16)
+    for t in range(T):
+        for h in range(H):
+            rounded[t, h] = to_bfloat16(mean[t, h])
+    return rounded
+
+
+@kernel(PLAIN)
+def room(q, H):
+    """For some keys and their values, laid out, for the scores of a few queries with them, and for what comes of it."""
+    keys, values = np.empty(KEYS * q.shape[1], q.dtype), np.zeros(KEYS * up(H, WIDTH), np.float32)
+    return keys, values, np.empty(QUERIES * KEYS, np.float32), np.empty((QUERIES, up(H, WIDTH)), np.float32)
+
+
+@kernel(PLAIN)
+def looked_at(first, end, s):
+    """Of KEYS keys from that one on those that any of a few queries sees, by whole lanes: the first, and how many."""
+    low = max(0, first.min() - s) // lanes.WIDTH * lanes.WIDTH
+    return low, up(min(s + KEYS, end.max()) - s - low, lanes.WIDTH)
 
 
 @kernel(PLAIN)
@@ -59,7 +106,7 @@ def lay_out(k, v, keys, values):
     """Panels of WIDTH keys, turned, and of WIDTH columns of the values, with zeros behind their last row.  k, v: S H"""
     S, H = v.shape
     for s in range(0, S, WIDTH):
-        turn(k, s, keys[s * H :])
+        turn(k, s, keys[s * k.shape[1] :])
     for h in range(0, H, WIDTH):
         for s in range(up(S, lanes.WIDTH)):
             at = h * KEYS + s * WIDTH
@@ -119,3 +166,22 @@ def softmax_on(scores, first, end, top, total):
         known[t] = exp(known[t] - top[t])
         total[t] = known[t] * total[t] + weight[t]
     return known
+
+
+@kernel(PLAIN)
+def probs_on(scores, first, end, top, total):
+    """Scores to rounded probabilities, 0 where a query does not look.  scores: T S   the others: T"""
+    for t in range(len(top)):
+        row = scores[t]
+        row[: max(0, first[t])] = -np.inf
+        row[max(0, end[t]) :] = -np.inf
+        for s in range(0, len(row), lanes.WIDTH):
+            lanes.put(row, s, lanes.over(lanes.exp_below(lanes.numbers(row, s), top[t]), total[t]))
+        round_all(row)
+
+
+@kernel(PLAIN)
+def round_all(x):
+    """Each to the nearest bfloat16, in whole lanes."""
+    for i in range(0, len(x), lanes.WIDTH):
+        lanes.put(x, i, lanes.rounded(lanes.numbers(x, i)))

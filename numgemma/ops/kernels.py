@@ -103,6 +103,12 @@ def apart(typing):
     return types.void(), emit
 
 
+@kernel(PLAIN)
+def round_all(x, y):
+    for i in range(len(x)):
+        y[i] = to_bfloat16(x[i])
+
+
 # products of matrices
 
 

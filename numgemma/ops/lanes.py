@@ -210,6 +210,34 @@ def plus(typing, a, b):
 
 
 @in_llvm
+def over(typing, lanes, value):
+    """Each divided by the same number."""
+
+    def emit(context, builder, signature, args):
+        return builder.fdiv(args[0], in_all(builder, args[1]))
+
+    return NUMBERS(NUMBERS, types.float32), emit
+
+
+@in_llvm
+def rounded(typing, lanes):
+    """The nearest bfloat16 of each, as kernels.to_bfloat16."""
+
+    def emit(context, builder, signature, args):
+        def constant(c):
+            return ir.Constant(INTS, [c] * WIDTH)
+
+        whole = builder.bitcast(args[0], INTS)
+        odd = builder.and_(builder.lshr(whole, constant(16)), constant(1))
+        nearest = builder.add(whole, builder.add(odd, constant(0x7FFF)))
+        nan = builder.or_(whole, constant(1 << 22))  # whose upper half is not infinity's
+        chosen = builder.select(builder.fcmp_ordered("ord", args[0], args[0]), nearest, nan)
+        return builder.bitcast(builder.and_(chosen, constant(0xFFFF0000)), FLOATS)
+
+    return NUMBERS(NUMBERS), emit
+
+
+@in_llvm
 def larger(typing, a, b):
     """Of each two the larger; b where one is NaN."""
 

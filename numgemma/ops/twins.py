@@ -84,8 +84,18 @@ def linear(x, w):
     if len(a) == 1:
         y = relay.times(bits(w), floats(a), BITS[x.dtype]).view(x.dtype)
     else:
-        y = relay.times(bits(w), floats(a)) if len(a) <= DRAFTS else many(*pairs.given(a, w))
-    return y.reshape(*x.shape[:-1], len(w)).astype(x.dtype, copy=False)
+        y = rounded(relay.times(bits(w), floats(a)) if len(a) <= DRAFTS else many(*pairs.given(a, w)), x.dtype)
+    return y.reshape(*x.shape[:-1], len(w))
+
+
+def rounded(y, dtype):
+    """float32 as a run of that precision has it."""
+    if y.dtype == dtype:
+        return y
+    z = np.empty(y.shape, dtype)
+    a, b = y.reshape(-1), plain(z, -1)
+    in_shares(lambda first, end: kernels.round_all(a[first:end], b[first:end]), y.size, LEAST)
+    return z
 
 
 def affine(x, w, b):
@@ -249,14 +259,14 @@ def attend(q, k, v, mask, tap=Tap()):
     watched = tap.watches("scores") or tap.watches("probs")
     if watched or not fits(q, k) or not isinstance(mask, Spans):
         return definitions.attend(q, k, v, mask, tap)
-    if q.dtype != np.float32:
-        return attend_rounded(q, k, v, mask) if len(q) <= 4 else definitions.attend(q, k, v, mask)
-    return (attend_few if len(q) <= 4 else attend_many)(q, k, v, mask)
+    if len(q) > 4:
+        return attend_many(q, k, v, mask)
+    return (attend_few if q.dtype == np.float32 else attend_rounded)(q, k, v, mask)
 
 
 def attend_all(q, k, v, tap=Tap()):
     """`attend` where everything sees everything.  q: I N H   k, v: I K H  ->  I N H"""
-    if tap.watches("scores") or tap.watches("probs") or q.dtype != np.float32:
+    if tap.watches("scores") or tap.watches("probs") or not fits(q, k):
         return definitions.attend_all(q, k, v, tap)
     return attend_many(q, k, v, everything(len(q), len(k)))
 
@@ -309,15 +319,17 @@ def attend_many(q, k, v, mask):
     """Each thread takes heads and blocks of queries of its own.  mask: Spans  ->  T N H"""
     T, N, H = q.shape
     K, G = k.shape[1], N // k.shape[1]
-    context, k, v = np.empty_like(q), bits(k), bits(v)
-    rows = -(-ROWS // G)
+    means = attending.means if q.dtype == np.float32 else attending.rounded_means
+    context, rows = np.empty_like(q), -(-ROWS // G)
+    queries, keys = pairs.given(q, k)
+    keys, v = bits(keys), bits(v)
 
     def block(at):
         t, n = at
         heads, part = slice(n * G, (n + 1) * G), mask[t : t + rows]
-        queries = floats(q[t : t + rows, heads]).reshape(-1, H)  # TG H
+        some = np.ascontiguousarray(queries[t : t + rows, heads]).reshape(-1, queries.shape[-1])  # TG H
         spans = (np.repeat(edge, G) for edge in (part.first, part.end))
-        context[t : t + rows, heads] = attending.means(queries, k, v, n, *spans).reshape(-1, G, H)
+        context[t : t + rows, heads] = means(some, keys, v, n, *spans).view(q.dtype).reshape(-1, G, H)
 
     in_parallel(block, [(t, n) for t in reversed(range(0, T, rows)) for n in range(K)])  # the last see most
     return context
