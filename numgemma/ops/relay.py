@@ -34,6 +34,7 @@ PATIENCE = 1 << 20  # looks, which are some milliseconds: longer than any step o
 SHARE = 1 << 15  # products of numbers that are worth a share of their own
 WOKEN = 1 << 18  # the same where the thread must be woken
 
+NOTHING = np.empty(0, np.float32)
 boxes = np.zeros((256, BOX), np.int64)  # one for each thread that ever waits
 next_box = itertools.count()
 
@@ -202,9 +203,9 @@ def times(w, x, stored=np.float32):
     y = np.empty((len(x), len(w)), stored)
     if len(x) == 1:
         kind = KINDS[w.dtype] if stored == np.float32 else ROUNDED
-        share_out(kind, w, x, x[0], y, len(w), partial(kernels.times_one, w, x[0], y[0]))
+        share_out(kind, w, x, NOTHING, y, len(w), lambda first, end: kernels.times_one(w, x[0], y[0], first, end))
     else:
-        share_out(KINDS[w.dtype], w, x, x[0], y, (len(w) + 1) // 2, partial(kernels.times_drafts, w, x, y))
+        share_out(KINDS[w.dtype], w, x, NOTHING, y, (len(w) + 1) // 2, partial(kernels.times_drafts, w, x, y))
     return y
 
 
@@ -221,16 +222,19 @@ def share_out(kind, w, x, sums, y, shares, share):
 
     Where there are more threads than processors nobody waits awake: it would be in another's time.
     """
-    if threads.allowed() > cores.usable() or not w.flags.aligned:
-        return threads.in_shares(share, shares, least(WOKEN, w, x, shares))
-    helpers = threads.shares(shares, least(SHARE, w, x, shares)) - 1
-    if not helpers or not passed_on(asked(kind, w, x, sums, y, shares), boxes, helpers):
-        threads.in_shares(share, shares, least(WOKEN, w, x, shares), stay)
+    work = len(w) * x.size
+    helpers = threads.shares(work, SHARE) - 1
+    if not helpers:
+        share(0, shares)
+    elif threads.allowed() > cores.usable() or not w.flags.aligned:
+        threads.in_shares(share, shares, least(work, shares))
+    elif not passed_on(asked(kind, w, x, sums, y, shares), boxes, helpers):
+        threads.in_shares(share, shares, least(work, shares), stay)
 
 
-def least(work, w, x, shares):
-    """How many of the shares are so much work, in products of numbers."""
-    return max(1, -(-work * shares // max(1, len(w) * x.size)))
+def least(work, shares):
+    """How many of the shares are worth waking a thread for.  work: of all, in products of numbers"""
+    return max(1, -(-WOKEN * shares // work))
 
 
 def waited() -> bool:

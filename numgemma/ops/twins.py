@@ -21,8 +21,11 @@ from numgemma.ops.threads import allowed, in_parallel, in_shares
 from numgemma.smallfloats import BFLOAT16
 from numgemma.trace import Tap
 
-BITS = {BFLOAT16: np.uint16, np.dtype(np.float16): np.int16, np.dtype(np.float32): np.float32}  # what kernels are given
-EXACT = {np.dtype(np.float32): tuple(BITS), BFLOAT16: (BFLOAT16,)}  # run -> stored: others would be rounded first
+# what kernels are given; as dtypes, which NumPy takes sooner than types: one token is hundreds of operations
+FLOAT16, FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
+BITS = {BFLOAT16: np.dtype(np.uint16), FLOAT16: np.dtype(np.int16), FLOAT32: FLOAT32}
+EXACT = {(BFLOAT16, BFLOAT16), *((FLOAT32, stored) for stored in BITS)}  # run, stored: others would be rounded first
+EXACT |= {(FLOAT32, None), (BFLOAT16, None)}
 
 BLOCK = 1 << 22  # codes of a matrix that are float32 at a time, about
 DRAFTS = 8  # tokens, up to which stored rows are multiplied as they are read
@@ -36,14 +39,14 @@ LEAST = 1 << 15  # numbers of an elementwise operation that are worth waking a t
 def bits(x):
     """An array as kernels take it: read-only, and bfloat16 and float16 as integers."""
     x = x.view(BITS.get(x.dtype, x.dtype))
-    x.flags.writeable = False
+    if x.flags.writeable:
+        x.flags.writeable = False
     return x
 
 
-def fits(x, *stored):
-    """Whether there is a kernel for a run in x's precision on tensors as they are stored."""
-    exact = EXACT.get(x.dtype, ())
-    return x.dtype in exact and all(w is None or w.dtype in exact for w in stored)
+def fits(x, w=None):
+    """Whether there is a kernel for a run in x's precision on a tensor as it is stored."""
+    return (x.dtype, None if w is None else w.dtype) in EXACT
 
 
 def floats(x):
