@@ -391,5 +391,6 @@ def load(
     opening.check_model_tensors(checkpoint.weights, config, family)
     for folder in map(opening.resolve, adapters):
         checkpoint = opening.with_adapter(checkpoint, folder)
-    weights = streamed(checkpoint.weights, len(family.outline(config).layers))
+    headed = "head" in family.parts and "clustered head" not in family.parts  # which reads some of its rows
+    weights = streamed(checkpoint.weights, len(family.outline(config).layers), headed)
     return Model(replace(checkpoint, weights=weights), config, PRECISIONS[precision])

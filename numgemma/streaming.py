@@ -20,28 +20,38 @@ from numgemma.weights.packed import parts_of
 from numgemma.weights.safetensors import release
 
 SHARE_OF_MEMORY = 0.8
+LARGE = 1 << 26  # bytes of a table that are not read whole for some rows
 
 
-def streamed(w: Weights, layers: int) -> Weights:
-    """The same weights; who enters a layer makes the next one come, and the one before go if not all can stay."""
+def streamed(w: Weights, layers: int, headed: bool) -> Weights:
+    """The same weights; who enters a layer makes the next one come, and the one before go if not all can stay.
+
+    headed: whether a head that is read whole stands behind the layers; it comes with the last one, and stays.
+    """
     tensors = [[w.at(f"layers.{i}")[name] for name in w.at(f"layers.{i}")] for i in range(layers)]
+    if headed:
+        tensors.append([w["lm_head.weight" if "lm_head.weight" in w else "embed_tokens.weight"]])
     larger = sum(x.nbytes for some in tensors for x in some) > SHARE_OF_MEMORY * available_memory()
     asked: set[int] = set()
+
+    def come(*these):
+        for i in these:
+            if i < len(tensors) and i not in asked:
+                asked.add(i)
+                ask(tensors[i])
 
     def entered(scope):
         i = layer_of(scope)
         if i is None:
             return
-        for ahead in {i, i + 1} - asked:
-            if ahead < layers:
-                asked.add(ahead)
-                ask(tensors[ahead])
+        come(i, i + 1)
         if larger:
             asked.discard(i)
-            for x in tensors[i - 1]:  # of the first layer, the last of the pass before
+            for x in tensors[(i - 1) % layers]:  # of the first layer, the last of the pass before
                 for part in parts_of(x):
                     release(part)
 
+    come(0, 1)  # while the rest of the program is loaded, the disk has nothing else to do
     return replace(w, entered=entered)
 
 
@@ -70,12 +80,28 @@ def will_need(tensors):
     """Have the pages of these tensors read.  Experts are left out: a token reads a few of them, by what it chooses."""
     for x in (part for w in tensors if w.ndim < 3 for part in parts_of(w)):
         if x.nbytes > mmap.PAGESIZE:
-            start = x.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
-            madvise(ctypes.c_void_p(start), ctypes.c_size_t(x.ctypes.data + x.nbytes - start), mmap.MADV_WILLNEED)
+            read_ahead(x)
+
+
+def rows_needed(rows, table):
+    """Have these rows of a large table read together: by a touch each would come alone, with megabytes beside it."""
+    if isinstance(table, np.ndarray) and table.nbytes > LARGE and hasattr(mmap, "MADV_WILLNEED") and not BROWSER:
+        for row in np.unique(rows):
+            read_ahead(table[row])
+
+
+def read_ahead(x):
+    start = x.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+    madvise(ctypes.c_void_p(start), ctypes.c_size_t(x.ctypes.data + x.nbytes - start), mmap.MADV_WILLNEED)
 
 
 def madvise(*args):
-    return ctypes.CDLL(None).madvise(*args)  # unlike mmap's, this one lets other threads of Python run
+    return libc().madvise(*args)  # unlike mmap's, this one lets other threads of Python run
+
+
+@cache
+def libc():
+    return ctypes.CDLL(None)
 
 
 def available_memory() -> float:

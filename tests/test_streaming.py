@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import tiny
+import tiny_embedding
 
 import numgemma
-from numgemma import streaming
+from numgemma import ops, streaming
 
 
 @pytest.fixture
@@ -33,8 +34,35 @@ def visited(w, layers, passes=2):
 def test_a_model_that_fits_is_asked_for_once_and_stays(folders, calls):
     model = numgemma.load(folders["dense"])
     layers = len(model.config.text.layers)
+    assert [kind for kind, _ in calls] == ["ask"] * 2  # before anything is computed
     visited(model.weights, layers)
-    assert [kind for kind, _ in calls] == ["ask"] * layers
+    assert [kind for kind, _ in calls] == ["ask"] * (layers + 1)  # and the head
+
+
+@pytest.mark.parametrize(("variant", "head"), [("dense", 1), ("embedding", 0)])
+def test_the_head_comes_with_the_last_layer_where_there_is_one(folders, tmp_path, variant, head, monkeypatch):
+    found = []
+    monkeypatch.setattr(streaming, "ask", found.append)
+    folder = folders["dense"] if head else tiny_embedding.write(tmp_path / "m", tiny_embedding.TEXT)
+    model = numgemma.load(folder)
+    layers = len(model.outline.layers)
+    for i in range(layers - 1):
+        model.weights.at(f"layers.{i}")
+    assert len(found) == layers
+    model.weights.at(f"layers.{layers - 1}")
+    assert [len(some) for some in found[layers:]] == [1] * head
+
+
+def test_rows_of_a_large_table_are_asked_for_together_and_once(monkeypatch):
+    found, table = [], np.arange(12.0).reshape(6, 2)
+    monkeypatch.setattr(streaming, "read_ahead", lambda x: found.append(x.tolist()))
+    streaming.rows_needed(np.array([4, 1, 4]), table)
+    assert found == []  # a small one comes as it is touched
+    monkeypatch.setattr(streaming, "LARGE", 10)
+    with ops.using("numba"):
+        rows = ops.embed(np.array([4, 1, 4]), table, np.dtype(np.float32))
+    np.testing.assert_array_equal(rows, [[8, 9], [2, 3], [8, 9]])
+    assert found == [[2, 3], [8, 9]]
 
 
 def test_a_model_that_does_not_fit_comes_and_goes_in_every_pass(folders, calls, monkeypatch):

@@ -19,13 +19,14 @@ from numgemma.ops.decoded import decoded
 from numgemma.ops.kernels import KEYS
 from numgemma.ops.threads import allowed, in_parallel, in_shares
 from numgemma.smallfloats import BFLOAT16
+from numgemma.streaming import rows_needed
 from numgemma.trace import Tap
 
 # what kernels are given; as dtypes, which NumPy takes sooner than types: one token is hundreds of operations
 FLOAT16, FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
 BITS = {BFLOAT16: np.dtype(np.uint16), FLOAT16: np.dtype(np.int16), FLOAT32: FLOAT32}
-EXACT = {(BFLOAT16, BFLOAT16), *((FLOAT32, stored) for stored in BITS)}  # run, stored: others would be rounded first
-EXACT |= {(FLOAT32, None), (BFLOAT16, None)}
+# run, stored: others would be rounded first
+EXACT = {*itertools.product([FLOAT32], [*BITS, None]), *itertools.product([BFLOAT16], [BFLOAT16, None])}
 
 BLOCK = 1 << 22  # codes of a matrix that are float32 at a time, about
 DRAFTS = 8  # tokens, up to which stored rows are multiplied as they are read
@@ -99,6 +100,12 @@ def rounded(y, dtype):
     a, b = y.reshape(-1), plain(z, -1)
     in_shares(lambda first, end: kernels.round_all(a[first:end], b[first:end]), y.size, LEAST)
     return z
+
+
+def embed(ids, w, dtype):
+    """Rows of a table.  ids: T   w: V D  ->  T D"""
+    rows_needed(ids, w)
+    return definitions.embed(ids, w, dtype)
 
 
 def affine(x, w, b):
