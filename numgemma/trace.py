@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from numgemma.errors import NonFiniteError
+from numgemma.smallfloats import is_finite
 
 EVERYTHING_BUT_MAPS = ("*", "!*attn.scores", "!*attn.probs")  # the T x S maps grow with the square of the prompt
 
@@ -85,7 +86,7 @@ class Recorder(Tap):
                 raise ValueError(f"{full}: {letter} is {self.sizes[letter]} in this scope, here it is {size}")
         if x.dtype.kind != "i" and x.dtype != self.dtype and not selects(KEPT_WIDE, full):
             raise ValueError(f"{full}: is {x.dtype} in a {self.dtype} run")
-        finite = np.isfinite(x)
+        finite = is_finite(x)
         if not finite.all():
             where = dict(zip(letters, np.argwhere(~finite)[0].tolist(), strict=True))
             raise NonFiniteError(f"{full}: first non-finite value of the run, at {where}.")

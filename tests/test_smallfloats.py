@@ -106,3 +106,11 @@ print(find("T02").places(model))
     sentence, acts = printed.splitlines()
     assert sentence == "Precision 'bfloat16' is not one of float32, float64; install ml_dtypes for bfloat16."
     assert acts == "()"
+
+
+def test_of_every_bfloat16_it_is_known_whether_it_is_finite():
+    every = np.arange(1 << 16).astype(np.uint16).reshape(256, 256).T.view(smallfloats.BFLOAT16)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(smallfloats.is_finite(every), np.isfinite(every))
+    for real in (np.float32([1, np.nan, -np.inf]), np.arange(3)):
+        np.testing.assert_array_equal(smallfloats.is_finite(real), np.isfinite(real))
