@@ -1,4 +1,4 @@
-"""Weights that stay on disk: the next layer is asked for while one is computed, and let go of where memory is short.
+"""Weights that stay on disk: the next layers are asked for while one is computed, and let go of where memory is short.
 
 Pages of a mapped file are read when they are touched, a few at a time; asked for ahead, they come as fast as the disk
 gives.  A model larger than memory runs at that speed, since pages of a file are dropped, never swapped.
@@ -7,6 +7,7 @@ gives.  A model larger than memory runs at that speed, since pages of a file are
 import ctypes
 import mmap
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -20,13 +21,17 @@ from numgemma.weights.packed import parts_of
 from numgemma.weights.safetensors import release
 
 SHARE_OF_MEMORY = 0.8
+AHEAD = 8  # layers: so the disk reads in one run, also while one layer waits for its own
 LARGE = 1 << 26  # bytes of a table that are not read whole for some rows
+ASKED = 1 << 19  # bytes that Linux reads when it is asked to, at least
+LINUX = sys.platform == "linux"
+POPULATE_READ = 22  # Linux's MADV_POPULATE_READ, since 5.14
 
 
 def streamed(w: Weights, layers: int, headed: bool) -> Weights:
-    """The same weights; who enters a layer makes the next one come, and the one before go if not all can stay.
+    """The same weights; who enters a layer makes the next come, and the one before go if not all can stay.
 
-    headed: whether a head that is read whole stands behind the layers; it comes with the last one, and stays.
+    headed: whether a head that is read whole stands behind the layers; it comes as one more, and stays.
     """
     tensors = [[w.at(f"layers.{i}")[name] for name in w.at(f"layers.{i}")] for i in range(layers)]
     if headed:
@@ -44,7 +49,7 @@ def streamed(w: Weights, layers: int, headed: bool) -> Weights:
         i = layer_of(scope)
         if i is None:
             return
-        come(i, i + 1)
+        come(*range(i, i + 1 + (1 if larger else AHEAD)))
         if larger:
             asked.discard(i)
             for x in tensors[(i - 1) % layers]:  # of the first layer, the last of the pass before
@@ -80,19 +85,32 @@ def will_need(tensors):
     """Have the pages of these tensors read.  Experts are left out: a token reads a few of them, by what it chooses."""
     for x in (part for w in tensors if w.ndim < 3 for part in parts_of(w)):
         if x.nbytes > mmap.PAGESIZE:
-            read_ahead(x)
+            read(x)
+
+
+def read(x):
+    """Returns when the pages are there, and mapped, by two megabytes where the file system can: what reads so many of
+    them is a tenth faster then.  Where the system does not know how, it is asked to read, bit by bit: of more it would
+    take the beginning.
+    """
+    if LINUX and not advise(x, mmap.MADV_HUGEPAGE) + advise(x, POPULATE_READ):
+        return
+    flat = x.reshape(-1).view(np.uint8)
+    for start in range(0, x.nbytes, ASKED):
+        advise(flat[start : start + ASKED], mmap.MADV_WILLNEED)
 
 
 def rows_needed(rows, table):
     """Have these rows of a large table read together: by a touch each would come alone, with megabytes beside it."""
     if isinstance(table, np.ndarray) and table.nbytes > LARGE and hasattr(mmap, "MADV_WILLNEED") and not BROWSER:
         for row in np.unique(rows):
-            read_ahead(table[row])
+            advise(table[row], mmap.MADV_WILLNEED)
 
 
-def read_ahead(x):
+def advise(x, advice):
+    """madvise on the pages where an array lies; 0 where that worked."""
     start = x.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
-    madvise(ctypes.c_void_p(start), ctypes.c_size_t(x.ctypes.data + x.nbytes - start), mmap.MADV_WILLNEED)
+    return madvise(ctypes.c_void_p(start), ctypes.c_size_t(x.ctypes.data + x.nbytes - start), advice)
 
 
 def madvise(*args):

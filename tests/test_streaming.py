@@ -1,5 +1,10 @@
 """Layers are asked for ahead of their use, and let go of where they do not all fit."""
 
+import mmap
+import os
+import sys
+import time
+
 import numpy as np
 import pytest
 import tiny
@@ -43,6 +48,7 @@ def test_a_model_that_fits_is_asked_for_once_and_stays(folders, calls):
 def test_the_head_comes_with_the_last_layer_where_there_is_one(folders, tmp_path, variant, head, monkeypatch):
     found = []
     monkeypatch.setattr(streaming, "ask", found.append)
+    monkeypatch.setattr(streaming, "AHEAD", 1)
     folder = folders["dense"] if head else tiny_embedding.write(tmp_path / "m", tiny_embedding.TEXT)
     model = numgemma.load(folder)
     layers = len(model.outline.layers)
@@ -55,7 +61,7 @@ def test_the_head_comes_with_the_last_layer_where_there_is_one(folders, tmp_path
 
 def test_rows_of_a_large_table_are_asked_for_together_and_once(monkeypatch):
     found, table = [], np.arange(12.0).reshape(6, 2)
-    monkeypatch.setattr(streaming, "read_ahead", lambda x: found.append(x.tolist()))
+    monkeypatch.setattr(streaming, "advise", lambda x, advice: found.append(x.tolist()))
     streaming.rows_needed(np.array([4, 1, 4]), table)
     assert found == []  # a small one comes as it is touched
     monkeypatch.setattr(streaming, "LARGE", 10)
@@ -74,6 +80,39 @@ def test_a_model_that_does_not_fit_comes_and_goes_in_every_pass(folders, calls, 
     assert asked >= 2 * layers
     released = [shape for kind, shape in calls if kind == "release"]
     assert len(released) == 2 * sum(n.startswith("layers.") for n in model.weights)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what it holds of a file")
+@pytest.mark.parametrize("system", ["this one", "an older one"])
+def test_what_is_asked_for_is_there(tmp_path, system, monkeypatch):
+    """Every page of it, whatever the system knows of reading ahead."""
+    file, asked, real = tmp_path / "weights", [], streaming.madvise
+
+    def madvise(start, length, advice):
+        asked.append(advice)
+        return -1 if system == "an older one" and advice == streaming.POPULATE_READ else real(start, length, advice)
+
+    np.arange(1 << 21, dtype=np.float32).tofile(file)
+    with open(file, "rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        x = np.frombuffer(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ), np.float32).reshape(512, -1)
+        monkeypatch.setattr(streaming, "madvise", madvise)
+        streaming.will_need([x])
+        deadline = time.monotonic() + 60  # WILLNEED does not wait
+        while missing := [page for page in range(0, x.nbytes, 4096) if not there(opened, page)]:
+            assert time.monotonic() < deadline, missing
+    assert (mmap.MADV_WILLNEED in asked) == (system == "an older one")
+
+
+def there(file, at):
+    """Whether a byte of a file can be read without the disk."""
+    try:
+        return bool(os.preadv(file.fileno(), [bytearray(1)], at, os.RWF_NOWAIT))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        pytest.skip(f"this file system does not say: {error}")
 
 
 @pytest.mark.parametrize("variant", tiny.VARIANTS)
