@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from numgemma.checkpoint import Weights
 from numgemma.extras import BROWSER
@@ -89,28 +90,27 @@ def will_need(tensors):
 
 
 def read(x):
-    """Returns when the pages are there, and mapped, by two megabytes where the file system can: what reads so many of
-    them is a tenth faster then.  Where the system does not know how, it is asked to read, bit by bit: of more it would
-    take the beginning.
+    """Returns when the pages are there, and mapped: by two megabytes where the file system can, as so many are looked up
+    sooner.  Where the system does not know how, it is asked to read, bit by bit: of more it would take the beginning.
     """
-    if LINUX and not advise(x, mmap.MADV_HUGEPAGE) + advise(x, POPULATE_READ):
+    low, high = byte_bounds(x)
+    if LINUX and not advise(low, high, mmap.MADV_HUGEPAGE) + advise(low, high, POPULATE_READ):
         return
-    flat = x.reshape(-1).view(np.uint8)
-    for start in range(0, x.nbytes, ASKED):
-        advise(flat[start : start + ASKED], mmap.MADV_WILLNEED)
+    for start in range(low, high, ASKED):
+        advise(start, min(start + ASKED, high), mmap.MADV_WILLNEED)
 
 
 def rows_needed(rows, table):
     """Have these rows of a large table read together: by a touch each would come alone, with megabytes beside it."""
     if isinstance(table, np.ndarray) and table.nbytes > LARGE and hasattr(mmap, "MADV_WILLNEED") and not BROWSER:
         for row in np.unique(rows):
-            advise(table[row], mmap.MADV_WILLNEED)
+            advise(*byte_bounds(table[row]), mmap.MADV_WILLNEED)
 
 
-def advise(x, advice):
-    """madvise on the pages where an array lies; 0 where that worked."""
-    start = x.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
-    return madvise(ctypes.c_void_p(start), ctypes.c_size_t(x.ctypes.data + x.nbytes - start), advice)
+def advise(low, high, advice):
+    """madvise on the pages of these bytes of memory; 0 where that worked."""
+    start = low // mmap.PAGESIZE * mmap.PAGESIZE
+    return madvise(ctypes.c_void_p(start), ctypes.c_size_t(high - start), advice)
 
 
 def madvise(*args):
