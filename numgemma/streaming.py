@@ -90,7 +90,7 @@ def will_need(tensors):
 
 
 def read(x):
-    """Returns when the pages are there, and mapped: by two megabytes where the file system can, as so many are looked up
+    """Returns when the pages are there, and mapped: by two megabytes where the file system can, which are looked up
     sooner.  Where the system does not know how, it is asked to read, bit by bit: of more it would take the beginning.
     """
     low, high = byte_bounds(x)
@@ -103,8 +103,9 @@ def read(x):
 def rows_needed(rows, table):
     """Have these rows of a large table read together: by a touch each would come alone, with megabytes beside it."""
     if isinstance(table, np.ndarray) and table.nbytes > LARGE and hasattr(mmap, "MADV_WILLNEED") and not BROWSER:
-        for row in np.unique(rows):
-            advise(*byte_bounds(table[row]), mmap.MADV_WILLNEED)
+        start, step = table.ctypes.data, table.strides[0]
+        for row in sorted(set(rows.ravel().tolist())):
+            advise(start + step * row, start + step * (row + 1), mmap.MADV_WILLNEED)
 
 
 def advise(low, high, advice):
