@@ -57,7 +57,6 @@ def streamed(w: Weights, layers: int, headed: bool) -> Weights:
                 for part in parts_of(x):
                     release(part)
 
-    come(0, 1)  # while the rest of the program is loaded, the disk has nothing else to do
     return replace(w, entered=entered)
 
 

@@ -118,7 +118,8 @@ def test_clipped_linear(T, I, O, stored, run):
     x, w = drawn(T, I).astype(run), drawn(O, I, seed=1).astype(stored)
     before, inner, outer = x.copy(), *np.array([[-0.7, 0.4], [-0.9, 1.1]]).astype(stored)
     found = twins.clipped_linear(x, w, inner, outer)
-    assert_equal(found, definitions.clipped_linear(x, w, inner, outer), np.sqrt(T * O) / 3)
+    terms = np.linalg.norm(np.abs(np.clip(x, -0.7, 0.4).astype(np.float32)) @ np.abs(w.astype(np.float32)).T)
+    assert_equal(found, definitions.clipped_linear(x, w, inner, outer), terms / 3)
     np.testing.assert_array_equal(x, before)
 
 

@@ -40,7 +40,7 @@ def visited(w, layers, passes=2):
 def test_a_model_that_fits_is_asked_for_once_and_stays(folders, calls):
     model = numgemma.load(folders["dense"])
     layers = len(model.config.text.layers)
-    assert [kind for kind, _ in calls] == ["ask"] * 2  # before anything is computed
+    assert calls == []  # whoever loads a model may not run it
     visited(model.weights, layers)
     assert [kind for kind, _ in calls] == ["ask"] * (layers + 1)  # and the head
 

@@ -27,6 +27,7 @@ from numgemma.prompt.media import NO_MEDIA, Media
 
 SCHEMA = "numgemma.emulate/1"
 RUNS = 8
+MORE = 16  # where noise would explain all that eight are off, and one without a turned code may yet be among these
 TURNED = 3  # runs beside them for the spread alone: a code that turns by chance may do so in none of the others
 EQUAL, EQUAL_TOKEN = 3e-6, 1e-5  # relative error of a run in which no code turned: of a tensor, of its worst token
 QUIET = 1e-6  # a token that is quieter than that, beside the whole, is measured against that
@@ -132,9 +133,13 @@ def own_arithmetic(model, dump: Dump, ids, media: Media, told: Callable[[str], o
     if (known := ANSWER.get()) is not None:
         return known[0]
     try:
-        return emulate(model, dump, ids, precision, media=media, told=lambda run: told(f"{precision}, run {run + 1}"))
+        for runs in (RUNS, MORE):
+            found = emulate(model, dump, ids, precision, runs, media, lambda run: told(f"{precision}, run {run + 1}"))
+            if found.state != NOISE:
+                break
     except InputError:  # without a run of it, or a point in common, nothing is proven
         return None
+    return found
 
 
 ANSWER: ContextVar[tuple[Emulation | None] | None] = ContextVar("answer", default=None)

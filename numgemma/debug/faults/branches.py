@@ -10,7 +10,7 @@ import numpy as np
 
 from numgemma import ops
 from numgemma.cache import append
-from numgemma.debug.faults.attending import ATTENTION, shares_keys, slides, trimmed
+from numgemma.debug.faults.attending import ATTENTION, counts_tokens, shares_keys, slides, trimmed
 from numgemma.debug.faults.fault import Rewired, fault, row_fault, swapped, with_weights
 from numgemma.debug.faults.trunk import gelu_erf, has_ple, sigmoid_gate
 from numgemma.layers import attention
@@ -80,9 +80,14 @@ def skipping(point, before):
     return lambda original, tap: original(tap=Rewired(tap, equation))
 
 
-for form, what, point, before in (
-    ("K06-norm", "q_norm", "q_norm", "q_proj"),
-    ("K06-rope", "the rope of Q", "q_rope", "q_norm"),
+def shares_keys_and_counts(spec, model):
+    """A drafter's Q, not turned, is one at position 0, and D03 is about that."""
+    return shares_keys(spec, model) and counts_tokens(spec, model)
+
+
+for form, what, point, before, where in (
+    ("K06-norm", "q_norm", "q_norm", "q_proj", shares_keys),
+    ("K06-rope", "the rope of Q", "q_rope", "q_norm", shares_keys_and_counts),
 ):
     fault(
         form,
@@ -90,7 +95,7 @@ for form, what, point, before in (
         "share keys and values only: Q keeps its projection, norm and rope",
         shows=f"{ATTENTION}.{point}",
         swaps="layers.attention.attention",
-        at=shares_keys,
+        at=where,
     )(skipping(point, before))
 
 
