@@ -2,10 +2,10 @@
 
 Two neighbours of a row are one whole number of 32 bits.  A lane adds to its float32 sum first the product of the upper
 two halves, then that of the lower two.  Products are exact, each sum is rounded once, to the nearest float32, and
-numbers too small for a full fraction (below 1.2e-38) count as zero.  So Intel writes it down; a processor that adds the
-two products first comes to other last bits.  PyTorch's bfloat16 products (oneDNN) run on the same instruction or on
-AMX's, in blocks of its own choice: float32 sums there too, in another order.  Either result is rounded to bfloat16 in
-the end, which is 60,000 times as coarse.
+numbers too small for a full fraction (below 1.2e-38) count as zero.  So Intel writes it down, and so AMD's Zen 4 does
+it, to the bit; a processor that adds the two products first would come to other last bits.  PyTorch's bfloat16 products
+(oneDNN) run on the same instruction or on AMX's, in blocks of its own choice: float32 sums there too, in another order.
+Either result is rounded to bfloat16 in the end, which is 60,000 times as coarse.
 
 One row, or a few, stay with relay.py: their speed is that of memory, whatever multiplies.
 """
