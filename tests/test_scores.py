@@ -33,14 +33,16 @@ def test_the_readme_has_the_numbers_of_the_calibration():
     assert f"{suspects} points ({100 * suspects / points:.2g} %) of {touched} pairs were SUSPECT" in README
 
 
-# Of the table of today's speeds: how a row begins, the checkpoint in benchmarks/speed.md, what was measured
+# Of the table of today's speeds: how a row begins, the checkpoint in benchmarks/speed.md, what was measured of which
 SPEEDS = [
-    ("E2B, decode:", "e2b", "decode"),
-    ("E2B, prompt of 512:", "e2b", "prefill-512-gen"),
-    ("the same, every layer for every token", "e2b", "prefill-512-all"),
-    ("a small Gemma 4, decode", "medium", "decode"),
-    ("a small Gemma 4, prompt of 512, every layer", "medium", "prefill-512-all"),
-    ("a small mixture of experts, decode", "moe", "decode"),
+    ("E2B, decode:", "e2b", "decode", "numba-f32"),
+    ("E2B, prompt of 512:", "e2b", "prefill-512-gen", "numba-f32"),
+    ("the same, every layer for every token", "e2b", "prefill-512-all", "numba-f32"),
+    ("E2B in bfloat16, prompt of 512", "e2b", "prefill-512-gen", "numba-bf16"),
+    ("in bfloat16, every layer for every token", "e2b", "prefill-512-all", "numba-bf16"),
+    ("a small Gemma 4, decode", "medium", "decode", "numba-f32"),
+    ("a small Gemma 4, prompt of 512, every layer", "medium", "prefill-512-all", "numba-f32"),
+    ("a small mixture of experts, decode", "moe", "decode", "numba-f32"),
 ]
 PEERS = ("hf-f32", "hf-bf16", "llama-bf16")
 
@@ -49,12 +51,12 @@ def test_the_readme_has_the_speeds_of_the_page_of_speed():
     readme = (ROOT / "README.md").read_text().partition("Today's code")[2]
     today = (ROOT / "benchmarks" / "speed.md").read_text().partition("\n## Older code")[0]
     tables = dict(part.split("\n", 1) for part in today.split("\n### ")[1:])
-    for begins, model, what in SPEEDS:
+    for begins, model, what, ours in SPEEDS:
         row = next(line for line in readme.splitlines() if line.startswith(f"| {begins}"))
         ratios = {peer: cell.strip() for peer, cell in zip(PEERS, row.split("|")[2:5], strict=True) if cell.strip()}
         assert ratios
         for peer, ratio in ratios.items():
-            (measured,) = re.findall(rf"\| numba-f32 \| {what} \| {peer} \| ([\d.]+) \|", tables[model])
+            (measured,) = re.findall(rf"\| {ours} \| {what} \| {peer} \| ([\d.]+) \|", tables[model])
             assert rounded_to(ratio, measured) == ratio, row
         for told in re.findall(r": ([\d.]+) tokens a second", row):
             (measured,) = re.findall(rf"\| {what} \| tokens/s \| ([\d.]+) \|", tables[model])
