@@ -93,8 +93,10 @@ def read(x):
     sooner.  Where the system does not know how, it is asked to read, bit by bit: of more it would take the beginning.
     """
     low, high = byte_bounds(x)
-    if LINUX and not advise(low, high, mmap.MADV_HUGEPAGE) + advise(low, high, POPULATE_READ):
-        return
+    if LINUX:
+        advise(low, high, mmap.MADV_HUGEPAGE)
+        if advise(low, high, POPULATE_READ) == 0:
+            return
     for start in range(low, high, ASKED):
         advise(start, min(start + ASKED, high), mmap.MADV_WILLNEED)
 

@@ -129,7 +129,7 @@ def test_a_random_checkpoint_of_a_shrunk_official_config_equals_transformers(tmp
     synth(name, target=tmp_path / "m", scale="tiny", dtype="float32")
     raw, tensors = text_alone(tmp_path / "m")
     folder = tiny3n.write(tmp_path / "text", raw, tensors, "float32")
-    assert_as_close_as_transformers_to_itself(folder, np.arange(5, 400, 13), NO_MEDIA, share=0.5)
+    assert_as_close_as_transformers_to_itself(folder, np.arange(5, 400, 13), NO_MEDIA, share=0.5, slack=2)
 
 
 @pytest.mark.timm
@@ -174,10 +174,10 @@ def test_every_point_equals_transformers(tmp_path, case):
     assert_as_close_as_transformers_to_itself(folder, ids, media)
 
 
-def assert_as_close_as_transformers_to_itself(folder, ids, media, share=0.8):
-    """share: of the points at which Transformers' own float32 is close to its float64.
+def assert_as_close_as_transformers_to_itself(folder, ids, media, share=0.8, slack=1):
+    """share: of the points at which Transformers' own float32 is close to its float64.  slack: times the tolerance
 
-    Twice the table's tolerances: what a router makes of small sums is off by half as much again on AVX-512.
+    A token may be off by twice what the table has: what a router makes of small sums is, by half of that, on AVX-512.
     """
     theirs, ours = both(folder, ids, media)
     exact = captured(folder, ids, media, "float64")
@@ -187,7 +187,7 @@ def assert_as_close_as_transformers_to_itself(folder, ids, media, share=0.8):
     held = [name for name in held if worst_token(exact[name], theirs[name]) < 5e-5]
     assert len(held) > share * len(ours)
     for name in held:
-        assert relative(theirs[name], ours[name]) <= 4e-5, name
+        assert relative(theirs[name], ours[name]) <= slack * 2e-5, name
         assert worst_token(theirs[name], ours[name]) <= 2e-4, name
     assert max(relative(theirs[name], ours[name]) for name in ours) <= 2e-4
 

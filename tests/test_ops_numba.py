@@ -230,6 +230,8 @@ def test_attend_rounds_where_a_bfloat16_run_does(T, K, G, H, past, data):
     assert found.dtype == definition.dtype
     assert (found != definition).mean() <= 0.02 + 2 / found.size  # a sum in another order is rounded otherwise at times
     np.testing.assert_allclose(found.astype(np.float32), definition.astype(np.float32), 2**-7, 1e-2)
+    if T <= 4:
+        assert_equal(found, definition, np.sqrt(q.size) / 3)
     for number in (1, 3):
         np.testing.assert_array_equal(under(number, lambda: twins.attend(q, k, v, mask)), found)
 
@@ -332,9 +334,8 @@ def test_the_exponential_of_many_scores_is_right_down_to_the_smallest_number():
 def test_attend_all(patches, K, G, H, run):
     shapes = (patches, K * G, H), (patches, K, H), (patches, K, H)
     q, k, v = (drawn(*shape, seed=n).astype(run) for n, shape in enumerate(shapes))
-    assert_equal(
-        twins.attend_all(q, k, v), definitions.attend_all(q, k, v), 0 if run is np.float32 else 2 * np.sqrt(q.size)
-    )
+    least = 0 if run is np.float32 else 2 * np.sqrt(q.size)  # one number that is rounded otherwise may be all there are
+    assert_equal(twins.attend_all(q, k, v), definitions.attend_all(q, k, v), least)
 
 
 @settings(deadline=None)

@@ -119,6 +119,7 @@ def test_a_right_run_with_codes_turned_is_noise_and_far_from_plain_float32(model
 def test_no_step_of_a_right_run_is_wrong_and_each_is_known_better_than_one_code(model, seed, cache):
     found = replay(model, engine_run(model, seed))
     assert (found.first, found.exit_code) == (None, 0), found.verdict
+    assert not [s.name for s in found.points if s.state == FAULT], found.verdict
     assert len([s.name for s in found.points if s.state == SUSPECT]) <= 1, found.verdict  # none, on most BLAS
     exact = [s for s in found.points if s.name.endswith(("q_proj", "gate_proj", "o_proj", "lm_head"))]
     assert max(s.rel for s in exact) < 1e-5  # what enters is the dump's own: no code turns

@@ -25,7 +25,7 @@ def means(q, k, v, n, first, end):
 
     first, end: T, the keys that a query sees
     """
-    (T, width), H = q.shape, v.shape[2]
+    T, H = len(q), v.shape[2]
     keys, values, scores, more = room(q, H)
     top, total, mean = np.full(T, LOWEST, np.float32), np.zeros(T, np.float32), np.zeros((T, H), np.float32)
     for s in range(first.min(), end.max(), KEYS):
@@ -33,10 +33,8 @@ def means(q, k, v, n, first, end):
         lay_out(k[seen, n].copy(), v[seen, n], keys, values)
         for t in range(0, T, QUERIES):
             few = slice(t, min(t + QUERIES, T))
-            low, count = looked_at(first[few], end[few], s)
-            if count > 0:
-                some = scores[: QUERIES * count].reshape(QUERIES, count)
-                product(q[few], keys[low * width :], width, some)
+            some, low = scored(q[few], keys, s, first[few], end[few], scores)
+            if some.size:
                 known = softmax_on(some, first[few] - s - low, end[few] - s - low, top[few], total[few])
                 product(some[: len(known)], values[low * WIDTH :], KEYS, more)
                 for r in range(len(known)):
@@ -54,7 +52,7 @@ def rounded_means(q, k, v, n, first, end):
 
     q: T H, float32, or with k bfloat16 by pairs   v: bfloat16 as integers, and so is the result
     """
-    (T, width), H = q.shape, v.shape[2]
+    T, H = len(q), v.shape[2]
     keys, values, scores, more = room(q, H)
     top, total, mean = np.full(T, LOWEST, np.float32), np.zeros(T, np.float32), np.zeros((T, H), np.float32)
     for summed in (False, True):
@@ -63,11 +61,9 @@ def rounded_means(q, k, v, n, first, end):
             lay_out(k[seen, n].copy(), v[seen, n], keys, values)
             for t in range(0, T, QUERIES):
                 few = slice(t, min(t + QUERIES, T))
-                low, count = looked_at(first[few], end[few], s)
-                if count > 0:
-                    some = scores[: QUERIES * count].reshape(QUERIES, count)
-                    product(q[few], keys[low * width :], width, some)
-                    round_all(scores[: QUERIES * count])
+                some, low = scored(q[few], keys, s, first[few], end[few], scores)
+                if some.size:
+                    round_all(some.reshape(some.size))
                     if summed:
                         probs_on(some, first[few] - s - low, end[few] - s - low, top[few], total[few])
                         product(some[: len(top[few])], values[low * WIDTH :], KEYS, more)
@@ -89,10 +85,16 @@ def room(q, H):
 
 
 @kernel(PLAIN)
-def looked_at(first, end, s):
-    """Of KEYS keys from that one on those that any of a few queries sees, by whole lanes: the first, and how many."""
+def scored(q, keys, s, first, end, scores):
+    """Scores of a few queries with those of the keys laid out from s on that any of them sees, by whole lanes, and how
+    many come before these  ->  QUERIES and a number of keys, which is 0 where none is seen
+    """
+    width = q.shape[1]
     low = max(0, first.min() - s) // lanes.WIDTH * lanes.WIDTH
-    return low, up(min(s + KEYS, end.max()) - s - low, lanes.WIDTH)
+    count = max(0, up(min(s + KEYS, end.max()) - s - low, lanes.WIDTH))
+    some = scores[: QUERIES * count].reshape(QUERIES, count)
+    product(q, keys[low * width :], width, some)
+    return some, low
 
 
 @kernel(PLAIN)
