@@ -228,8 +228,8 @@ def test_attend_rounds_where_a_bfloat16_run_does(T, K, G, H, past, data):
     mask = causal_mask(np.arange(past, S), 0, data.draw(st.none() | st.integers(1, 300)))
     found, definition = (attend(q, k, v, mask) for attend in (twins.attend, definitions.attend))
     assert found.dtype == definition.dtype
-    # one score that a sum in another order rounds otherwise moves one head's row; were scores or probabilities not rounded,
-    # a quarter of all numbers would move, or more
+    # one score that a sum in another order rounds otherwise moves one head's row; were scores or probabilities not
+    # rounded, a quarter of all numbers would move, or more
     assert (found != definition).mean() <= 0.2 + 2 / found.size
     np.testing.assert_allclose(found.astype(np.float32), definition.astype(np.float32), 2**-7, 1e-2)
     if T <= 4:
